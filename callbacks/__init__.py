@@ -1,0 +1,7 @@
+"""Callbacks for any Lightning project, one per file."""
+
+from lit_distill.callbacks.memory import SoftLabelMemory
+from lit_distill.callbacks.retrospection import LearningWithRetrospection
+from lit_distill.callbacks.step_seed import StepSeed
+
+__all__ = ["LearningWithRetrospection", "SoftLabelMemory", "StepSeed"]

@@ -1,0 +1,32 @@
+"""Keyed randomness of the network."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+import torch
+from typing_extensions import override
+
+from lit_distill.keys import derive_seed, global_seed
+
+
+class StepSeed(Callback):
+    """Seed torch before every training step from ``(seed, epoch, batch, rank)``.
+
+    What dropout and drop path draw in a step then depends on nothing that happened before it: not on the number of
+    workers, nor on validation, nor on whether the run was resumed.
+
+    Args:
+        seed: By default the one given to ``seed_everything``, else 0.
+
+    Example:
+        >>> trainer = Trainer(callbacks=StepSeed(), logger=False)
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        super().__init__()
+        self.seed = seed
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        seed = global_seed() if self.seed is None else self.seed
+        torch.manual_seed(derive_seed(seed, trainer.current_epoch, batch_idx, trainer.global_rank))

@@ -1,0 +1,91 @@
+"""A data set whose samples know their row, and whose randomness is keyed on it."""
+
+from collections.abc import Collection, Sized
+from typing import Any
+
+from torch import nn
+from torch.utils.data import Dataset, IterableDataset, Subset
+
+from lit_distill.datamodules.batch import Batch
+from lit_distill.keys import GENERATORS, Generator, derive_seed, seeded
+
+
+class IndexedDataset(Dataset[Batch]):
+    """Wrap a map-style data set of ``(image, target)`` so that each sample carries its row: `Batch` of one.
+
+    It is read with a plain index, or with the ``(view, index)`` that `KeyedSampler` yields. In the second case the
+    generators that the transforms draw from are seeded from ``(seed, view, index)`` first, and put back afterwards: the
+    sample is then the same whatever the worker, the rank or the moment that asks for it.
+
+    Args:
+        dataset: ``dataset[i]`` is ``(image, target)``, or longer; what comes after is left out.
+        seed: Seed of the keyed reads.
+        generators: The generators to seed, of ``"torch"``, ``"python"`` and ``"numpy"``. By default only torch's where
+            the data set and all its transforms come from torchvision or torch, which draw from nothing else; else all.
+
+    Raises:
+        ValueError: If the data set has no rows (an iterable data set, or one without length).
+
+    Example:
+        >>> import torch
+        >>> data = IndexedDataset([(torch.zeros(1), 3), (torch.ones(1), 5)])
+        >>> data[1]
+        Batch(image=tensor([1.]), target=5, index=1)
+        >>> data[(7, 1)].index  # view 7, say epoch 7, of sample 1
+        1
+    """
+
+    def __init__(self, dataset: Any, seed: int = 0, generators: Collection[Generator] | None = None) -> None:
+        if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
+            raise ValueError(
+                f"IndexedDataset needs a map-style data set, with a length and rows, got {type(dataset).__name__}"
+            )
+        unknown = set(generators or ()) - set(GENERATORS)
+        if unknown:
+            raise ValueError(f"generators must be of {GENERATORS}, got {sorted(unknown)}")
+        self.dataset = dataset
+        self.seed = seed
+        self.generators = generators_of(dataset) if generators is None else tuple(generators)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Batch:
+        if isinstance(key, tuple):
+            view, index = key
+            with seeded(derive_seed(self.seed, view, index), self.generators):
+                image, target, *_ = self.dataset[index]
+        else:
+            index = key
+            image, target, *_ = self.dataset[index]
+        return Batch(image, target, index)  # type: ignore[arg-type]  # one sample; collating makes the tensors
+
+
+def generators_of(dataset: Any) -> tuple[Generator, ...]:
+    """Return the generators that reading ``dataset`` may draw from.
+
+    Example:
+        >>> from torchvision.datasets import FakeData
+        >>> from torchvision.transforms import v2
+        >>> generators_of(FakeData(transform=v2.RandomHorizontalFlip()))
+        ('torch',)
+        >>> generators_of(FakeData(transform=lambda image: image))
+        ('torch', 'python', 'numpy')
+    """
+    while type(dataset) is Subset:
+        dataset = dataset.dataset
+    hooks = (getattr(dataset, name, None) for name in ("transform", "target_transform"))
+    known = _from_torch(dataset) and all(_draws_from_torch_only(hook) for hook in hooks if hook is not None)
+    return ("torch",) if known else GENERATORS
+
+
+def _from_torch(thing: object) -> bool:
+    return type(thing).__module__.split(".")[0] in ("torch", "torchvision", "lit_distill")
+
+
+def _draws_from_torch_only(transform: Any) -> bool:
+    if not _from_torch(transform) or type(transform).__name__ == "Lambda":
+        return False
+    parts = getattr(transform, "transforms", None) or ()
+    children = transform.children() if isinstance(transform, nn.Module) else ()
+    return all(_draws_from_torch_only(part) for part in (*parts, *children))

@@ -1,0 +1,54 @@
+"""A sampler that says which view of which sample is wanted."""
+
+from collections.abc import Iterator, Sized
+from typing import Any
+
+from torch import distributed
+from torch.utils.data import DistributedSampler
+
+from lit_distill.keys import derive_seed
+
+# Apart from the keys of the samples, which are (seed, view, index).
+_ORDER = 0x0BDE
+
+
+class KeyedSampler(DistributedSampler[Any]):
+    """Yield ``(view, index)``: the epoch, and the row in the epoch's keyed order.
+
+    The order is a pure function of ``(seed, epoch)``, and the ranks deal it out among themselves in turn, so that the
+    global batch is the same for any number of them. A `DistributedSampler`, so Lightning keeps it under DDP and tells it
+    the epoch.
+
+    Args:
+        dataset: Only its length is used.
+        seed: Seed of the order.
+        shuffle: False keeps the data set's own order.
+        num_replicas: Ranks; by default those of the running process group, or one.
+        rank: This rank, 0..num_replicas-1.
+        drop_last: Leave out the last rows instead of repeating the first when the ranks cannot share evenly.
+
+    Example:
+        >>> sampler = KeyedSampler(range(4), seed=1)
+        >>> sampler.set_epoch(3)
+        >>> sorted(sampler)
+        [(3, 0), (3, 1), (3, 2), (3, 3)]
+    """
+
+    def __init__(
+        self,
+        dataset: Sized,
+        seed: int = 0,
+        shuffle: bool = True,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+        drop_last: bool = False,
+    ) -> None:
+        if num_replicas is None or rank is None:
+            running = distributed.is_available() and distributed.is_initialized()
+            num_replicas = num_replicas or (distributed.get_world_size() if running else 1)
+            rank = rank or (distributed.get_rank() if running else 0)
+        super().__init__(dataset, num_replicas, rank, shuffle, derive_seed(seed, _ORDER), drop_last)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for index in super().__iter__():
+            yield self.epoch, index

@@ -1,0 +1,14 @@
+"""The mathematics: one pure function and one module per loss, computed in float32."""
+
+from lit_distill.losses.hard import HardDistillation, hard_distillation_loss
+from lit_distill.losses.retrospection import retrospection_loss, retrospection_weight
+from lit_distill.losses.soft import SoftDistillation, soft_distillation_loss
+
+__all__ = [
+    "HardDistillation",
+    "SoftDistillation",
+    "hard_distillation_loss",
+    "retrospection_loss",
+    "retrospection_weight",
+    "soft_distillation_loss",
+]

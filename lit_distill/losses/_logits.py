@@ -1,0 +1,29 @@
+"""What every loss asks of its logits."""
+
+from torch import Tensor
+import torch
+
+# Differences of logits must not overflow float32, which bfloat16's largest values would; nothing smaller is touched.
+_LARGEST = 1e30
+
+
+def as_float32(logits: Tensor) -> Tensor:
+    """Half precision to float32 (float64 stays), so that a loss never depends on the precision plugin."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return wide.clamp(-_LARGEST, _LARGEST)
+
+
+def check_temperature(temperature: float) -> float:
+    """Raise ``ValueError`` unless ``temperature`` is a positive number."""
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be > 0, got {temperature}")
+    return float(temperature)
+
+
+def check_same_classes(student_logits: Tensor, teacher: Tensor, name: str = "teacher logits") -> None:
+    """Raise ``ValueError`` unless both are ``(B, K)`` of the same size; shapes live on the host."""
+    if student_logits.dim() != 2 or student_logits.shape != teacher.shape:
+        raise ValueError(
+            f"student logits and {name} must have one shape (B, K), "
+            f"got {tuple(student_logits.shape)} and {tuple(teacher.shape)}"
+        )

@@ -1,0 +1,73 @@
+"""Each network's own way in: pixels to the statistics and the size that it was trained with."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as tv
+
+
+class PixelInput(nn.Module):
+    """Bring an image batch to a network's range, size and normalisation, in that order.
+
+    ``uint8`` becomes ``value / 255``; a float batch keeps its range. With ``input_size`` the image is resized
+    (bilinear, antialiased) when its size differs; with ``mean`` and ``std`` it becomes ``(x - mean) / std`` per channel.
+    Without them it is taken as it comes. The statistics are buffers: they move and cast with the network, and are no
+    part of its state dict.
+
+    Args:
+        mean: Per-channel mean in 0..1 units, or None.
+        std: Per-channel standard deviation, each > 0, or None. Given together with ``mean``.
+        input_size: ``(height, width)`` in pixels, one int for a square, or None to leave the size alone.
+
+    Shape:
+        ``(B, C, H, W)`` to ``(B, C, *input_size)``.
+
+    Raises:
+        ValueError: If only one of ``mean`` and ``std`` is given, their lengths differ, or a ``std`` is not positive.
+
+    Example:
+        >>> PixelInput(mean=[0.5], std=[0.25])(torch.full((1, 1, 2, 2), 255, dtype=torch.uint8)).unique()
+        tensor([2.])
+    """
+
+    scale: Tensor
+    mean: Tensor | None
+    std: Tensor | None
+
+    def __init__(
+        self,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        input_size: int | Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        if (mean is None) != (std is None):
+            raise ValueError(f"mean and std go together, got mean={mean} and std={std}")
+        if mean is not None and std is not None:
+            if len(mean) != len(std):
+                raise ValueError(f"mean and std need one value a channel each, got {len(mean)} and {len(std)} values")
+            if min(std) <= 0:
+                raise ValueError(f"every std must be > 0, got {list(std)}")
+        if isinstance(input_size, int):
+            input_size = (input_size, input_size)
+        if input_size is not None and (len(input_size) != 2 or min(input_size) < 1):
+            raise ValueError(f"input_size must be a positive (height, width), got {tuple(input_size)}")
+        self.input_size = None if input_size is None else [int(side) for side in input_size]
+        self.register_buffer("scale", torch.tensor(255.0), persistent=False)
+        self.register_buffer("mean", _per_channel(mean), persistent=False)
+        self.register_buffer("std", _per_channel(std), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the network's own view of ``image``."""
+        if not image.is_floating_point():
+            image = image.to(self.scale.dtype) / self.scale
+        if self.input_size is not None and list(image.shape[-2:]) != self.input_size:
+            image = tv.resize(image, self.input_size, antialias=True)
+        if self.mean is not None and self.std is not None:
+            image = (image - self.mean) / self.std
+        return image
+
+
+def _per_channel(values: Sequence[float] | None) -> Tensor | None:
+    return None if values is None else torch.tensor([float(value) for value in values]).view(-1, 1, 1)

@@ -1,0 +1,215 @@
+"""The LightningModule: a student, its frozen teacher and the distillation loss."""
+
+from collections.abc import Callable
+from functools import partial
+import inspect
+from typing import Any, Literal, Self
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm.optim import param_groups_weight_decay
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lit_distill.metrics import DistillationMetrics, mean_log_probs
+from lit_distill.models import FrozenTeacher, StudentOutput, count_classes
+from lit_distill.schedule import WarmupCosine
+
+
+class LitDistiller(LightningModule):
+    r"""Train a student on labels and on a frozen teacher.
+
+    .. math:: (1 - \alpha)\, \mathrm{criterion}(z, y) + \alpha\, \mathrm{distillation}(z_\text{distill}, z_\text{teacher}, y)
+
+    Without ``distillation`` it is plain training on the criterion, which is also how a teacher is made.
+
+    The teacher is a guest: it follows the module's moves and casts, but is in no checkpoint, optimizer or averaged copy,
+    and always in eval mode.
+
+    Args:
+        student: Images ``(B, C, H, W)`` to `StudentOutput` or to one ``(B, K)`` tensor that serves both losses.
+        teacher: A `FrozenTeacher`, or any module that returns logits, which is then frozen.
+        criterion: ``criterion(logits, target)`` to a scalar; by default cross-entropy. Label smoothing is
+            ``torch.nn.CrossEntropyLoss(label_smoothing=0.1)``.
+        distillation: ``distillation(distill_logits, teacher_logits, target)`` to a scalar, such as `HardDistillation`
+            or `SoftDistillation`; None trains without.
+        alpha: Weight of the distillation loss, in 0..1.
+        optimizer: Makes the optimizer from parameter groups. Norms, biases, tokens, position embeddings and all other
+            vectors are in a group without weight decay.
+        scheduler: Makes the scheduler from the optimizer; one that takes ``total_steps`` is given the run's number of
+            optimizer steps unless it is set. None keeps the learning rate.
+        scheduler_interval: When the scheduler steps, ``"step"`` or ``"epoch"``.
+
+    Shape:
+        ``predict_step`` returns probabilities ``(B, K)``, the mean of the two heads' softmaxes.
+
+    Raises:
+        ValueError: If ``alpha`` or the criterion's label smoothing is not in 0..1; before the first step, if there is a
+            distillation loss without a teacher, or student, teacher and data differ in their number of classes.
+
+    Source:
+        Touvron et al., arXiv 2012.12877, section 3.
+
+    Example:
+        >>> from lit_distill import DistillableViT, HardDistillation
+        >>> student = DistillableViT(image_size=8, patch_size=4, num_classes=10, dim=16, depth=1, heads=1, mlp_dim=16)
+        >>> teacher = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 10))
+        >>> module = LitDistiller(student, teacher, distillation=HardDistillation())
+        >>> sorted({name.split(".")[0] for name in module.state_dict()})
+        ['student']
+    """
+
+    teacher: FrozenTeacher | None
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None = None,
+        criterion: nn.Module | None = None,
+        distillation: nn.Module | None = None,
+        alpha: float = 0.5,
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.05),
+        scheduler: LRSchedulerCallable | None = WarmupCosine,
+        scheduler_interval: Literal["step", "epoch"] = "step",
+    ) -> None:
+        super().__init__()
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+        smoothing = getattr(criterion, "label_smoothing", 0.0)
+        if not 0 <= smoothing <= 1:
+            raise ValueError(f"label_smoothing must be in [0, 1], got {smoothing}")
+        if scheduler_interval not in ("step", "epoch"):
+            raise ValueError(f"scheduler_interval must be 'step' or 'epoch', got {scheduler_interval!r}")
+        self._save_hyperparameters()
+        self.student = student
+        self.teacher = teacher  # type: ignore[assignment]  # see __setattr__
+        self.criterion = nn.CrossEntropyLoss() if criterion is None else criterion
+        self.distillation = distillation
+        self.alpha = alpha
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.scheduler_interval = scheduler_interval
+        self.val_metrics = DistillationMetrics(teacher=self.teacher is not None)
+        self.test_metrics = DistillationMetrics(teacher=self.teacher is not None)
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        image, target = batch[0], batch[1]
+        output = StudentOutput.of(self.student(image))
+        loss = criterion = self.criterion(output.logits.float(), target)
+        terms = {"train/criterion": criterion.detach()}
+        if self.distillation is not None and self.teacher is not None:
+            distillation = self.distillation(output.distill_logits, self.teacher(image), target)
+            loss = (1 - self.alpha) * criterion + self.alpha * distillation
+            terms["train/distillation"] = distillation.detach()
+        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, batch_size=len(image))
+        self.log_dict(terms, on_step=False, on_epoch=True, batch_size=len(image))
+        return loss
+
+    @override
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._measure(batch, self.val_metrics, "val")
+
+    @override
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._measure(batch, self.test_metrics, "test")
+
+    @override
+    def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
+        image = batch if isinstance(batch, Tensor) else batch[0]
+        return mean_log_probs(StudentOutput.of(self.student(image))).exp()
+
+    @override
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.distillation is not None and self.teacher is None:
+            raise ValueError(
+                f"{type(self.distillation).__name__} needs a teacher, got teacher=None: give one, or set distillation to None"
+            )
+        counts = {
+            "student": count_classes(self.student),
+            "teacher": None if self.teacher is None else self.teacher.num_classes,
+            "data": getattr(self._trainer and self._trainer.datamodule, "num_classes", None),
+        }
+        known = {name: count for name, count in counts.items() if count is not None}
+        if len(set(known.values())) > 1:
+            said = ", ".join(f"the {name} {count}" for name, count in known.items())
+            raise ValueError(f"student, teacher and data must have the same classes, but {said} classes")
+
+    @override
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.make_optimizer(self.parameter_groups())
+        if self.make_scheduler is None:
+            return optimizer
+        make_scheduler: Callable[..., Any] = self.make_scheduler
+        if _wants_total_steps(make_scheduler):
+            steps = self.trainer.estimated_stepping_batches
+            if steps == float("inf"):
+                raise ValueError("the schedule needs an end: set the trainer's max_epochs or max_steps, or total_steps")
+            make_scheduler = partial(make_scheduler, total_steps=int(steps))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": make_scheduler(optimizer), "interval": self.scheduler_interval},  # type: ignore[typeddict-item]
+        }
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the trainable parameters in two groups: without weight decay, and with the optimizer's own."""
+        exempt = getattr(self.student, "no_weight_decay", set)()
+        # The rate itself is the optimizer's to say; any but zero makes timm sort the parameters.
+        plain, decayed = param_groups_weight_decay(
+            self, weight_decay=1.0, no_weight_decay_list=[f"student.{name}" for name in exempt]
+        )
+        groups = [{"params": plain["params"], "weight_decay": 0.0}, {"params": decayed["params"]}]
+        return [group for group in groups if group["params"]]
+
+    @classmethod
+    @override
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
+        """Load a checkpoint as Lightning does, but without the teacher unless one is given as ``teacher=``.
+
+        Checkpoints of the command line need nothing more; for those of Python code give ``student=``.
+        """
+        kwargs.setdefault("teacher", None)
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "teacher":
+            super().__setattr__(name, value)
+            return
+        # Past nn.Module's registry: a registered teacher would be in every checkpoint, in DDP's buffers and in train().
+        if value is not None and not isinstance(value, FrozenTeacher):
+            value = FrozenTeacher(value)
+        object.__setattr__(self, name, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.teacher is not None:
+            self.teacher._apply(fn)  # type: ignore[no-untyped-call]
+        return self
+
+    def _measure(self, batch: Any, metrics: DistillationMetrics, stage: str) -> None:
+        image, target = batch[0], batch[1]
+        output = StudentOutput.of(self.student(image))
+        metrics.update_with(output, None if self.teacher is None else self.teacher(image), target)
+        shown = "accuracy_mean_probs"
+        for name, metric in metrics.items():
+            self.log(f"{stage}/{name}", metric, on_epoch=True, prog_bar=name == shown, batch_size=len(image))  # type: ignore[arg-type]
+
+    def _save_hyperparameters(self) -> None:
+        arguments = list(inspect.signature(LitDistiller.__init__).parameters)[1:]
+        self.save_hyperparameters(ignore=arguments)
+        # The command line describes modules and callables by class path; objects would make the file unsafe to load.
+        if "_instantiator" in self.hparams:
+            self.save_hyperparameters()
+        else:
+            self.save_hyperparameters("alpha", "scheduler_interval")
+
+
+def _wants_total_steps(factory: Any) -> bool:
+    given: dict[str, Any] = {}
+    if isinstance(factory, partial):
+        given = factory.keywords
+        # The command line's callables are partial(instantiate, the_class, ...).
+        factory = factory.args[0] if factory.args and inspect.isclass(factory.args[0]) else factory.func
+    return "total_steps" in inspect.signature(factory).parameters and given.get("total_steps") is None
