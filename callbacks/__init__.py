@@ -3,5 +3,6 @@
 from lit_distill.callbacks.memory import SoftLabelMemory
 from lit_distill.callbacks.retrospection import LearningWithRetrospection
 from lit_distill.callbacks.step_seed import StepSeed
+from lit_distill.callbacks.summary import RunSummary
 
-__all__ = ["LearningWithRetrospection", "SoftLabelMemory", "StepSeed"]
+__all__ = ["LearningWithRetrospection", "RunSummary", "SoftLabelMemory", "StepSeed"]

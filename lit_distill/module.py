@@ -1,7 +1,6 @@
 """The LightningModule: a student, its frozen teacher and the distillation loss."""
 
 from collections.abc import Callable
-from functools import partial
 import inspect
 from typing import Any, Literal, Self
 
@@ -38,8 +37,8 @@ class LitDistiller(LightningModule):
         alpha: Weight of the distillation loss, in 0..1.
         optimizer: Makes the optimizer from parameter groups. Norms, biases, tokens, position embeddings and all other
             vectors are in a group without weight decay.
-        scheduler: Makes the scheduler from the optimizer; one that takes ``total_steps`` is given the run's number of
-            optimizer steps unless it is set. None keeps the learning rate.
+        scheduler: Makes the scheduler from the optimizer; `WarmupCosine` is given the run's number of steps unless it
+            has one. None keeps the learning rate.
         scheduler_interval: When the scheduler steps, ``"step"`` or ``"epoch"``.
 
     Shape:
@@ -142,15 +141,15 @@ class LitDistiller(LightningModule):
         optimizer = self.make_optimizer(self.parameter_groups())
         if self.make_scheduler is None:
             return optimizer
-        make_scheduler: Callable[..., Any] = self.make_scheduler
-        if _wants_total_steps(make_scheduler):
+        scheduler = self.make_scheduler(optimizer)
+        if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
             steps = self.trainer.estimated_stepping_batches
             if steps == float("inf"):
-                raise ValueError("the schedule needs an end: set the trainer's max_epochs or max_steps, or total_steps")
-            make_scheduler = partial(make_scheduler, total_steps=int(steps))
+                raise ValueError("WarmupCosine needs an end: set the trainer's max_epochs or max_steps, or total_steps")
+            scheduler.start(int(steps))
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": make_scheduler(optimizer), "interval": self.scheduler_interval},  # type: ignore[typeddict-item]
+            "lr_scheduler": {"scheduler": scheduler, "interval": self.scheduler_interval},  # type: ignore[typeddict-item]
         }
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -205,11 +204,3 @@ class LitDistiller(LightningModule):
         else:
             self.save_hyperparameters("alpha", "scheduler_interval")
 
-
-def _wants_total_steps(factory: Any) -> bool:
-    given: dict[str, Any] = {}
-    if isinstance(factory, partial):
-        given = factory.keywords
-        # The command line's callables are partial(instantiate, the_class, ...).
-        factory = factory.args[0] if factory.args and inspect.isclass(factory.args[0]) else factory.func
-    return "total_steps" in inspect.signature(factory).parameters and given.get("total_steps") is None

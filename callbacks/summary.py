@@ -1,0 +1,88 @@
+"""The short table at the end of a run."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
+from typing_extensions import override
+
+ROWS = {
+    "teacher_accuracy": "teacher accuracy",
+    "accuracy_class": "student accuracy, class head",
+    "accuracy_distill": "student accuracy, distillation head",
+    "accuracy_mean_logits": "student accuracy, mean of logits",
+    "accuracy_mean_probs": "student accuracy, mean of softmaxes",
+    "agreement": "agreement with the teacher",
+    "nll": "negative log-likelihood (nats)",
+    "ece": "expected calibration error",
+}
+
+
+class RunSummary(Callback):
+    """Print the validation metrics of the last and of the best epoch when training ends, and where the files are.
+
+    Args:
+        monitor: The metric that tells the best epoch, the larger the better; the first epoch to reach it counts.
+
+    Example:
+        >>> trainer = Trainer(callbacks=RunSummary(), logger=False)
+    """
+
+    def __init__(self, monitor: str = "val/accuracy_mean_probs") -> None:
+        super().__init__()
+        self.monitor = monitor
+        self.last: dict[str, float] = {}
+        self.best: dict[str, float] = {}
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        self.last = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        self.last["epoch"] = trainer.current_epoch + 1
+        if self.last.get(self.monitor, 0.0) > self.best.get(self.monitor, float("-inf")):
+            self.best = self.last
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.last and not trainer.fast_dev_run:
+            rank_zero_only(print)(f"\n{self.table()}\n\n{_places(trainer)}", flush=True)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": self.last, "best": self.best}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.last, self.best = state_dict["last"], state_dict["best"]
+
+    def table(self) -> str:
+        """Return the table as text, one line a metric."""
+        head = f"{'validation':<38}{'last epoch':>12}{'best epoch':>12}"
+        lines = [head, "-" * len(head)]
+        lines.append(f"{'epoch':<38}{self.last['epoch']:>12.0f}{self.best.get('epoch', 0):>12.0f}")
+        for name, label in ROWS.items():
+            key = f"val/{name}"
+            if key in self.last:
+                style = "12.4f" if name in ("nll", "ece") else "12.2%"
+                lines.append(f"{label:<38}{self.last[key]:>{style}}{self.best.get(key, float('nan')):>{style}}")
+        return "\n".join(lines)
+
+
+def _places(trainer: Trainer) -> str:
+    places = {}
+    checkpoint = trainer.checkpoint_callback
+    if isinstance(checkpoint, ModelCheckpoint):
+        places["last checkpoint"] = checkpoint.last_model_path
+        places["best checkpoint"] = checkpoint.best_model_path
+    places["logs"] = trainer.log_dir if trainer.loggers else None
+    return "\n".join(f"{name:<17}{_short(path)}" for name, path in places.items() if path)
+
+
+def _short(path: str) -> str:
+    try:
+        return str(Path(path).resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return path

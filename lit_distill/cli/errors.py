@@ -1,0 +1,101 @@
+"""An error as one line that names the mistake and, where it can be told, the mend."""
+
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+import inspect
+from pkgutil import resolve_name
+import re
+
+from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch.loggers import Logger
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+_BASES = (nn.Module, LightningDataModule, Callback, Optimizer, LRScheduler, Logger)
+# What jsonargparse says of the other branches of a union; never the mistake itself.
+_NOISE = ("Expected a <class", "Expected a path but", "Does not validate against", "Given value", "Errors:", "Subtypes:")
+
+
+def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
+    """Return the innermost message of ``error`` as one line.
+
+    Args:
+        error: What was raised.
+        options: The command's options, of which the nearest is named for a misspelt one.
+
+    Example:
+        >>> one_line(ValueError("alpha must be in [0, 1], got 2"))
+        'alpha must be in [0, 1], got 2'
+        >>> one_line(ValueError("unrecognized arguments: --model.aplha=2"), ["--model.alpha"])
+        'unknown option --model.aplha; the nearest is --model.alpha'
+    """
+    text = str(error).strip()
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return (
+            f"cannot use {error.filename}: {error.strerror}; for logs choose another folder with the logger's save_dir, "
+            "or with --trainer.default_root_dir"
+        )
+    if not text or isinstance(error, (KeyError, AttributeError, TypeError, IndexError)):
+        text = f"{type(error).__name__}: {text}" if "Parser key" not in text else text
+    if text.startswith("Error(s) in loading state_dict"):
+        details = [line.strip() for line in text.split("\n")[1:]]
+        return f"the checkpoint does not fit the model: {details[0]}{f' (and {len(details) - 1} more)' if details[1:] else ''}"
+    key = re.search(r'Parser key "([^"]+)"', text)
+    where = f"{key[1]}: " if key else ""
+    text = re.sub(r'([\w.]+: )*Parser key "[^"]+":', "", text) if key else text
+    unknown = re.search(r"unrecognized arguments: (\S+)|does not accept option '(\S+)'", text)
+    if unknown:
+        return _unknown_option((unknown[1] or f"--{unknown[2]}").partition("=")[0], options)
+    missing = re.search(r"Expected a dot import path string: (\S+)|has no attribute .*class_path='([^']+)'", text)
+    if missing:
+        return where + _unknown_class(missing[1] or missing[2])
+    refused = re.search(r"class_path '([^']+)':\s*(?:-\s*)?(?:Option|Key|Parser key)s? ['\"]([^'\"]+)['\"] is not", text)
+    if refused:
+        return where + _unknown_argument(refused[1], refused[2])
+    unreadable = re.search(r"Problem with given class_path '([^']+)':\s*(.+)", text)
+    if unreadable and re.search(r"import|attribute|module", unreadable[2], re.IGNORECASE):
+        return where + _unknown_class(unreadable[1])
+    return where + _innermost(text)
+
+
+def _innermost(text: str) -> str:
+    """Return the most indented message of jsonargparse's tree that is not about another branch of a union."""
+    if "Does not validate against any of the Union" not in text:
+        return " ".join(text.split())
+    lines = [(len(line) - len(line.lstrip()), line.strip().removeprefix("- ")) for line in text.split("\n")]
+    said = [(depth, line) for depth, line in lines if line and not line.startswith(_NOISE)]
+    if not said:  # every branch was refused for its type
+        types = ", ".join(re.findall(r"Expected a <class '([\w.]+)'>", text))
+        return f"expected one of {types}, got {text.rpartition('Given value: ')[2]}"
+    return max(said, key=lambda pair: pair[0])[1]
+
+
+def _unknown_option(option: str, options: Iterable[str]) -> str:
+    near = get_close_matches(option, list(options), n=1, cutoff=0.0)
+    return f"unknown option {option}" + (f"; the nearest is {near[0]}" if near else "")
+
+
+def _unknown_class(path: str) -> str:
+    known: dict[str, str] = {}
+    for cls in _subclasses(_BASES):
+        if not cls.__name__.startswith("_"):
+            known.setdefault(cls.__name__, cls.__module__)
+            if cls.__module__.startswith("lit_distill"):
+                known[cls.__name__] = cls.__module__
+    name = path.rpartition(".")[2]
+    near = get_close_matches(name, known, n=3, cutoff=0.5) or get_close_matches(name, known, n=1, cutoff=0.0)
+    return f"there is no class {path!r}; the nearest known: {', '.join(near)}"
+
+
+def _unknown_argument(class_path: str, name: str) -> str:
+    accepted = [arg for arg in inspect.signature(resolve_name(class_path)).parameters if arg not in ("args", "kwargs")]
+    near = get_close_matches(name, accepted, n=1, cutoff=0.0)
+    return f"{class_path.rpartition('.')[2]} has no argument {name!r}" + (f"; the nearest is {near[0]!r}" if near else "")
+
+
+def _subclasses(bases: Iterable[type]) -> Iterator[type]:
+    for base in bases:
+        for cls in base.__subclasses__():
+            yield cls
+            yield from _subclasses([cls])

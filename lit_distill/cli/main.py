@@ -1,0 +1,179 @@
+"""Lightning's command line with a teacher, a student and retrospection on it."""
+
+from argparse import ArgumentError
+from collections.abc import Sequence
+import logging
+from pathlib import Path
+import sys
+from typing import Any
+import warnings
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+import torch
+from typing_extensions import override
+
+from lit_distill.callbacks import LearningWithRetrospection, RunSummary, StepSeed
+from lit_distill.cli.errors import one_line
+from lit_distill.cli.predictions import write_predictions
+from lit_distill.cli.run_config import SaveRunConfig, differences, from_checkpoint, recipe
+import lit_distill.datamodules
+import lit_distill.losses  # noqa: F401  # makes the short class names known
+from lit_distill.module import LitDistiller
+
+
+class DistillCLI(LightningCLI):
+    """``LightningCLI`` for `LitDistiller` and any data module.
+
+    Beside Lightning's own: ``--retrospection``; ``--checkpoint``, the arguments of ``ModelCheckpoint``; a ``--config`` that
+    is no file names one of the package's recipes; ``--ckpt_path`` fills in the configuration of that run, which files and
+    flags then override.
+    """
+
+    def __init__(self, args: Sequence[str]) -> None:
+        self.checkpoint_config: dict[str, Any] = {}
+        quiet: dict[str, Any] = {"exit_on_error": False}
+        super().__init__(
+            LitDistiller,
+            LightningDataModule,
+            subclass_mode_data=True,
+            save_config_callback=SaveRunConfig,
+            seed_everything_default=42,
+            auto_configure_optimizers=False,
+            parser_kwargs={**quiet, **{name: dict(quiet) for name in self.subcommands()}},
+            args=list(args),  # type: ignore[arg-type]
+        )
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--retrospection",
+            type=LearningWithRetrospection | None,
+            default=None,
+            help="Learning with Retrospection; --retrospection.interval=3 turns it on, --retrospection=null off.",
+        )
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/accuracy_mean_probs",
+                "checkpoint.mode": "max",
+                "checkpoint.save_last": True,
+                "checkpoint.save_on_train_epoch_end": True,
+                "checkpoint.filename": "best-epoch={epoch}",
+                "checkpoint.auto_insert_metric_name": False,
+            }
+        )
+        parser.add_argument(
+            "--num_threads",
+            type=int | None,
+            default=None,
+            help="Threads of torch on a CPU. Tiny models are fastest, and the same on every machine, with 1.",
+        )
+        parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+        parser.link_arguments("data.num_classes", "model.student.init_args.num_classes", apply_on="instantiate")
+
+    @override
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.add_argument(
+                "--output",
+                type=Path | None,
+                default=None,
+                help="CSV file for the predictions, which must not exist; by default a new one beside the checkpoint.",
+            )
+        return parser
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        args = recipe(list(args))
+        self.checkpoint_config, args = from_checkpoint(args, self.subcommands())
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            subparser = self._subcommand_parsers.get(next((arg for arg in args if arg in self.subcommands()), ""), parser)
+            raise ValueError(one_line(error, subparser._option_string_actions)) from error
+        for line in differences(self.checkpoint_config, self.config[self.config.subcommand]):
+            print(f"note: {line}", file=sys.stderr)
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would let the checkpoint override the flags here, silently."""
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        if self.subcommand != "fit" and config.trainer.logger is None:
+            config.trainer.logger = False
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        retrospection = self._get(self.config_init, "retrospection")
+        self.trainer_defaults["callbacks"] = [
+            StepSeed(),
+            *([retrospection] if retrospection is not None else []),
+            RunSummary(),
+            _Interrupted(),
+        ]
+        return super().instantiate_trainer(**kwargs)
+
+    @override
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        if config.get("enable_checkpointing") is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
+        return super()._instantiate_trainer(config, callbacks)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Predict and write a CSV file."""
+        output = self._get(self.config_init, "output")
+        write_predictions(self.trainer, output, **kwargs)
+
+
+class _Interrupted(Callback):
+    """Say on Ctrl-C how to go on."""
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if not isinstance(exception, KeyboardInterrupt) or trainer.state.fn != "fit" or not trainer.is_global_zero:
+            return
+        checkpoint = trainer.checkpoint_callback
+        last = checkpoint.last_model_path if isinstance(checkpoint, ModelCheckpoint) else ""
+        if last:
+            program = "python train.py" if Path(sys.argv[0]).name == "train.py" else "lit-distill"
+            print(f"\nStopped. Resume after epoch {trainer.current_epoch} with\n  {program} fit --ckpt_path {last}")
+        else:
+            print("\nStopped before the first epoch was complete: nothing to resume from yet.")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line; an error is one line on standard error and a non-zero exit."""
+    args = list(sys.argv[1:] if args is None else args)
+    _tidy_output()
+    try:
+        DistillCLI(args)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if "--debug" in args:
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _tidy_output() -> None:
+    # Lightning's progress reports are no errors; standard error is for what is wrong.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(lambda record: "Tip:" not in record.getMessage())
+            if isinstance(handler, logging.StreamHandler):
+                handler.setStream(sys.stdout)
+    for message in (
+        "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # lightning 2.6 with torch >= 2.15
+        ".*does not have many workers",  # small data is fastest in the process itself
+        "GPU available but not used",  # said by whoever chose the accelerator
+        "The number of training batches .* is smaller than the logging interval",  # epoch means are logged anyway
+    ):
+        warnings.filterwarnings("ignore", message)

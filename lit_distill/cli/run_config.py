@@ -1,0 +1,136 @@
+"""The configuration of a run, kept in its checkpoints, and recipes by name."""
+
+from collections.abc import Collection, Iterator, Mapping
+from difflib import get_close_matches
+from importlib.resources import files
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+import torch
+from typing_extensions import override
+import yaml
+
+# What a checkpoint says of the run it is from; test and predict need no more than data and model.
+KEY = "lit_distill_config"
+_NOT_FIT = ("seed_everything", "num_threads", "model", "data")
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Keep the run's configuration beside the logs, as Lightning does, and in every checkpoint."""
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.loggers:  # else there is no folder of this run alone to write to
+            super().setup(trainer, pl_module, stage)
+
+    @override
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))
+        checkpoint[KEY] = {key: value for key, value in config.items() if key not in ("ckpt_path", "debug")}
+
+
+def from_checkpoint(args: list[str], subcommands: Collection[str]) -> tuple[dict[str, Any], list[str]]:
+    """Put the configuration of the run that ``--ckpt_path`` is from before all other arguments, so that they override it.
+
+    Returns:
+        That configuration, empty without one, and the new arguments.
+
+    Raises:
+        ValueError: If the checkpoint is missing or cannot be read.
+    """
+    path = _value_of(args, "--ckpt_path")
+    at = next((i for i, arg in enumerate(args) if arg in subcommands), None)
+    if path is None or at is None or path in ("best", "last", "hpc", "registry", "null"):
+        return {}, args
+    config = _read(Path(path))
+    if args[at] != "fit":
+        config = {key: config[key] for key in _NOT_FIT if key in config}
+        missing = _missing_teacher(config)
+        if missing:
+            print(f"note: the teacher's weights {missing} are gone; going on without teacher_accuracy and agreement")
+            config["model"]["teacher"] = config["model"]["distillation"] = None
+    if not config:
+        return {}, args
+    return config, [*args[: at + 1], "--config", json.dumps(config), *args[at + 1 :]]
+
+
+def differences(checkpoint: Mapping[str, Any], config: Any) -> Iterator[str]:
+    """Say, a line each, which choices for model and data replace the checkpoint's."""
+    for part in ("model", "data"):
+        if part not in checkpoint or config.get(part) is None:
+            continue
+        now, then = dict(_flat(config[part].as_dict(), part)), dict(_flat(checkpoint[part], part))
+        for key in [*then, *(key for key in now if key not in then)]:
+            before, after = then.get(key), now.get(key)
+            if before != after and str(before) != str(after):
+                yield f"{key.replace('.init_args', '')}={after} replaces the checkpoint's {before}"
+
+
+def recipe(args: list[str]) -> list[str]:
+    """Replace a ``--config NAME`` that is no file by the package's recipe of that name.
+
+    Raises:
+        ValueError: If there is neither such a file nor such a recipe; names the nearest recipes.
+    """
+    out = list(args)
+    for i, arg in enumerate(args):
+        flag, _, value = arg.partition("=")
+        if flag not in ("-c", "--config"):
+            continue
+        at = i if value else i + 1
+        name = value or (args[at] if at < len(args) else "")
+        if not name or Path(name).exists() or name.lstrip().startswith("{") or "\n" in name:
+            continue
+        out[at] = f"{flag}={_recipe_path(name)}" if value else _recipe_path(name)
+    return out
+
+
+def _recipe_path(name: str) -> str:
+    recipes = {Path(str(path)).stem: str(path) for path in files("lit_distill.configs").iterdir() if str(path).endswith(".yaml")}
+    found = recipes.get(Path(name).stem)
+    if found is None:
+        near = get_close_matches(Path(name).stem, recipes, n=2, cutoff=0.0)
+        raise ValueError(f"no configuration file {name}, and no recipe of that name; the nearest recipes: {', '.join(near)}")
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"no checkpoint at {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many types for a broken file
+        reason = str(error).split("\n")[0].split(". This")[0]
+        raise ValueError(f"cannot read the checkpoint {path}, truncated or not one of Lightning's: {reason}") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"{path} is no Lightning checkpoint: it has no state_dict")
+    if isinstance(checkpoint.get(KEY), dict):
+        return dict(checkpoint[KEY])
+    model = {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")}
+    return {"model": model} if "student" in model else {}
+
+
+def _missing_teacher(config: dict[str, Any]) -> str | None:
+    teacher = (config.get("model") or {}).get("teacher") or {}
+    weights = (teacher.get("init_args") or {}).get("weights")
+    return weights if weights and not Path(weights).is_file() else None
+
+
+def _value_of(args: list[str], flag: str) -> str | None:
+    for i, arg in enumerate(args):
+        if arg == flag and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith(f"{flag}="):
+            return arg.partition("=")[2]
+    return None
+
+
+def _flat(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(config, Mapping) and config:
+        for key, value in config.items():
+            yield from _flat(value, f"{prefix}.{key}")
+    else:
+        yield prefix, config

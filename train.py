@@ -1,0 +1,6 @@
+"""The command line from a checkout: ``python train.py fit --config configs/digits.yaml``. Installed, ``lit-distill``."""
+
+from lit_distill.cli import main
+
+if __name__ == "__main__":
+    main()
