@@ -61,7 +61,7 @@ class LearningWithRetrospection(Callback):
         update_rate: float = 0.9,
         max_epochs: int | None = None,
         criterion: str = "criterion",
-        index: str | int = "index",
+        index: int | str = "index",
         num_samples: int | None = None,
     ) -> None:
         super().__init__()

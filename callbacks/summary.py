@@ -41,7 +41,7 @@ class RunSummary(Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self.last = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        self.last["epoch"] = trainer.current_epoch + 1
+        self.last["epoch"] = trainer.current_epoch
         if self.last.get(self.monitor, 0.0) > self.best.get(self.monitor, float("-inf")):
             self.best = self.last
 
@@ -62,7 +62,7 @@ class RunSummary(Callback):
         """Return the table as text, one line a metric."""
         head = f"{'validation':<38}{'last epoch':>12}{'best epoch':>12}"
         lines = [head, "-" * len(head)]
-        lines.append(f"{'epoch':<38}{self.last['epoch']:>12.0f}{self.best.get('epoch', 0):>12.0f}")
+        lines.append(f"{'epoch, counted from 0':<38}{self.last['epoch']:>12.0f}{self.best.get('epoch', 0):>12.0f}")
         for name, label in ROWS.items():
             key = f"val/{name}"
             if key in self.last:
@@ -71,14 +71,20 @@ class RunSummary(Callback):
         return "\n".join(lines)
 
 
+def checkpoint_paths(trainer: Trainer) -> dict[str, str]:
+    """Return the paths of the run's best and last checkpoints, as far as there are any."""
+    paths = {}
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            paths["last checkpoint" if callback.monitor is None else "best checkpoint"] = callback.best_model_path
+    return {name: _short(path) for name, path in paths.items() if path}
+
+
 def _places(trainer: Trainer) -> str:
-    places = {}
-    checkpoint = trainer.checkpoint_callback
-    if isinstance(checkpoint, ModelCheckpoint):
-        places["last checkpoint"] = checkpoint.last_model_path
-        places["best checkpoint"] = checkpoint.best_model_path
-    places["logs"] = trainer.log_dir if trainer.loggers else None
-    return "\n".join(f"{name:<17}{_short(path)}" for name, path in places.items() if path)
+    places = checkpoint_paths(trainer)
+    if trainer.loggers and trainer.log_dir:
+        places["logs"] = _short(trainer.log_dir)
+    return "\n".join(f"{name:<17}{path}" for name, path in places.items())
 
 
 def _short(path: str) -> str:

@@ -30,7 +30,7 @@ def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
         >>> one_line(ValueError("unrecognized arguments: --model.aplha=2"), ["--model.alpha"])
         'unknown option --model.aplha; the nearest is --model.alpha'
     """
-    text = str(error).strip()
+    text = re.sub(r"^Call to compute_fn of link .* failed: ", "", str(error).strip())
     if isinstance(error, OSError) and error.filename and error.strerror:
         return (
             f"cannot use {error.filename}: {error.strerror}; for logs choose another folder with the logger's save_dir, "

@@ -9,9 +9,10 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
-import torch
 from typing_extensions import override
 import yaml
+
+from lit_distill.models import load_safely
 
 # What a checkpoint says of the run it is from; test and predict need no more than data and model.
 KEY = "lit_distill_config"
@@ -28,7 +29,7 @@ class SaveRunConfig(SaveConfigCallback):
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_link_targets=False, skip_validation=True))
         checkpoint[KEY] = {key: value for key, value in config.items() if key not in ("ckpt_path", "debug")}
 
 
@@ -63,10 +64,14 @@ def differences(checkpoint: Mapping[str, Any], config: Any) -> Iterator[str]:
         if part not in checkpoint or config.get(part) is None:
             continue
         now, then = dict(_flat(config[part].as_dict(), part)), dict(_flat(checkpoint[part], part))
+        replaced: tuple[str, ...] = ()  # of another class all arguments differ; to name the class is enough
         for key in [*then, *(key for key in now if key not in then)]:
-            before, after = then.get(key), now.get(key)
-            if before != after and str(before) != str(after):
-                yield f"{key.replace('.init_args', '')}={after} replaces the checkpoint's {before}"
+            if now.get(key) == then.get(key) or key.startswith(replaced):
+                continue
+            if key.endswith(".class_path"):
+                replaced += (key.removesuffix("class_path"),)
+            shown = key.replace(".init_args", "").removesuffix(".class_path")
+            yield f"{shown}={now.get(key)} replaces the checkpoint's {then.get(key)}"
 
 
 def recipe(args: list[str]) -> list[str]:
@@ -98,13 +103,7 @@ def _recipe_path(name: str) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"no checkpoint at {path}")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises many types for a broken file
-        reason = str(error).split("\n")[0].split(". This")[0]
-        raise ValueError(f"cannot read the checkpoint {path}, truncated or not one of Lightning's: {reason}") from error
+    checkpoint = load_safely(path, "checkpoint", mmap=True)
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{path} is no Lightning checkpoint: it has no state_dict")
     if isinstance(checkpoint.get(KEY), dict):
@@ -133,4 +132,4 @@ def _flat(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         for key, value in config.items():
             yield from _flat(value, f"{prefix}.{key}")
     else:
-        yield prefix, config
+        yield prefix, list(config) if isinstance(config, tuple) else config

@@ -6,7 +6,7 @@ from lit_distill.models.output import StudentOutput
 from lit_distill.models.pixels import PixelInput
 from lit_distill.models.teacher import FrozenTeacher
 from lit_distill.models.vit import Attention, DistillableViT, FeedForward, PatchTokenizer, Transformer
-from lit_distill.models.weights import load_strictly, read_state_dict
+from lit_distill.models.weights import load_safely, load_strictly, read_state_dict
 
 __all__ = [
     "Attention",
@@ -19,6 +19,7 @@ __all__ = [
     "StudentOutput",
     "Transformer",
     "count_classes",
+    "load_safely",
     "load_strictly",
     "read_state_dict",
 ]

@@ -2,6 +2,8 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
+import warnings
 
 import torch
 from safetensors import SafetensorError
@@ -26,23 +28,38 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         Traceback (most recent call last):
         ValueError: no weights file at no/such.pt
     """
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a directory, expected a weights file (.safetensors, .pt or .pth)")
-    if not path.is_file():
-        raise ValueError(f"no weights file at {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(_refusal(path, str(error))) from error
-    except (EOFError, OSError, RuntimeError, SafetensorError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).split("\n")[0].split(". This")[0]
-        raise ValueError(f"cannot read the weights in {path}, truncated or not a weights file: {reason}") from error
+    state = load_safely(path)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"expected a state dict (name to tensor) in {path}, got {_contents(state)}")
     return state
+
+
+def load_safely(path: str | Path, what: str = "weights", mmap: bool = False) -> Any:
+    """Load a safetensors file, or a PyTorch file with ``weights_only=True``, to the CPU.
+
+    Args:
+        path: The file. Anything but ``.safetensors`` is taken for a PyTorch file.
+        what: What the file is called in errors.
+        mmap: Map a PyTorch file into memory instead of reading all of it.
+
+    Raises:
+        ValueError: If there is no such file, it is a directory, it is truncated, or it would run code.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory, expected a {what} file")
+    if not path.is_file():
+        raise ValueError(f"no {what} file at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings(action="ignore"):  # of pickle protocols that the next line refuses
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise ValueError(_refusal(path, str(error), what)) from error
+    except (EOFError, LookupError, OSError, RuntimeError, SafetensorError, ValueError, AttributeError) as error:
+        reason = str(error).split("\n")[0].split(". This")[0] if isinstance(error, (RuntimeError, SafetensorError)) else ""
+        raise ValueError(f"cannot read {path}, truncated or not a {what} file{reason and f': {reason}'}") from error
 
 
 def load_strictly(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
@@ -71,13 +88,13 @@ def _first(keys: list[str], count: int = 3) -> str:
     return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "")
 
 
-def _refusal(path: Path, error: str) -> str:
+def _refusal(path: Path, error: str, what: str) -> str:
     # torch's message names the global that the pickle asked for, as "GLOBAL os.system was not an allowed global".
     words = error.replace("`", " ").split()
     named = next((words[i + 1] for i, word in enumerate(words[:-1]) if word == "GLOBAL"), None)
-    if named is None:
-        return f"cannot read the weights in {path}, truncated or not a weights file"
-    return f"refused {path}: it is a pickle that would run {named}; save the weights as a state dict or as safetensors"
+    is_ = f"a pickle that would run code or no {what} file" if named is None else f"a pickle that would run {named}"
+    mend = "; save the weights as a state dict with torch.save, or as safetensors" if what == "weights" else ""
+    return f"refused {path}: it is {is_}{mend}"
 
 
 def _contents(state: object) -> str:

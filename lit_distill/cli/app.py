@@ -10,11 +10,12 @@ import warnings
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
 import torch
 from typing_extensions import override
 
 from lit_distill.callbacks import LearningWithRetrospection, RunSummary, StepSeed
+from lit_distill.callbacks.summary import checkpoint_paths
 from lit_distill.cli.errors import one_line
 from lit_distill.cli.predictions import write_predictions
 from lit_distill.cli.run_config import SaveRunConfig, differences, from_checkpoint, recipe
@@ -53,12 +54,11 @@ class DistillCLI(LightningCLI):
             default=None,
             help="Learning with Retrospection; --retrospection.interval=3 turns it on, --retrospection=null off.",
         )
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(_BestCheckpoint, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/accuracy_mean_probs",
                 "checkpoint.mode": "max",
-                "checkpoint.save_last": True,
                 "checkpoint.save_on_train_epoch_end": True,
                 "checkpoint.filename": "best-epoch={epoch}",
                 "checkpoint.auto_insert_metric_name": False,
@@ -71,7 +71,9 @@ class DistillCLI(LightningCLI):
             help="Threads of torch on a CPU. Tiny models are fastest, and the same on every machine, with 1.",
         )
         parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
-        parser.link_arguments("data.num_classes", "model.student.init_args.num_classes", apply_on="instantiate")
+        parser.link_arguments(
+            "data", "model.student.init_args.num_classes", compute_fn=self._num_classes, apply_on="instantiate"
+        )
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -101,6 +103,21 @@ class DistillCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would let the checkpoint override the flags here, silently."""
 
+    def _num_classes(self, data: LightningDataModule) -> int | None:
+        """Return the student's class count: the one given, else the data's."""
+        arguments = self.config[self.subcommand].model.student.get("init_args") or {}
+        if arguments.get("num_classes") is None:
+            found = getattr(data, "num_classes", None)
+            if found is None and "num_classes" in arguments:
+                raise ValueError(f"{type(data).__name__} has no num_classes: give --model.student.num_classes")
+            arguments["num_classes"] = found
+        return arguments["num_classes"]  # type: ignore[no-any-return]
+
+    @override
+    def _add_instantiators(self) -> None:
+        super()._add_instantiators()
+        self.parser.add_instantiator(_ModelInstantiator(self, "model"), LitDistiller, subclasses=False)
+
     @override
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -122,14 +139,39 @@ class DistillCLI(LightningCLI):
 
     @override
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        if config.get("enable_checkpointing") is False:
+        if config.get("enable_checkpointing") is False or self.subcommand != "fit":
             callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
+        else:
+            # Lightning's save_last=True keeps the last checkpoint that was saved, which is the best epoch's.
+            last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+            callbacks = [*callbacks, last]
         return super()._instantiate_trainer(config, callbacks)
 
     def predict(self, **kwargs: Any) -> None:
         """Predict and write a CSV file."""
         output = self._get(self.config_init, "output")
         write_predictions(self.trainer, output, **kwargs)
+
+
+class _ModelInstantiator(_InstantiatorFn):
+    """Lightning's, for students that have no ``num_classes`` to link to."""
+
+    @override
+    def __call__(self, class_type: type[Any], *args: Any, applied_instantiation_links: dict[str, Any], **kwargs: Any) -> Any:
+        self.cli._dump_config()
+        student = self.cli.config_dump["model"]["student"].get("init_args") or {}
+        links = applied_instantiation_links if "num_classes" in student else {}
+        return super().__call__(class_type, *args, applied_instantiation_links=links, **kwargs)
+
+
+class _BestCheckpoint(ModelCheckpoint):
+    """``ModelCheckpoint`` that knows after a resume into a new folder which checkpoint was the best before it."""
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        here, self.dirpath = self.dirpath, state_dict.get("dirpath", self.dirpath)
+        super().load_state_dict(state_dict)
+        self.dirpath = here
 
 
 class _Interrupted(Callback):
@@ -139,8 +181,7 @@ class _Interrupted(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if not isinstance(exception, KeyboardInterrupt) or trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
-        checkpoint = trainer.checkpoint_callback
-        last = checkpoint.last_model_path if isinstance(checkpoint, ModelCheckpoint) else ""
+        last = checkpoint_paths(trainer).get("last checkpoint")
         if last:
             program = "python train.py" if Path(sys.argv[0]).name == "train.py" else "lit-distill"
             print(f"\nStopped. Resume after epoch {trainer.current_epoch} with\n  {program} fit --ckpt_path {last}")
@@ -172,6 +213,8 @@ def _tidy_output() -> None:
                 handler.setStream(sys.stdout)
     for message in (
         "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # lightning 2.6 with torch >= 2.15
+        "Starting from v1.9.0, `tensorboardX` has been removed",  # the CSV logger is meant to serve without it
+        "Be aware that when using `ckpt_path`, callbacks used to create",  # retrospection has no part in a test
         ".*does not have many workers",  # small data is fastest in the process itself
         "GPU available but not used",  # said by whoever chose the accelerator
         "The number of training batches .* is smaller than the logging interval",  # epoch means are logged anyway
