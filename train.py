@@ -1,4 +1,4 @@
-"""The command line from a checkout: ``python train.py fit --config configs/digits.yaml``. Installed, ``lit-distill``."""
+"""The command line from a checkout: ``python train.py fit --config configs/digits.yaml``."""
 
 from lit_distill.cli import main
 

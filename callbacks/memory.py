@@ -9,9 +9,9 @@ from torch import Tensor
 class SoftLabelMemory:
     """One remembered probability vector per training sample, with the epoch in which it was recorded.
 
-    Every row has two slots. Recording in epoch e overwrites the older slot, and reading in epoch e takes the newest slot
-    recorded *before* e; so nothing recorded in an epoch can be read in it, and no hook has to publish anything. Within an
-    epoch the first recording of a row stands. Nothing here waits for the device.
+    Every row has two slots. Recording in epoch e overwrites the older slot, and reading in epoch e takes the newest
+    slot recorded *before* e; so nothing recorded in an epoch can be read in it, and no hook has to publish anything.
+    Within an epoch the first recording of a row stands. Nothing here waits for the device.
 
     Args:
         num_samples: Rows N >= 1, the length of the training set.

@@ -23,9 +23,9 @@ class LearningWithRetrospection(Callback):
 
     - for i <= k the criterion is left alone;
     - afterwards it becomes
-      :math:`a_i\,\mathrm{criterion}(z, y) + (1 - a_i)\,\tau^2\,\mathrm{KL}(p \,\|\, \mathrm{softmax}(z/\tau))`, batch mean,
-      with the schedule of `retrospection_weight`; a row without remembered p has :math:`\mathrm{CE}(z, y)` in place of
-      the KL;
+      :math:`a_i\,\mathrm{criterion}(z, y) + (1 - a_i)\,\tau^2\,\mathrm{KL}(p \,\|\, \mathrm{softmax}(z/\tau))`,
+      batch mean, with the schedule of `retrospection_weight`; a row without remembered p has
+      :math:`\mathrm{CE}(z, y)` in place of the KL;
     - whenever i % k == 0, the ordinary training forward (training mode, augmented images) is recorded as
       :math:`p = \mathrm{softmax}(z/\tau)`, readable from the next epoch on.
 
@@ -103,7 +103,7 @@ class LearningWithRetrospection(Callback):
             )
         if trainer.world_size > 1:
             raise ValueError(
-                f"LearningWithRetrospection remembers in one process, got {trainer.world_size}: set devices=1, num_nodes=1"
+                f"LearningWithRetrospection remembers in one process, got {trainer.world_size}: set devices=1"
             )
         self._epochs = epochs
         self._module = pl_module
@@ -129,7 +129,9 @@ class LearningWithRetrospection(Callback):
         if index.device.type == "cpu" and len(index):  # elsewhere a look at the values would stop the device
             lowest, highest = int(index.min()), int(index.max())
             if lowest < 0 or highest >= self._rows:
-                raise ValueError(f"index must be in 0..{self._rows - 1}, the training set's rows, got {lowest}..{highest}")
+                raise ValueError(
+                    f"index must be in 0..{self._rows - 1}, the training set's rows, got {lowest}..{highest}"
+                )
         self._announced = index
 
     @override
@@ -201,7 +203,8 @@ def _submodule(pl_module: LightningModule, name: str) -> nn.Module:
     if found is None:
         there = [child for child, _ in pl_module.named_children()]
         raise ValueError(
-            f"{type(pl_module).__name__} has no submodule {name!r} to hook; its submodules are {', '.join(there) or 'none'}"
+            f"{type(pl_module).__name__} has no submodule {name!r} to hook; "
+            f"its submodules are {', '.join(there) or 'none'}"
         )
     return found
 
@@ -215,8 +218,8 @@ def _length_of_training_set(trainer: Trainer) -> int:
         what = f"{type(dataset).__name__} data set" if dataset is not None else f"{type(loader).__name__} of loaders"
         raise ValueError(
             f"retrospection remembers by sample, but the training {what} has no length and so no sample indices: use a "
-            "map-style data set wrapped in lit_distill.datamodules.IndexedDataset, or yield the sample's row in the batch "
-            "and set num_samples of LearningWithRetrospection"
+            "map-style data set wrapped in lit_distill.datamodules.IndexedDataset, or yield the sample's row in the "
+            "batch and set num_samples of LearningWithRetrospection"
         ) from None
 
 
@@ -247,7 +250,9 @@ def _logits_and_target(criterion: nn.Module, args: tuple[Any, ...], kwargs: dict
 def _check_call(loss: Any, logits: Tensor, index: Tensor) -> None:
     if not isinstance(loss, Tensor) or loss.dim() != 0:
         got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise ValueError(f"retrospection needs a criterion that returns a scalar, got {got}: set its reduction to 'mean'")
+        raise ValueError(
+            f"retrospection needs a criterion that returns a scalar, got {got}: set its reduction to 'mean'"
+        )
     if logits.dim() != 2 or len(logits) != len(index):
         raise ValueError(
             f"retrospection needs logits (B, K) with one row for each of the batch's {len(index)} indices, "

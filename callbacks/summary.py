@@ -47,7 +47,7 @@ class RunSummary(Callback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.last and not trainer.fast_dev_run:
+        if self.last:
             rank_zero_only(print)(f"\n{self.table()}\n\n{_places(trainer)}", flush=True)
 
     @override

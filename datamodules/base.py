@@ -17,8 +17,9 @@ class ImageDataModule(LightningDataModule):
     """Base of the data modules: a subclass says what the data sets are, this class how they are read.
 
     A subclass sets ``num_classes`` (and ``class_names`` where it has them) at construction, and in ``setup`` the data
-    sets ``train_set``, ``val_set``, ``test_set`` and ``predict_set``, each map-style and of ``(image, target)``. Batches
-    are `Batch`. Order and augmentation of an epoch are a pure function of the seed, whatever the number of workers.
+    sets ``train_set``, ``val_set``, ``test_set`` and ``predict_set``, each map-style and of ``(image, target)``.
+    Batches are `Batch`. Order and augmentation of an epoch are a pure function of the seed, whatever the number of
+    workers.
 
     Args:
         batch_size: Samples a step and rank.
@@ -61,14 +62,14 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the keyed loader of the training set; its batches start at the epoch that training has reached."""
         seed = global_seed() if self.seed is None else self.seed
-        ranks = {"num_replicas": 1, "rank": 0}
-        if self.trainer is not None:
-            ranks = {"num_replicas": self.trainer.world_size, "rank": self.trainer.global_rank}
         data = IndexedDataset(self.train_set, seed)
-        sampler = KeyedSampler(data, seed, **ranks)
-        if self.trainer is not None:
+        trainer: Any = self.trainer  # whose progress Lightning's types do not know
+        if trainer is None:
+            sampler = KeyedSampler(data, seed)
+        else:
+            sampler = KeyedSampler(data, seed, num_replicas=trainer.world_size, rank=trainer.global_rank)
             # After a resume the loader is iterated, and its workers read ahead, before Lightning tells it the epoch.
-            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+            sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)
         return self._loader(data, self.batch_size, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[Batch]:

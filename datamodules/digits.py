@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2

@@ -36,7 +36,11 @@ class IndexedDataset(Dataset[Batch]):
     """
 
     def __init__(self, dataset: Any, seed: int = 0, generators: Collection[Generator] | None = None) -> None:
-        if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
+        if (
+            isinstance(dataset, IterableDataset)
+            or not isinstance(dataset, Sized)
+            or not hasattr(dataset, "__getitem__")
+        ):
             raise ValueError(
                 f"IndexedDataset needs a map-style data set, with a length and rows, got {type(dataset).__name__}"
             )

@@ -16,8 +16,8 @@ class KeyedSampler(DistributedSampler[Any]):
     """Yield ``(view, index)``: the epoch, and the row in the epoch's keyed order.
 
     The order is a pure function of ``(seed, epoch)``, and the ranks deal it out among themselves in turn, so that the
-    global batch is the same for any number of them. A `DistributedSampler`, so Lightning keeps it under DDP and tells it
-    the epoch.
+    global batch is the same for any number of them. A `DistributedSampler`, so Lightning keeps it under DDP and tells
+    it the epoch.
 
     Args:
         dataset: Only its length is used.

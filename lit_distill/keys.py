@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 import os
 import random
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ def derive_seed(*key: int) -> int:
     Neighbouring keys give unrelated seeds; the value is the same on every machine, process and Python version.
 
     Source:
-        The finaliser of SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+        The finaliser of SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+        OOPSLA 2014.
 
     Example:
         >>> derive_seed(42, 0, 7) == derive_seed(42, 0, 7), derive_seed(42, 0, 7) == derive_seed(42, 7, 0)
@@ -59,17 +60,18 @@ def seeded(seed: int, generators: Collection[Generator] = GENERATORS) -> Iterato
         >>> bool(first == second), bool((before == torch.get_rng_state()).all())
         (True, True)
     """
+    numpy: Any = np.random  # whose stubs leave out the exchange of bit generators
     torch_state = torch.get_rng_state() if "torch" in generators else None
     python_state = random.getstate() if "python" in generators else None
     # Exchanging NumPy's bit generator is an order of magnitude faster than copying its state out and in.
-    numpy_generator = np.random.get_bit_generator() if "numpy" in generators else None
+    numpy_generator = numpy.get_bit_generator() if "numpy" in generators else None
     try:
         if torch_state is not None:
             torch.default_generator.manual_seed(seed)
         if python_state is not None:
             random.seed(seed)
         if numpy_generator is not None:
-            np.random.set_bit_generator(np.random.PCG64(seed))
+            numpy.set_bit_generator(np.random.PCG64(seed))
         yield
     finally:
         if torch_state is not None:
@@ -77,4 +79,4 @@ def seeded(seed: int, generators: Collection[Generator] = GENERATORS) -> Iterato
         if python_state is not None:
             random.setstate(python_state)
         if numpy_generator is not None:
-            np.random.set_bit_generator(numpy_generator)
+            numpy.set_bit_generator(numpy_generator)

@@ -1,6 +1,7 @@
 """What validation and testing measure."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,9 @@ class DistillationMetrics(nn.ModuleDict):
 
     ``accuracy_class`` and ``accuracy_distill`` are the top-1 accuracies of the heads, ``accuracy_mean_logits`` that of
     their averaged logits (DeiT's code), ``accuracy_mean_probs`` that of their averaged softmaxes (DeiT's paper). Of the
-    averaged softmaxes are also ``nll``, the negative log-likelihood in nats, and ``ece``, the expected calibration error
-    (15 bins, L1). With a teacher, ``agreement`` is the share of samples on which the averaged softmaxes decide as the
-    teacher does, and ``teacher_accuracy`` its top-1 accuracy. Accuracies and ``ece`` are in 0..1.
+    averaged softmaxes are also ``nll``, the negative log-likelihood in nats, and ``ece``, the expected calibration
+    error (15 bins, L1). With a teacher, ``agreement`` is the share of samples on which the averaged softmaxes decide as
+    the teacher does, and ``teacher_accuracy`` its top-1 accuracy. Accuracies and ``ece`` are in 0..1.
 
     Args:
         teacher: Whether there is a teacher.
@@ -56,11 +57,15 @@ class DistillationMetrics(nn.ModuleDict):
         }
         if teacher_logits is not None and "agreement" in self:
             decisions["teacher_accuracy"] = teacher_logits
-            self["agreement"](log_probs.argmax(dim=1), teacher_logits.argmax(dim=1))
+            self.metric("agreement").update(log_probs.argmax(dim=1), teacher_logits.argmax(dim=1))
         for name, scores in decisions.items():
-            self[name].update(scores.argmax(dim=1), labels)
-        self["nll"].update(F.nll_loss(log_probs, labels), weight=len(labels))
-        self["ece"].update(log_probs.exp(), labels)
+            self.metric(name).update(scores.argmax(dim=1), labels)
+        self.metric("nll").update(F.nll_loss(log_probs, labels), weight=len(labels))
+        self.metric("ece").update(log_probs.exp(), labels)
+
+    def metric(self, name: str) -> Any:
+        """Return the torchmetrics metric ``name``."""
+        return self[name]
 
 
 def mean_log_probs(output: StudentOutput) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]  # exported, but not declared so
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
@@ -20,12 +20,13 @@ from lit_distill.schedule import WarmupCosine
 class LitDistiller(LightningModule):
     r"""Train a student on labels and on a frozen teacher.
 
-    .. math:: (1 - \alpha)\, \mathrm{criterion}(z, y) + \alpha\, \mathrm{distillation}(z_\text{distill}, z_\text{teacher}, y)
+    .. math:: (1 - \alpha)\, \mathrm{criterion}(z, y)
+        + \alpha\, \mathrm{distillation}(z_\text{distill}, z_\text{teacher}, y)
 
     Without ``distillation`` it is plain training on the criterion, which is also how a teacher is made.
 
-    The teacher is a guest: it follows the module's moves and casts, but is in no checkpoint, optimizer or averaged copy,
-    and always in eval mode.
+    The teacher is a guest: it follows the module's moves and casts, but is in no checkpoint, optimizer or averaged
+    copy, and always in eval mode.
 
     Args:
         student: Images ``(B, C, H, W)`` to `StudentOutput` or to one ``(B, K)`` tensor that serves both losses.
@@ -97,11 +98,11 @@ class LitDistiller(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         image, target = batch[0], batch[1]
         output = StudentOutput.of(self.student(image))
-        loss = criterion = self.criterion(output.logits.float(), target)
-        terms = {"train/criterion": criterion.detach()}
+        loss: Tensor = self.criterion(output.logits.float(), target)
+        terms = {"train/criterion": loss.detach()}
         if self.distillation is not None and self.teacher is not None:
             distillation = self.distillation(output.distill_logits, self.teacher(image), target)
-            loss = (1 - self.alpha) * criterion + self.alpha * distillation
+            loss = (1 - self.alpha) * loss + self.alpha * distillation
             terms["train/distillation"] = distillation.detach()
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, batch_size=len(image))
         self.log_dict(terms, on_step=False, on_epoch=True, batch_size=len(image))
@@ -124,12 +125,13 @@ class LitDistiller(LightningModule):
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.distillation is not None and self.teacher is None:
             raise ValueError(
-                f"{type(self.distillation).__name__} needs a teacher, got teacher=None: give one, or set distillation to None"
+                f"{type(self.distillation).__name__} needs a teacher, got teacher=None: "
+                "give one, or set distillation to None"
             )
         counts = {
             "student": count_classes(self.student),
             "teacher": None if self.teacher is None else self.teacher.num_classes,
-            "data": getattr(self._trainer and self._trainer.datamodule, "num_classes", None),
+            "data": getattr(getattr(self._trainer, "datamodule", None), "num_classes", None),
         }
         known = {name: count for name, count in counts.items() if count is not None}
         if len(set(known.values())) > 1:
@@ -149,12 +151,12 @@ class LitDistiller(LightningModule):
             scheduler.start(int(steps))
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": self.scheduler_interval},  # type: ignore[typeddict-item]
+            "lr_scheduler": {"scheduler": scheduler, "interval": self.scheduler_interval},
         }
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the trainable parameters in two groups: without weight decay, and with the optimizer's own."""
-        exempt = getattr(self.student, "no_weight_decay", set)()
+        exempt: set[str] = getattr(self.student, "no_weight_decay", set)()
         # The rate itself is the optimizer's to say; any but zero makes timm sort the parameters.
         plain, decayed = param_groups_weight_decay(
             self, weight_decay=1.0, no_weight_decay_list=[f"student.{name}" for name in exempt]
@@ -164,7 +166,7 @@ class LitDistiller(LightningModule):
 
     @classmethod
     @override
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
         """Load a checkpoint as Lightning does, but without the teacher unless one is given as ``teacher=``.
 
         Checkpoints of the command line need nothing more; for those of Python code give ``student=``.
@@ -192,8 +194,9 @@ class LitDistiller(LightningModule):
         output = StudentOutput.of(self.student(image))
         metrics.update_with(output, None if self.teacher is None else self.teacher(image), target)
         shown = "accuracy_mean_probs"
-        for name, metric in metrics.items():
-            self.log(f"{stage}/{name}", metric, on_epoch=True, prog_bar=name == shown, batch_size=len(image))  # type: ignore[arg-type]
+        for name in metrics:
+            metric = metrics.metric(name)
+            self.log(f"{stage}/{name}", metric, on_epoch=True, prog_bar=name == shown, batch_size=len(image))
 
     def _save_hyperparameters(self) -> None:
         arguments = list(inspect.signature(LitDistiller.__init__).parameters)[1:]
@@ -203,4 +206,3 @@ class LitDistiller(LightningModule):
             self.save_hyperparameters()
         else:
             self.save_hyperparameters("alpha", "scheduler_interval")
-

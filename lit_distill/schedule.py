@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
@@ -57,7 +58,7 @@ class WarmupCosine(LRScheduler):
                 group["lr"] = rate
 
     @override
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         return [rate * self._scale(self.last_epoch) for rate in self.base_lrs]
 
     @override

@@ -27,9 +27,9 @@ from lit_distill.module import LitDistiller
 class DistillCLI(LightningCLI):
     """``LightningCLI`` for `LitDistiller` and any data module.
 
-    Beside Lightning's own: ``--retrospection``; ``--checkpoint``, the arguments of ``ModelCheckpoint``; a ``--config`` that
-    is no file names one of the package's recipes; ``--ckpt_path`` fills in the configuration of that run, which files and
-    flags then override.
+    Beside Lightning's own: ``--retrospection``; ``--checkpoint``, the arguments of ``ModelCheckpoint``; a ``--config``
+    that is no file names one of the package's recipes; ``--ckpt_path`` fills in the configuration of that run, which
+    files and flags then override.
     """
 
     def __init__(self, args: Sequence[str]) -> None:
@@ -43,7 +43,7 @@ class DistillCLI(LightningCLI):
             seed_everything_default=42,
             auto_configure_optimizers=False,
             parser_kwargs={**quiet, **{name: dict(quiet) for name in self.subcommands()}},
-            args=list(args),  # type: ignore[arg-type]
+            args=list(args),
         )
 
     @override
@@ -94,7 +94,9 @@ class DistillCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            subparser = self._subcommand_parsers.get(next((arg for arg in args if arg in self.subcommands()), ""), parser)
+            subparser = self._subcommand_parsers.get(
+                next((arg for arg in args if arg in self.subcommands()), ""), parser
+            )
             raise ValueError(one_line(error, subparser._option_string_actions)) from error
         for line in differences(self.checkpoint_config, self.config[self.config.subcommand]):
             print(f"note: {line}", file=sys.stderr)
@@ -157,7 +159,9 @@ class _ModelInstantiator(_InstantiatorFn):
     """Lightning's, for students that have no ``num_classes`` to link to."""
 
     @override
-    def __call__(self, class_type: type[Any], *args: Any, applied_instantiation_links: dict[str, Any], **kwargs: Any) -> Any:
+    def __call__(
+        self, class_type: type[Any], *args: Any, applied_instantiation_links: dict[str, Any], **kwargs: Any
+    ) -> Any:
         self.cli._dump_config()
         student = self.cli.config_dump["model"]["student"].get("init_args") or {}
         links = applied_instantiation_links if "num_classes" in student else {}
@@ -215,6 +219,7 @@ def _tidy_output() -> None:
         "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # lightning 2.6 with torch >= 2.15
         "Starting from v1.9.0, `tensorboardX` has been removed",  # the CSV logger is meant to serve without it
         "Be aware that when using `ckpt_path`, callbacks used to create",  # retrospection has no part in a test
+        "The dirpath has changed",  # to the new folder of a resumed run; _BestCheckpoint carries the best over
         ".*does not have many workers",  # small data is fastest in the process itself
         "GPU available but not used",  # said by whoever chose the accelerator
         "The number of training batches .* is smaller than the logging interval",  # epoch means are logged anyway

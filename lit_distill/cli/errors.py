@@ -5,6 +5,7 @@ from difflib import get_close_matches
 import inspect
 from pkgutil import resolve_name
 import re
+from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.loggers import Logger
@@ -14,7 +15,14 @@ from torch.optim.lr_scheduler import LRScheduler
 
 _BASES = (nn.Module, LightningDataModule, Callback, Optimizer, LRScheduler, Logger)
 # What jsonargparse says of the other branches of a union; never the mistake itself.
-_NOISE = ("Expected a <class", "Expected a path but", "Does not validate against", "Given value", "Errors:", "Subtypes:")
+_NOISE = (
+    "Expected a <class",
+    "Expected a path but",
+    "Does not validate against",
+    "Given value",
+    "Errors:",
+    "Subtypes:",
+)
 
 
 def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
@@ -33,14 +41,15 @@ def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
     text = re.sub(r"^Call to compute_fn of link .* failed: ", "", str(error).strip())
     if isinstance(error, OSError) and error.filename and error.strerror:
         return (
-            f"cannot use {error.filename}: {error.strerror}; for logs choose another folder with the logger's save_dir, "
-            "or with --trainer.default_root_dir"
+            f"cannot use {error.filename}: {error.strerror}; for logs choose another folder with the logger's "
+            "save_dir, or with --trainer.default_root_dir"
         )
     if not text or isinstance(error, (KeyError, AttributeError, TypeError, IndexError)):
         text = f"{type(error).__name__}: {text}" if "Parser key" not in text else text
     if text.startswith("Error(s) in loading state_dict"):
         details = [line.strip() for line in text.split("\n")[1:]]
-        return f"the checkpoint does not fit the model: {details[0]}{f' (and {len(details) - 1} more)' if details[1:] else ''}"
+        more = f" (and {len(details) - 1} more)" if details[1:] else ""
+        return f"the checkpoint does not fit the model: {details[0]}{more}"
     key = re.search(r'Parser key "([^"]+)"', text)
     where = f"{key[1]}: " if key else ""
     text = re.sub(r'([\w.]+: )*Parser key "[^"]+":', "", text) if key else text
@@ -50,7 +59,9 @@ def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
     missing = re.search(r"Expected a dot import path string: (\S+)|has no attribute .*class_path='([^']+)'", text)
     if missing:
         return where + _unknown_class(missing[1] or missing[2])
-    refused = re.search(r"class_path '([^']+)':\s*(?:-\s*)?(?:Option|Key|Parser key)s? ['\"]([^'\"]+)['\"] is not", text)
+    refused = re.search(
+        r"class_path '([^']+)':\s*(?:-\s*)?(?:Option|Key|Parser key)s? ['\"]([^'\"]+)['\"] is not", text
+    )
     if refused:
         return where + _unknown_argument(refused[1], refused[2])
     unreadable = re.search(r"Problem with given class_path '([^']+)':\s*(.+)", text)
@@ -91,11 +102,14 @@ def _unknown_class(path: str) -> str:
 def _unknown_argument(class_path: str, name: str) -> str:
     accepted = [arg for arg in inspect.signature(resolve_name(class_path)).parameters if arg not in ("args", "kwargs")]
     near = get_close_matches(name, accepted, n=1, cutoff=0.0)
-    return f"{class_path.rpartition('.')[2]} has no argument {name!r}" + (f"; the nearest is {near[0]!r}" if near else "")
+    return f"{class_path.rpartition('.')[2]} has no argument {name!r}" + (
+        f"; the nearest is {near[0]!r}" if near else ""
+    )
 
 
-def _subclasses(bases: Iterable[type]) -> Iterator[type]:
+def _subclasses(bases: Iterable[type[Any]]) -> Iterator[type[Any]]:
     for base in bases:
+        cls: type[Any]
         for cls in base.__subclasses__():
             yield cls
             yield from _subclasses([cls])

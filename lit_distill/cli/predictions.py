@@ -11,11 +11,12 @@ import torch
 
 
 def write_predictions(trainer: Trainer, output: Path | None, **kwargs: Any) -> Path:
-    """Predict with ``trainer`` and write one CSV row a sample: index, predicted class, its probability, all probabilities.
+    """Predict with ``trainer`` and write one CSV row a sample: its row, the class, its probability, all probabilities.
 
     Args:
-        trainer: Runs ``predict`` with ``kwargs``.
+        trainer: Runs ``predict``.
         output: The file to write, or None for a new ``predictions.csv`` beside the checkpoint.
+        **kwargs: Arguments of ``Trainer.predict``.
 
     Raises:
         ValueError: If ``output`` exists.
@@ -32,7 +33,9 @@ def write_predictions(trainer: Trainer, output: Path | None, **kwargs: Any) -> P
     with os.fdopen(handle, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["index", "class", "probability", *(f"p({name})" for name in names)])
-        for row, (k, p, rest) in enumerate(zip(decided.tolist(), confidence.tolist(), probabilities.tolist(), strict=True)):
+        for row, (k, p, rest) in enumerate(
+            zip(decided.tolist(), confidence.tolist(), probabilities.tolist(), strict=True)
+        ):
             writer.writerow([row, names[k], f"{p:.6f}", *(f"{value:.6f}" for value in rest)])
     os.replace(temporary, path)
     print(f"wrote {len(probabilities)} predictions to {path}")

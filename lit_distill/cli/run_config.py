@@ -29,12 +29,14 @@ class SaveRunConfig(SaveConfigCallback):
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_link_targets=False, skip_validation=True))
+        config = yaml.safe_load(
+            self.parser.dump(self.config, skip_none=False, skip_link_targets=False, skip_validation=True)
+        )
         checkpoint[KEY] = {key: value for key, value in config.items() if key not in ("ckpt_path", "debug")}
 
 
 def from_checkpoint(args: list[str], subcommands: Collection[str]) -> tuple[dict[str, Any], list[str]]:
-    """Put the configuration of the run that ``--ckpt_path`` is from before all other arguments, so that they override it.
+    """Put the configuration of the run that ``--ckpt_path`` is from before all other arguments, which override it.
 
     Returns:
         That configuration, empty without one, and the new arguments.
@@ -94,11 +96,17 @@ def recipe(args: list[str]) -> list[str]:
 
 
 def _recipe_path(name: str) -> str:
-    recipes = {Path(str(path)).stem: str(path) for path in files("lit_distill.configs").iterdir() if str(path).endswith(".yaml")}
+    recipes = {
+        Path(str(path)).stem: str(path)
+        for path in files("lit_distill.configs").iterdir()
+        if str(path).endswith(".yaml")
+    }
     found = recipes.get(Path(name).stem)
     if found is None:
         near = get_close_matches(Path(name).stem, recipes, n=2, cutoff=0.0)
-        raise ValueError(f"no configuration file {name}, and no recipe of that name; the nearest recipes: {', '.join(near)}")
+        raise ValueError(
+            f"no configuration file {name}, and no recipe of that name; the nearest recipes: {', '.join(near)}"
+        )
     return found
 
 

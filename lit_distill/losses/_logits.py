@@ -1,7 +1,7 @@
 """What every loss asks of its logits."""
 
-from torch import Tensor
 import torch
+from torch import Tensor
 
 # Differences of logits must not overflow float32, which bfloat16's largest values would; nothing smaller is touched.
 _LARGEST = 1e30

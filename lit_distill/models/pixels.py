@@ -11,7 +11,7 @@ class PixelInput(nn.Module):
     """Bring an image batch to a network's range, size and normalisation, in that order.
 
     ``uint8`` becomes ``value / 255``; a float batch keeps its range. With ``input_size`` the image is resized
-    (bilinear, antialiased) when its size differs; with ``mean`` and ``std`` it becomes ``(x - mean) / std`` per channel.
+    (bilinear, antialiased) when its size differs; with ``mean`` and ``std`` it becomes ``(x - mean) / std`` a channel.
     Without them it is taken as it comes. The statistics are buffers: they move and cast with the network, and are no
     part of its state dict.
 

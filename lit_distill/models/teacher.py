@@ -116,7 +116,9 @@ def _timm_model(name: str, weights: str | Path | None, num_classes: int | None, 
         classifier = timm.get_pretrained_cfg_value(name, "classifier")
         head = state.get(f"{classifier}.weight") if isinstance(classifier, str) else None
         num_classes = None if head is None else len(head)
-    model = timm.create_model(name, pretrained=False, **({"num_classes": num_classes} if num_classes else {}), **args)
+    if num_classes is not None:
+        args["num_classes"] = num_classes
+    model = timm.create_model(name, pretrained=False, **args)
     load_strictly(model, state, weights)
     return model
 

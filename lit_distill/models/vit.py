@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from einops import pack, rearrange, repeat, unpack
 from einops.layers.torch import Rearrange
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -92,7 +92,8 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Encode ``(B, N, D)`` tokens."""
-        for attention, feed_forward in self.layers:  # type: ignore[misc]  # a ModuleList of pairs
+        for block in self.layers:
+            attention, feed_forward = block.children()
             tokens = tokens + attention(tokens)
             tokens = tokens + feed_forward(tokens)
         out: Tensor = self.norm(tokens)
@@ -125,7 +126,8 @@ class DistillableViT(nn.Module):
         mean: Per-channel mean of the pixels in 0..1 units; None takes the image as it comes.
         std: Per-channel standard deviation, with ``mean``.
         tokenizer: Replaces the patch embedding; `patch_size` is then unused.
-        encoder: Replaces the transformer; ``depth``, ``heads``, ``mlp_dim``, ``dim_head`` and ``dropout`` are then unused.
+        encoder: Replaces the transformer; ``depth``, ``heads``, ``mlp_dim``, ``dim_head`` and ``dropout`` are then
+            unused.
 
     Shape:
         image ``(B, C, H, W)``, ``uint8`` 0..255 or float 0..1, to `StudentOutput` with two ``(B, K)``; to a plain
@@ -139,8 +141,8 @@ class DistillableViT(nn.Module):
         Dosovitskiy et al., arXiv 2010.11929; Touvron et al., arXiv 2012.12877; layout of lucidrains/vit-pytorch.
 
     Example:
-        >>> vit = DistillableViT(image_size=8, patch_size=2, num_classes=10, dim=32, depth=1, heads=2, mlp_dim=64, channels=1)
-        >>> vit(torch.rand(4, 1, 8, 8)).distill_logits.shape
+        >>> vit = DistillableViT(image_size=8, patch_size=2, num_classes=10, dim=32, depth=1, heads=2, mlp_dim=64)
+        >>> vit(torch.rand(4, 3, 8, 8)).distill_logits.shape
         torch.Size([4, 10])
     """
 

@@ -1,13 +1,13 @@
 """Reading weights without running anything that comes with them."""
 
-import pickle
 from pathlib import Path
+import pickle
 from typing import Any
 import warnings
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+import torch
 from torch import Tensor, nn
 
 
@@ -58,8 +58,11 @@ def load_safely(path: str | Path, what: str = "weights", mmap: bool = False) -> 
     except pickle.UnpicklingError as error:
         raise ValueError(_refusal(path, str(error), what)) from error
     except (EOFError, LookupError, OSError, RuntimeError, SafetensorError, ValueError, AttributeError) as error:
-        reason = str(error).split("\n")[0].split(". This")[0] if isinstance(error, (RuntimeError, SafetensorError)) else ""
-        raise ValueError(f"cannot read {path}, truncated or not a {what} file{reason and f': {reason}'}") from error
+        # Of the other types the message is a number or a fragment.
+        said = (
+            str(error).split("\n")[0].split(". This")[0] if isinstance(error, (RuntimeError, SafetensorError)) else ""
+        )
+        raise ValueError(f"cannot read {path}, truncated or not a {what} file{said and f': {said}'}") from error
 
 
 def load_strictly(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
