@@ -50,7 +50,7 @@ class DigitsDataModule(ImageDataModule):
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
         self.train_transform = train_transform or v2.RandomAffine(
-            degrees=12, translate=(0.1, 0.1), scale=(0.9, 1.1), shear=8, interpolation=InterpolationMode.BILINEAR
+            degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1), shear=5, interpolation=InterpolationMode.BILINEAR
         )
 
     def setup(self, stage: str | None = None) -> None:

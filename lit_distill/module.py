@@ -34,7 +34,7 @@ class LitDistiller(LightningModule):
         criterion: ``criterion(logits, target)`` to a scalar; by default cross-entropy. Label smoothing is
             ``torch.nn.CrossEntropyLoss(label_smoothing=0.1)``.
         distillation: ``distillation(distill_logits, teacher_logits, target)`` to a scalar, such as `HardDistillation`
-            or `SoftDistillation`; None trains without.
+            or `SoftDistillation`; None trains without, and the class head then answers alone.
         alpha: Weight of the distillation loss, in 0..1.
         optimizer: Makes the optimizer from parameter groups. Norms, biases, tokens, position embeddings and all other
             vectors are in a group without weight decay.
@@ -95,9 +95,15 @@ class LitDistiller(LightningModule):
         self.test_metrics = DistillationMetrics(teacher=self.teacher is not None)
 
     @override
+    def forward(self, image: Tensor) -> StudentOutput:
+        """Return the student's logits; without distillation nothing trains its second head, which then has no say."""
+        output = StudentOutput.of(self.student(image))
+        return output if self.distillation is not None else StudentOutput(output.logits, output.logits)
+
+    @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         image, target = batch[0], batch[1]
-        output = StudentOutput.of(self.student(image))
+        output = self(image)
         loss: Tensor = self.criterion(output.logits.float(), target)
         terms = {"train/criterion": loss.detach()}
         if self.distillation is not None and self.teacher is not None:
@@ -119,7 +125,7 @@ class LitDistiller(LightningModule):
     @override
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
         image = batch if isinstance(batch, Tensor) else batch[0]
-        return mean_log_probs(StudentOutput.of(self.student(image))).exp()
+        return mean_log_probs(self(image)).exp()
 
     @override
     def setup(self, stage: str) -> None:
@@ -191,7 +197,7 @@ class LitDistiller(LightningModule):
 
     def _measure(self, batch: Any, metrics: DistillationMetrics, stage: str) -> None:
         image, target = batch[0], batch[1]
-        output = StudentOutput.of(self.student(image))
+        output = self(image)
         metrics.update_with(output, None if self.teacher is None else self.teacher(image), target)
         shown = "accuracy_mean_probs"
         for name in metrics:

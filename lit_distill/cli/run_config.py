@@ -54,7 +54,7 @@ def from_checkpoint(args: list[str], subcommands: Collection[str]) -> tuple[dict
         missing = _missing_teacher(config)
         if missing:
             print(f"note: the teacher's weights {missing} are gone; going on without teacher_accuracy and agreement")
-            config["model"]["teacher"] = config["model"]["distillation"] = None
+            config["model"]["teacher"] = None
     if not config:
         return {}, args
     return config, [*args[: at + 1], "--config", json.dumps(config), *args[at + 1 :]]

@@ -16,10 +16,17 @@ from lit_distill.models.pixels import PixelInput
 class PatchTokenizer(nn.Sequential):
     """Cut an image into patches and project each to one token: ``(B, C, H, W)`` to ``(B, N, D)``.
 
-    Layer norm before and after the projection, as in vit-pytorch.
+    Args:
+        image_size: Height and width in pixels, or one int for a square.
+        patch_size: Height and width of a patch in pixels; must divide ``image_size``.
+        dim: Width D of a token.
+        channels: Channels C of the image.
+        norm: Layer norm before and after the projection, as in vit-pytorch since 2022; its first releases have none.
+            The one before takes mean and contrast from every patch, so leave both out for patches of few pixels.
 
     Raises:
-        ValueError: If ``patch_size`` does not divide ``image_size``.
+        ValueError: If ``patch_size`` does not divide ``image_size``, or ``norm`` would leave nothing of patches of one
+            value.
 
     Example:
         >>> PatchTokenizer(image_size=8, patch_size=2, dim=32, channels=1)(torch.rand(4, 1, 8, 8)).shape
@@ -27,7 +34,12 @@ class PatchTokenizer(nn.Sequential):
     """
 
     def __init__(
-        self, image_size: int | Sequence[int], patch_size: int | Sequence[int], dim: int, channels: int = 3
+        self,
+        image_size: int | Sequence[int],
+        patch_size: int | Sequence[int],
+        dim: int,
+        channels: int = 3,
+        norm: bool = True,
     ) -> None:
         (height, width), (p1, p2) = _pair(image_size, "image_size"), _pair(patch_size, "patch_size")
         if height % p1 or width % p2:
@@ -35,11 +47,13 @@ class PatchTokenizer(nn.Sequential):
                 f"patch_size must divide image_size, got patch_size {p1}x{p2} and image_size {height}x{width}"
             )
         patch_dim = channels * p1 * p2
+        if norm and patch_dim == 1:
+            raise ValueError("a patch of one value is nothing but its mean to a layer norm: set patch_norm to False")
         super().__init__(
             Rearrange("b c (h p1) (w p2) -> b (h w) (p1 p2 c)", p1=p1, p2=p2),
-            nn.LayerNorm(patch_dim),
+            nn.LayerNorm(patch_dim) if norm else nn.Identity(),
             nn.Linear(patch_dim, dim),
-            nn.LayerNorm(dim),
+            nn.LayerNorm(dim) if norm else nn.Identity(),
         )
 
 
@@ -121,11 +135,12 @@ class DistillableViT(nn.Module):
         channels: Channels C of the image.
         pool: What the class head reads: ``"cls"`` the class token, ``"mean"`` the mean of class and patch tokens.
         distillation_token: False leaves the token and its head out; the class head then serves both losses.
+        patch_norm: Layer norm around the patch embedding, see `PatchTokenizer`; False for patches of few pixels.
         position_std: Standard deviation of the position embedding at the start. The usual 0.02 is too faint beside
             the unit-variance tokens for a small data set to find out where a patch lies; see ``benchmarks/RESULTS.md``.
         mean: Per-channel mean of the pixels in 0..1 units; None takes the image as it comes.
         std: Per-channel standard deviation, with ``mean``.
-        tokenizer: Replaces the patch embedding; `patch_size` is then unused.
+        tokenizer: Replaces the patch embedding; ``patch_size`` and ``patch_norm`` are then unused.
         encoder: Replaces the transformer; ``depth``, ``heads``, ``mlp_dim``, ``dim_head`` and ``dropout`` are then
             unused.
 
@@ -161,6 +176,7 @@ class DistillableViT(nn.Module):
         channels: int = 3,
         pool: Literal["cls", "mean"] = "cls",
         distillation_token: bool = True,
+        patch_norm: bool = True,
         position_std: float = 0.5,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -175,6 +191,8 @@ class DistillableViT(nn.Module):
         for name, p in {"dropout": dropout, "emb_dropout": emb_dropout}.items():
             if not 0 <= p < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {p}")
+        if position_std < 0:
+            raise ValueError(f"position_std must be >= 0, got {position_std}")
         if depth < 0:
             raise ValueError(f"depth must be >= 0, got {depth}")
         if pool not in ("cls", "mean"):
@@ -183,7 +201,7 @@ class DistillableViT(nn.Module):
         self.image_size = _pair(image_size, "image_size")
         self.pool = pool
         self.pixels = PixelInput(mean, std)
-        self.tokenizer = tokenizer or PatchTokenizer(image_size, patch_size, dim, channels)
+        self.tokenizer = tokenizer or PatchTokenizer(image_size, patch_size, dim, channels, patch_norm)
         self.encoder = encoder or Transformer(dim, depth, heads, dim_head, mlp_dim, dropout)
 
         with torch.no_grad():

@@ -1,0 +1,24 @@
+"""What keeps one test's process state from the next."""
+
+from collections.abc import Iterator
+import logging
+import os
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep a test's seeds, threads and log handlers to itself."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    threads = torch.get_num_threads()
+    handlers = [h for n in ("lightning.pytorch", "lightning.fabric") for h in logging.getLogger(n).handlers]
+    streams = [(h, h.stream, list(h.filters)) for h in handlers if isinstance(h, logging.StreamHandler)]
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+    for handler, stream, filters in streams:
+        handler.stream, handler.filters = stream, filters
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        os.environ.pop(name, None)

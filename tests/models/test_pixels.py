@@ -1,0 +1,45 @@
+import pytest
+import torch
+
+from lit_distill.models import PixelInput
+
+
+def test_uint8_and_float_give_the_same() -> None:
+    image = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8)
+    pixels = PixelInput([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    expected = (image / 255 - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)
+    torch.testing.assert_close(pixels(image), expected)
+    torch.testing.assert_close(pixels(image / 255), expected)
+
+
+def test_without_statistics_a_float_batch_is_taken_as_it_comes() -> None:
+    image = torch.randn(2, 3, 4, 4)
+    assert PixelInput()(image) is image
+
+
+def test_resizes_only_other_sizes() -> None:
+    pixels = PixelInput(input_size=8)
+    assert pixels(torch.rand(1, 3, 5, 6)).shape == (1, 3, 8, 8)
+    image = torch.rand(1, 3, 8, 8)
+    assert pixels(image) is image
+
+
+def test_statistics_follow_the_network_and_stay_out_of_its_state_dict() -> None:
+    pixels = PixelInput([0.5], [0.5]).double()
+    assert pixels(torch.zeros(1, 1, 2, 2, dtype=torch.uint8)).dtype == torch.float64
+    assert pixels.state_dict() == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mean": [0.5]}, "go together"),
+        ({"mean": [0.5], "std": [0.5, 0.5]}, "got 1 and 2 values"),
+        ({"mean": [0.5], "std": [0.0]}, "every std must be > 0"),
+        ({"input_size": 0}, "input_size must be a positive"),
+        ({"input_size": (1, 2, 3)}, "input_size must be a positive"),
+    ],
+)
+def test_refuses_statistics_and_sizes_that_make_no_sense(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PixelInput(**arguments)
