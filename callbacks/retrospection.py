@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 import inspect
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 import torch
@@ -42,6 +42,7 @@ class LearningWithRetrospection(Callback):
         criterion: Dotted name of the criterion among the module's submodules.
         index: Where the batch has the samples' rows: an attribute or key, or a position.
         num_samples: Rows of the training set; by default its length.
+        dtype: What a remembered probability is stored as.
 
     Raises:
         ValueError: At construction for a value out of range; before the first step if the criterion is no submodule,
@@ -63,6 +64,7 @@ class LearningWithRetrospection(Callback):
         criterion: str = "criterion",
         index: int | str = "index",
         num_samples: int | None = None,
+        dtype: Literal["float16", "float32"] = "float16",
     ) -> None:
         super().__init__()
         for name, value in {"interval": interval, "max_epochs": max_epochs, "num_samples": num_samples}.items():
@@ -72,6 +74,8 @@ class LearningWithRetrospection(Callback):
             raise ValueError(f"temperature must be > 0, got {temperature}")
         if not 0 <= update_rate <= 1:
             raise ValueError(f"update_rate must be in [0, 1], got {update_rate}")
+        if dtype not in ("float16", "float32"):
+            raise ValueError(f"dtype must be 'float16' or 'float32', got {dtype!r}")
         self.interval = interval
         self.temperature = temperature
         self.update_rate = update_rate
@@ -79,6 +83,7 @@ class LearningWithRetrospection(Callback):
         self.criterion = criterion
         self.index = index
         self.num_samples = num_samples
+        self.dtype = torch.float16 if dtype == "float16" else torch.float32
         self.memory: SoftLabelMemory | None = None
         self._handle: RemovableHandle | None = None
         self._epochs = 0  # M
@@ -170,7 +175,7 @@ class LearningWithRetrospection(Callback):
         logits, target = _logits_and_target(criterion, args, kwargs)
         _check_call(loss, logits, index)
         if self.memory is None:
-            self.memory = SoftLabelMemory(self._rows, logits.shape[1], device=logits.device)
+            self.memory = SoftLabelMemory(self._rows, logits.shape[1], self.dtype, logits.device)
         elif self.memory.num_classes != logits.shape[1]:
             raise ValueError(
                 f"the remembered soft labels have {self.memory.num_classes} classes, the logits {logits.shape[1]}"

@@ -85,13 +85,12 @@ class ImageDataModule(LightningDataModule):
         return self._loader(IndexedDataset(self.predict_set), self.eval_batch_size)
 
     def _loader(self, data: IndexedDataset, batch_size: int, **kwargs: Any) -> DataLoader[Batch]:
-        return DataLoader(
-            data,
-            batch_size=batch_size,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+        options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
             # Its own generator: starting workers must not draw from the one that dropout uses.
-            generator=torch.Generator(),
-            **kwargs,
-        )
+            "generator": torch.Generator(),
+        }
+        return DataLoader(data, **{**options, **kwargs})

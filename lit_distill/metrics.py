@@ -60,7 +60,7 @@ class DistillationMetrics(nn.ModuleDict):
             self.metric("agreement").update(log_probs.argmax(dim=1), teacher_logits.argmax(dim=1))
         for name, scores in decisions.items():
             self.metric(name).update(scores.argmax(dim=1), labels)
-        self.metric("nll").update(F.nll_loss(log_probs, labels), weight=len(labels))
+        self.metric("nll").update(F.nll_loss(log_probs, labels, reduction="none"))
         self.metric("ece").update(log_probs.exp(), labels)
 
     def metric(self, name: str) -> Any:

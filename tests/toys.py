@@ -27,7 +27,7 @@ class Foreign(LightningModule):
         self.log("val_loss", self.criterion(self.net(batch[0]), batch[1]))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.5, momentum=0.9)
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
 
 
 def toy_data(samples: int = 30, features: int = 6, classes: int = 4, seed: int = 1) -> TensorDataset:

@@ -1,0 +1,40 @@
+from typing import Any
+
+from toys import Foreign, toy_loader, trainer
+
+from lit_distill.callbacks import RunSummary
+
+
+class Scores(Foreign):
+    """Validates to 0.5, 0.9, 0.7."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        score = [0.5, 0.9, 0.7][self.current_epoch]
+        self.log_dict({"val/accuracy_mean_probs": score, "val/nll": 1 - score, "val/teacher_accuracy": 1.0})
+
+
+def test_tells_the_last_and_the_best_epoch_apart(capsys) -> None:
+    summary = RunSummary()
+    trainer(max_epochs=3, callbacks=summary).fit(Scores(), toy_loader(), toy_loader(8))
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["epoch,", "counted", "from", "0", "2", "1"] in rows
+    assert ["teacher", "accuracy", "100.00%", "100.00%"] in rows
+    assert ["student", "accuracy,", "mean", "of", "softmaxes", "70.00%", "90.00%"] in rows
+    assert ["negative", "log-likelihood", "(nats)", "0.3000", "0.1000"] in rows
+
+
+def test_remembers_the_best_over_a_resume(tmp_path, capsys) -> None:
+    run = trainer(max_epochs=2, callbacks=RunSummary())
+    run.fit(Scores(), toy_loader(), toy_loader(8))
+    run.save_checkpoint(tmp_path / "half.ckpt")
+    summary = RunSummary()
+    trainer(max_epochs=3, callbacks=summary).fit(
+        Scores(), toy_loader(), toy_loader(8), ckpt_path=tmp_path / "half.ckpt", weights_only=True
+    )
+    assert summary.best["epoch"] == 1
+    assert summary.last["epoch"] == 2
+
+
+def test_says_nothing_without_validation(capsys) -> None:
+    trainer(max_epochs=1, callbacks=RunSummary(), limit_val_batches=0).fit(Foreign(), toy_loader())
+    assert "best epoch" not in capsys.readouterr().out

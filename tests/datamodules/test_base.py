@@ -1,0 +1,148 @@
+"""Order and pixels of an epoch are the same for any number of workers, and for any number of ranks as a set."""
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+import pytest
+import torch
+from torch import nn
+from toys import QUIET, trainer
+
+from lit_distill.datamodules import Batch, DigitsDataModule, ImageDataModule
+
+
+class Collect(LightningModule):
+    """Keeps the batches that it is given."""
+
+    def __init__(self, folder: str | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.batches: list[tuple[int, Batch]] = []
+        self.folder = folder
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        self.batches.append((self.current_epoch, batch))
+        return self.weight * batch.image.mean()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        assert batch.index.shape == batch.target.shape
+
+    def on_train_end(self) -> None:
+        if self.folder is not None:
+            torch.save([(epoch, *batch) for epoch, batch in self.batches], f"{self.folder}/{self.global_rank}.pt")
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class FewDigits(DigitsDataModule):
+    """The first rows of the digits."""
+
+    def __init__(self, rows: int = 48, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.rows = rows
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        self.train_set = torch.utils.data.Subset(self.train_set, range(self.rows))
+
+
+def epochs_of(persistent: bool = True, epochs: int = 2, **kwargs: Any) -> list[Any]:
+    class Data(FewDigits):
+        def _loader(self, *args: Any, **options: Any) -> Any:
+            return super()._loader(*args, persistent_workers=persistent and self.num_workers > 0, **options)
+
+    module = Collect()
+    trainer(max_epochs=epochs).fit(module, datamodule=Data(batch_size=10, seed=7, **kwargs))
+    return module.batches
+
+
+def assert_same(ours: list[Any], theirs: list[Any]) -> None:
+    assert len(ours) == len(theirs) > 0
+    for (epoch, batch), (other_epoch, other) in zip(ours, theirs, strict=True):
+        assert epoch == other_epoch
+        assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")  # on two cores
+@pytest.mark.parametrize(("workers", "persistent"), [(1, False), (1, True), (3, False), (3, True)])
+def test_order_and_pixels_are_the_same_for_any_number_of_workers(workers: int, persistent: bool) -> None:
+    assert_same(epochs_of(persistent, num_workers=workers), epochs_of(num_workers=0))
+
+
+def test_views_differ_between_epochs_and_seeds() -> None:
+    batches = epochs_of(num_workers=0)
+    by_row: dict[int, list[torch.Tensor]] = {}
+    for _, batch in batches:
+        for row, image in zip(batch.index.tolist(), batch.image, strict=True):
+            by_row.setdefault(row, []).append(image)
+    assert all(len(views) == 2 for views in by_row.values())
+    assert sum(not torch.equal(*views) for views in by_row.values()) > 40
+
+
+def test_the_seed_is_the_one_given_to_seed_everything() -> None:
+    def first(seed: int | None) -> torch.Tensor:
+        data = DigitsDataModule(batch_size=10, seed=seed)
+        data.setup()
+        return next(iter(data.train_dataloader())).index
+
+    plain = first(None)
+    assert torch.equal(plain, first(0))
+    seed_everything(123, verbose=False)
+    assert torch.equal(first(None), first(123))
+    assert not torch.equal(first(None), plain)
+    assert torch.equal(first(0), plain)
+
+
+def test_a_resumed_run_goes_on_with_the_views_of_its_epoch(tmp_path) -> None:
+    for workers in (0, 2):
+        whole = epochs_of(epochs=4, num_workers=workers)
+        first, data = Collect(), FewDigits(batch_size=10, seed=7, num_workers=workers)
+        run = trainer(max_epochs=2)
+        run.fit(first, datamodule=data)
+        run.save_checkpoint(tmp_path / "half.ckpt")
+        second = Collect()
+        trainer(max_epochs=4).fit(
+            second, datamodule=FewDigits(batch_size=10, seed=7, num_workers=workers),
+            ckpt_path=tmp_path / "half.ckpt", weights_only=True,
+        )  # fmt: skip
+        assert_same(first.batches + second.batches, whole)
+
+
+def test_two_ranks_see_as_a_set_what_one_process_sees(tmp_path) -> None:
+    one = {
+        (epoch, row): image
+        for epoch, batch in epochs_of(num_workers=0)
+        for row, image in zip(batch.index.tolist(), batch.image, strict=True)
+    }
+    options = {**QUIET, "devices": 2, "strategy": "ddp_fork", "max_epochs": 2}
+    Trainer(**options).fit(Collect(str(tmp_path)), datamodule=FewDigits(batch_size=5, seed=7))
+    two = {}
+    for rank in range(2):
+        for epoch, images, _, rows in torch.load(tmp_path / f"{rank}.pt", weights_only=True):
+            for row, image in zip(rows.tolist(), images, strict=True):
+                assert (epoch, row) not in two
+                two[epoch, row] = image
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_starting_workers_draws_nothing_from_the_process() -> None:
+    data = DigitsDataModule(seed=1)
+    data.setup()
+    before = torch.get_rng_state()
+    next(iter(data.train_dataloader()))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
+        ({"eval_batch_size": 0}, "eval_batch_size must be >= 1, got 0"),
+        ({"num_workers": -1}, "num_workers must be >= 0, got -1"),
+    ],
+)
+def test_refuses_what_is_out_of_range(arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImageDataModule(**arguments)

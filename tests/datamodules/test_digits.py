@@ -1,0 +1,47 @@
+from lightning.pytorch import seed_everything
+import torch
+from torch import nn
+
+from lit_distill.datamodules import DigitsDataModule
+
+
+def digits(**kwargs) -> DigitsDataModule:
+    data = DigitsDataModule(**kwargs)
+    data.setup()
+    return data
+
+
+def test_the_two_splits_are_disjoint_stratified_and_whole() -> None:
+    data = digits()
+    assert (len(data.train_set), len(data.val_set)) == (1437, 360)
+    plain = digits(train_transform=nn.Identity())
+    rows = [tuple(image.flatten().tolist()) for part in (plain.train_set, plain.val_set) for image, _ in part]
+    assert len(set(rows)) == len(rows) == 1797  # no two digits are alike, so none is in both
+    for part, total in ((data.train_set, 1437), (data.val_set, 360)):
+        counts = torch.bincount(torch.tensor([part[i][1] for i in range(total)]), minlength=10)
+        assert (counts / total - 0.1).abs().max() < 0.01
+
+
+def test_the_split_does_not_depend_on_the_seed_of_the_run() -> None:
+    first = [image for image, _ in digits(seed=1).val_set]
+    seed_everything(99, verbose=False)
+    second = [image for image, _ in digits().val_set]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_images_are_sixteenths() -> None:
+    image, target = digits().val_set[0]
+    assert image.shape == (1, 8, 8)
+    assert image.dtype == torch.float32
+    assert torch.equal(image * 16, (image * 16).round())
+    assert 0 <= image.min() < image.max() <= 1
+    assert target in range(10)
+
+
+def test_batches_of_every_stage_carry_the_index() -> None:
+    data = digits(batch_size=10, eval_batch_size=20)
+    assert next(iter(data.train_dataloader())).image.shape == (10, 1, 8, 8)
+    for loader in (data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
+        batch = next(iter(loader))
+        assert batch.image.shape == (20, 1, 8, 8)
+        assert batch.index.tolist() == list(range(20))

@@ -1,0 +1,78 @@
+import random
+
+import numpy as np
+import pytest
+from timm.data.auto_augment import rand_augment_transform
+import torch
+from torch.utils.data import IterableDataset, Subset
+from torchvision.datasets import FakeData
+from torchvision.transforms import InterpolationMode, v2
+
+from lit_distill.datamodules import Batch, IndexedDataset, generators_of
+
+
+def noisy(image: object) -> torch.Tensor:
+    return torch.tensor([torch.rand(()).item(), random.random(), float(np.random.rand())])
+
+
+def test_a_sample_carries_its_row_and_can_be_unpacked() -> None:
+    data = IndexedDataset(FakeData(5, (3, 4, 4), transform=v2.ToImage()))
+    sample = data[3]
+    image, target, index = sample
+    assert isinstance(sample, Batch)
+    assert (image.shape, target, index, len(data)) == ((3, 4, 4), data.dataset[3][1], 3, 5)
+
+
+def test_a_keyed_read_depends_on_seed_view_and_row_and_nothing_else() -> None:
+    data = IndexedDataset(FakeData(5, (3, 4, 4), transform=noisy), seed=1)
+    first = data[(2, 3)].image
+    torch.rand(7), random.random(), np.random.rand(3)
+    assert torch.equal(first, data[(2, 3)].image)
+    other_seed = IndexedDataset(FakeData(5, (3, 4, 4), transform=noisy), seed=2)
+    for other in (data[(1, 3)], data[(2, 4)], data[(3, 2)], other_seed[(2, 3)]):
+        assert (first != other.image).all()
+
+
+def test_a_keyed_read_leaves_the_process_as_it_was() -> None:
+    data = IndexedDataset(FakeData(5, (3, 4, 4), transform=noisy))
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    data[(0, 1)]
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()
+    assert (before[2] == np.random.get_state()[1]).all()
+
+
+def test_a_plain_read_draws_from_the_process() -> None:
+    data = IndexedDataset(FakeData(5, (3, 4, 4), transform=noisy))
+    assert (data[1].image != data[1].image).all()
+
+
+def test_timms_policies_are_keyed_too() -> None:
+    policy = rand_augment_transform("rand-m9-mstd0.5-inc1", {"translate_const": 10, "img_mean": (9, 9, 9)})
+    data = IndexedDataset(FakeData(4, (3, 32, 32), transform=v2.Compose([policy, v2.ToImage()])))
+    assert data.generators == ("torch", "python", "numpy")
+    samples = [data[(view, 1)].image for view in range(8)]
+    assert all(torch.equal(sample, data[(view, 1)].image) for view, sample in enumerate(samples))
+    assert len({tuple(sample.flatten().tolist()) for sample in samples}) > 1
+
+
+def test_only_the_generators_that_are_used_are_seeded() -> None:
+    affine = v2.RandomAffine(10, interpolation=InterpolationMode.BILINEAR)
+    nested = v2.Compose([v2.RandomApply([affine]), v2.RandomChoice([v2.RandomHorizontalFlip(), v2.ToImage()])])
+    assert generators_of(FakeData(transform=nested)) == ("torch",)
+    assert generators_of(Subset(FakeData(transform=nested), [0])) == ("torch",)
+    assert len(generators_of(FakeData(transform=v2.Compose([nested, noisy])))) == 3
+    assert len(generators_of(FakeData(transform=v2.Lambda(noisy)))) == 3
+    assert len(generators_of([(0, 1)])) == 3
+
+
+def test_says_what_it_cannot_wrap() -> None:
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter([(0, 1)])
+
+    for bad in (Stream(), iter([1])):
+        with pytest.raises(ValueError, match="needs a map-style data set, with a length and rows, got"):
+            IndexedDataset(bad)
+    with pytest.raises(ValueError, match=r"generators must be of .*got \['cuda'\]"):
+        IndexedDataset([(0, 1)], generators=["cuda"])

@@ -1,0 +1,290 @@
+"""The module: the loss it computes, the guest it hosts, what it saves and how it is loaded again."""
+
+import copy
+from typing import Any
+
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EMAWeightAveraging
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+from toys import trainer
+
+from lit_distill import DistillableViT, FrozenTeacher, HardDistillation, LitDistiller, SoftDistillation, StudentOutput
+
+
+def vit(classes: int = 5, **kwargs: Any) -> DistillableViT:
+    torch.manual_seed(3)
+    return DistillableViT(8, 4, classes, dim=16, depth=1, heads=2, mlp_dim=16, dim_head=8, **kwargs)
+
+
+def convnet(classes: int = 5) -> nn.Module:
+    torch.manual_seed(4)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, classes))
+
+
+def loader(samples: int = 24, classes: int = 5, batch_size: int = 8) -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randint(256, (samples, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    return DataLoader(TensorDataset(images, torch.randint(classes, (samples,), generator=generator)), batch_size)
+
+
+def distiller(**kwargs: Any) -> LitDistiller:
+    return LitDistiller(**{"student": vit(), "teacher": convnet(), "distillation": HardDistillation(), **kwargs})
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("distillation", [HardDistillation(), SoftDistillation(3.0), SoftDistillation(1.0, "deit")])
+def test_loss_and_gradient_equal_the_published_total(alpha: float, distillation: nn.Module) -> None:
+    module = distiller(alpha=alpha, distillation=distillation)
+    module.log = module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign,assignment]
+    image, target = next(iter(loader()))
+    loss = module.training_step((image, target, torch.arange(8)), 0)
+    loss.backward()
+    student = copy.deepcopy(module.student)
+    student.zero_grad()
+    output = student(image)
+    teacher = convnet().eval()(image / 255)
+    expected = (1 - alpha) * F.cross_entropy(output.logits, target)
+    expected = expected + alpha * distillation(output.distill_logits, teacher, target)
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    for ours, theirs in zip(module.student.parameters(), student.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_one_head_serves_both_losses() -> None:
+    module = distiller(student=vit(distillation_token=False))
+    output = module(torch.rand(2, 3, 8, 8))
+    assert output.logits is output.distill_logits
+
+
+def test_without_distillation_the_class_head_answers_alone() -> None:
+    module = LitDistiller(vit())
+    output = module(torch.rand(2, 3, 8, 8))
+    assert output.logits is output.distill_logits
+    probabilities = module.predict_step((torch.rand(2, 3, 8, 8), torch.zeros(2)), 0)
+    torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(2))
+
+
+def test_prediction_is_the_mean_of_the_softmaxes() -> None:
+    module, image = distiller().eval(), torch.rand(2, 3, 8, 8)
+    output = module.student(image)
+    expected = (output.logits.softmax(dim=1) + output.distill_logits.softmax(dim=1)) / 2
+    torch.testing.assert_close(module.predict_step(image), expected)
+    torch.testing.assert_close(module.predict_step((image, torch.zeros(2)), 0), expected)
+
+
+def test_logs_every_term_under_its_name() -> None:
+    run = trainer(max_epochs=2)
+    run.fit(distiller(alpha=0.25), loader(), loader())
+    names = {"accuracy_class", "accuracy_distill", "accuracy_mean_logits", "accuracy_mean_probs", "nll", "ece"}
+    names |= {"agreement", "teacher_accuracy"}
+    train = {"train/loss", "train/criterion", "train/distillation"}
+    assert set(run.callback_metrics) == train | {f"val/{name}" for name in names}
+    logged = run.callback_metrics
+    total = 0.75 * logged["train/criterion"] + 0.25 * logged["train/distillation"]
+    torch.testing.assert_close(logged["train/loss"], total)
+    run = trainer()
+    assert {f"test/{name}" for name in names} == set(run.test(distiller(), loader(), verbose=False)[0])
+
+
+class Meddler(Callback):
+    """Calls ``.train()`` on everything it can reach, as some callbacks do."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        pl_module.train()
+        pl_module.teacher.train()
+        pl_module.teacher.model.train()
+
+
+def test_the_teacher_is_bit_identical_after_a_fit() -> None:
+    module = distiller()
+    before = copy.deepcopy(module.teacher.state_dict())
+    trainer(max_epochs=2, callbacks=Meddler()).fit(module, loader(), loader())
+    after = module.teacher.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert module.teacher.model[1].num_batches_tracked == 0
+
+
+def test_the_teacher_is_a_guest() -> None:
+    module = distiller()
+    assert not [name for name in module.state_dict() if "teacher" in name]
+    assert "teacher" not in dict(module.named_children())
+    theirs = {id(p) for p in module.teacher.parameters()}
+    assert not theirs & {id(p) for group in module.parameter_groups() for p in group["params"]}
+    module.double()
+    assert module.teacher.model[0].weight.dtype == torch.float64
+    module.teacher = convnet()  # assigned later, it is frozen and hidden as well
+    assert isinstance(module.teacher, FrozenTeacher)
+    assert not [name for name in module.state_dict() if "teacher" in name]
+    module.teacher = None
+    assert module.teacher is None
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_the_teacher_follows_the_precision_plugin(precision: str) -> None:
+    run = trainer(max_epochs=1, precision=precision)
+    run.fit(distiller(), loader(), loader())
+    assert run.callback_metrics["train/loss"].isfinite()
+    assert run.callback_metrics["val/nll"].isfinite()
+
+
+def test_an_average_of_the_weights_is_the_students_alone() -> None:
+    module = distiller()
+    teacher = module.teacher
+    average = EMAWeightAveraging(decay=0.5)
+    trainer(max_epochs=2, callbacks=average).fit(module, loader(), loader())
+    assert module.teacher is teacher
+
+
+def test_compiled_in_place_the_student_keeps_its_keys() -> None:
+    module = distiller()
+    keys = list(module.state_dict())
+    module.student.compile()
+    assert list(module.state_dict()) == keys
+
+
+def test_norms_biases_tokens_and_positions_have_no_weight_decay() -> None:
+    module = distiller()
+    plain, decayed = module.parameter_groups()
+    names = {id(p): name for name, p in module.named_parameters()}
+    assert plain["weight_decay"] == 0.0
+    assert "weight_decay" not in decayed
+    without = {names[id(p)] for p in plain["params"]}
+    assert {"student.cls_token", "student.pos_embedding", "student.distillation_token"} < without
+    for p in decayed["params"]:
+        assert p.dim() > 1
+        assert names[id(p)].endswith("weight")
+    assert len(plain["params"]) + len(decayed["params"]) == len(names)
+    optimizer = module.make_optimizer(module.parameter_groups())
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.05]
+
+
+def test_the_schedule_steps_every_step_to_the_end_of_the_run() -> None:
+    rates: list[float] = []
+
+    class Rates(Callback):
+        def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    trainer(max_epochs=4, callbacks=Rates()).fit(distiller(), loader())
+    assert len(rates) == 12
+    assert rates[1:] == sorted(set(rates), reverse=True)  # one step of warm-up, then down at every step
+    assert max(rates) <= 1e-3
+    assert rates[-1] < 1e-4
+
+
+def test_other_optimizers_and_schedulers() -> None:
+    module = distiller(
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+        scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 1, gamma=0.5),
+        scheduler_interval="epoch",
+    )
+    run = trainer(max_epochs=3)
+    run.fit(module, loader())
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**3)
+    run = trainer(max_epochs=2)
+    run.fit(distiller(scheduler=None), loader())
+    assert run.optimizers[0].param_groups[0]["lr"] == 1e-3
+
+
+def test_checkpoints_of_python_code_load_safely_and_without_the_teacher(tmp_path) -> None:
+    module, run = distiller(alpha=0.3), trainer(max_epochs=1)
+    run.fit(module, loader())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert not [key for key in checkpoint["state_dict"] if "teacher" in key]
+    assert checkpoint["hyper_parameters"] == {"alpha": 0.3, "scheduler_interval": "step"}
+    again = LitDistiller.load_from_checkpoint(tmp_path / "a.ckpt", student=vit())
+    assert again.teacher is None
+    assert again.alpha == 0.3
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in module.state_dict().items())
+    with_teacher = LitDistiller.load_from_checkpoint(
+        tmp_path / "a.ckpt", student=vit(), teacher=convnet(), distillation=HardDistillation()
+    )
+    trainer(max_epochs=2).fit(with_teacher, loader(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+
+
+def test_the_training_step_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = distiller()
+    image, target = next(iter(loader()))
+    module.log = module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign,assignment]
+
+    def waits(self: torch.Tensor, *args: Any) -> Any:
+        raise AssertionError("a value was read on the host")
+
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy", "nonzero"):
+        monkeypatch.setattr(torch.Tensor, name, waits)
+    loss = module.training_step((image, target), 0)
+    monkeypatch.undo()
+    assert loss.isfinite()
+
+
+def test_two_runs_with_one_seed_are_bit_identical() -> None:
+    def run() -> dict[str, torch.Tensor]:
+        module = distiller(student=vit(dropout=0.2))
+        torch.manual_seed(0)
+        trainer(max_epochs=3).fit(module, loader())
+        return module.state_dict()
+
+    first, second = run(), run()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+class Plain(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.net = nn.Conv2d(3, classes, 8)  # no linear layer: nobody can tell its classes from outside
+
+    def forward(self, image: torch.Tensor) -> StudentOutput:
+        logits = self.net(image / 255).flatten(1)
+        return StudentOutput(logits, logits)
+
+
+def test_classes_are_compared_before_the_first_step() -> None:
+    with pytest.raises(ValueError, match="the student 5, the teacher 7 classes"):
+        trainer(max_epochs=1).fit(distiller(teacher=convnet(7)), loader())
+    module = distiller(student=Plain(4))
+    before = module.student.net.weight.clone()
+    with pytest.raises(ValueError, match=r"one shape \(B, K\), got \(8, 4\) and \(8, 5\)"):
+        trainer(max_epochs=1).fit(module, loader(classes=4))
+    assert torch.equal(before, module.student.net.weight)
+
+
+def test_distillation_without_a_teacher_is_an_error_in_training_only() -> None:
+    module = distiller(teacher=None)
+    with pytest.raises(ValueError, match="HardDistillation needs a teacher, got teacher=None"):
+        trainer(max_epochs=1).fit(module, loader())
+    assert "test/nll" in trainer().test(module, loader(), verbose=False)[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"alpha": 1.5}, r"alpha must be in \[0, 1\], got 1.5"),
+        ({"criterion": nn.CrossEntropyLoss(label_smoothing=1.5)}, r"label_smoothing must be in \[0, 1\], got 1.5"),
+        ({"scheduler_interval": "batch"}, "scheduler_interval must be 'step' or 'epoch', got 'batch'"),
+    ],
+)
+def test_refuses_what_is_out_of_range(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        distiller(**arguments)
+
+
+def test_every_module_has_a_criterion_of_its_own() -> None:
+    assert LitDistiller(vit()).criterion is not LitDistiller(vit()).criterion
+
+
+def test_warmup_cosine_needs_an_end() -> None:
+    with pytest.raises(ValueError, match="WarmupCosine needs an end"):
+        trainer(max_epochs=-1).fit(distiller(), loader())
+
+
+def test_bfloat16_logits_reach_the_criterion_as_float32() -> None:
+    module, seen = distiller(), []
+    module.criterion.register_forward_hook(lambda m, args, out: seen.append(args[0].dtype))
+    trainer(max_epochs=1, precision="bf16-true").fit(module, loader())
+    assert set(seen) == {torch.float32}
