@@ -51,14 +51,17 @@ class SoftLabelMemory:
         A row that was already recorded in this epoch keeps its first value, as does the first of several equal
         indices in the batch; a vector that is not finite is not recorded.
         """
-        newest_epoch, newest = self._epochs[:, index].max(dim=0)
-        slot = torch.where(newest_epoch == epoch, newest, 1 - newest)
+        newest_epoch, newest = self._epochs.index_select(1, index).max(dim=0)
+        again = newest_epoch == epoch
+        slot = torch.where(again, newest, 1 - newest)
+        row = slot * self.num_samples + index
         # Equal indices write equal values, those of the first of them, so the order of the writes does not matter.
         first = (index[:, None] == index[None, :]).int().argmax(dim=1)
-        soft_labels = soft_labels[first]
-        keep = (newest_epoch == epoch) | ~soft_labels.isfinite().all(dim=1)
-        self._rows[slot, index] = torch.where(keep[:, None], self._rows[slot, index], soft_labels.to(self._rows.dtype))
-        self._epochs[slot, index] = torch.where(keep, self._epochs[slot, index], epoch)
+        soft_labels = soft_labels.to(self._rows.dtype).index_select(0, first)
+        keep = again | ~soft_labels.sum(dim=1, dtype=torch.float32).isfinite()  # of probabilities: all are finite
+        rows, epochs = self._rows.view(-1, self.num_classes), self._epochs.view(-1)
+        rows.index_copy_(0, row, torch.where(keep[:, None], rows.index_select(0, row), soft_labels))
+        epochs.index_copy_(0, row, torch.where(keep, epochs.index_select(0, row), epoch))
 
     def read(self, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Return what was remembered before ``epoch`` for the rows ``index`` ``(B,)``.
@@ -66,10 +69,11 @@ class SoftLabelMemory:
         Returns:
             Soft labels ``(B, K)``, float32, zeros where nothing was recorded; and ``(B,)`` bool, True where it was.
         """
-        epochs = self._epochs[:, index]
+        epochs = self._epochs.index_select(1, index)
         recorded_in, slot = torch.where(epochs < epoch, epochs, 0).max(dim=0)
         recorded = recorded_in > 0
-        return self._rows[slot, index].float() * recorded[:, None], recorded
+        rows = self._rows.view(-1, self.num_classes).index_select(0, slot * self.num_samples + index)
+        return rows.float() * recorded[:, None], recorded
 
     def to(self, device: torch.device | str) -> "SoftLabelMemory":
         """Move the table and return it."""

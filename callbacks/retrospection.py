@@ -32,7 +32,7 @@ class LearningWithRetrospection(Callback):
     All it needs is a submodule ``pl_module.<criterion>(logits, target)`` that returns a scalar and is called once a
     training step, and the samples' rows in the batch. Validation, testing and the sanity check never read, write or
     count. The memory is part of the checkpoint. Logs ``retrospection/weight``, ``retrospection/kl`` and
-    ``retrospection/unrecorded`` (the share of rows without remembered p), as means over the epoch.
+    ``retrospection/unrecorded`` (the share of rows without remembered p), means over the epoch.
 
     Args:
         interval: k >= 1 epochs between two recordings.
@@ -89,6 +89,7 @@ class LearningWithRetrospection(Callback):
         self._epochs = 0  # M
         self._rows = 0  # N
         self._module: LightningModule | None = None
+        self._sums: Tensor | None = None  # over the epoch: the KL of recorded rows, their number, the number of rows
         self._announced: Tensor | None = None  # the batch's rows, between the step's start and the criterion
 
     @property
@@ -127,6 +128,14 @@ class LearningWithRetrospection(Callback):
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         pl_module.log("retrospection/weight", self._weight(trainer.current_epoch + 1), on_step=False, on_epoch=True)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._sums is not None:
+            kl, recorded, rows = self._sums
+            values = {"retrospection/kl": kl / recorded.clamp(min=1), "retrospection/unrecorded": 1 - recorded / rows}
+            pl_module.log_dict(values, on_step=False, on_epoch=True)
+        self._sums = None
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -187,17 +196,16 @@ class LearningWithRetrospection(Callback):
             rows = retrospection_loss(logits, soft_labels, self.temperature, reduction="none")
             truth = F.cross_entropy(logits.float(), target, reduction="none")
             mixed = weight * loss + (1 - weight) * torch.where(recorded, rows, truth).mean()
-            self._log(module, rows.detach(), recorded)
+            self._count(rows.detach(), recorded)
         if epoch % self.interval == 0:
             with torch.no_grad():
                 self.memory.record(index, torch.softmax(logits.float() / self.temperature, dim=1), epoch)
         return mixed
 
-    def _log(self, module: LightningModule, rows: Tensor, recorded: Tensor) -> None:
-        share = recorded.float().mean()
-        kl = torch.where(recorded, rows, 0.0).mean() / share.clamp(min=1 / len(rows))
-        values = {"retrospection/kl": kl, "retrospection/unrecorded": 1 - share}
-        module.log_dict(values, on_step=False, on_epoch=True, batch_size=len(rows))
+    def _count(self, rows: Tensor, recorded: Tensor) -> None:
+        # Summed here and logged once an epoch: Lightning's log would cost more than all the rest of the step's work.
+        sums = torch.stack([torch.where(recorded, rows, 0.0), recorded.to(rows.dtype), torch.ones_like(rows)]).sum(dim=1)
+        self._sums = sums if self._sums is None else self._sums + sums
 
 
 def _submodule(pl_module: LightningModule, name: str) -> nn.Module:

@@ -8,10 +8,10 @@ from lit_distill.metrics import DistillationMetrics, mean_log_probs
 
 def test_equal_their_definitions_over_several_batches() -> None:
     torch.manual_seed(1)
-    output = StudentOutput(3 * torch.randn(50, 4), 3 * torch.randn(50, 4))
-    teacher, target = torch.randn(50, 4), torch.randint(4, (50,))
+    output = StudentOutput(3 * torch.randn(200, 4), 3 * torch.randn(200, 4))
+    teacher, target = torch.randn(200, 4), torch.randint(4, (200,))
     metrics = DistillationMetrics(teacher=True)
-    for part in (slice(0, 30), slice(30, 50)):
+    for part in (slice(0, 30), slice(30, 200)):
         metrics.update_with(StudentOutput(*(logits[part] for logits in output)), teacher[part], target[part])
     values = {name: metrics.metric(name).compute().item() for name in metrics}
     probs = (output.logits.softmax(1) + output.distill_logits.softmax(1)) / 2

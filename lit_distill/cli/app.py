@@ -201,6 +201,9 @@ def main(args: Sequence[str] | None = None) -> None:
         DistillCLI(args)
     except KeyboardInterrupt:
         sys.exit(130)
+    except SystemExit as end:
+        # Lightning turns Ctrl-C into an exit with code 1; to a shell it is 130.
+        sys.exit(130 if isinstance(end.__context__, KeyboardInterrupt) else end.code)
     except Exception as error:
         if "--debug" in args:
             raise

@@ -23,6 +23,7 @@ class DigitsCNN(nn.Module):
         image ``(B, 1, 8, 8)``, ``uint8`` 0..255 or float 0..1, to logits ``(B, K)``.
 
     Example:
+        >>> import torch
         >>> DigitsCNN()(torch.rand(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """

@@ -1,0 +1,263 @@
+"""The commands as a user types them, mostly in this process, on the digits."""
+
+import csv
+from pathlib import Path
+import re
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+from safetensors.torch import save_file
+import torch
+import yaml
+
+from lit_distill import DigitsCNN, LitDistiller
+from lit_distill.cli import main
+
+ROOT = Path(__file__).parents[2]
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def fit(*flags: str, epochs: int = 1, batches: int = 3, config: str = "digits") -> Path:
+    """Run a short fit and return its folder."""
+    before = set(Path("logs").glob("*/version_*"))
+    short = [f"--trainer.max_epochs={epochs}", f"--trainer.limit_train_batches={batches}"]
+    main(["fit", "--config", config, *QUIET, *short, *flags])
+    (folder,) = set(Path("logs").glob("*/version_*")) - before
+    return folder
+
+
+def load(folder: Path, name: str = "last") -> dict[str, Any]:
+    return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def same_weights(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    return ours["state_dict"].keys() == theirs["state_dict"].keys() and all(
+        torch.equal(value, theirs["state_dict"][key]) for key, value in ours["state_dict"].items()
+    )
+
+
+def test_a_fit_ends_with_a_table_and_the_places_of_its_files(capsys) -> None:
+    folder = fit(epochs=2)
+    out = capsys.readouterr().out
+    for row in (
+        "teacher accuracy",
+        "student accuracy, class head",
+        "student accuracy, distillation head",
+        "student accuracy, mean of logits",
+        "student accuracy, mean of softmaxes",
+        "agreement with the teacher",
+        "negative log-likelihood",
+        "expected calibration error",
+    ):
+        assert re.search(rf"^{row}.* +\d+\.\d+%? +\d+\.\d+%?$", out, re.MULTILINE), row
+    assert re.search(r"last epoch +best epoch", out)
+    for place in ("checkpoints/last.ckpt", "checkpoints/best-epoch="):
+        assert str(folder / place) in out
+    assert (folder / "config.yaml").is_file()
+    assert (folder / "metrics.csv").is_file()
+    assert load(folder)["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--model.distillation=SoftDistillation --model.distillation.temperature=3", "temperature=3.0"),
+        ("--model.distillation=null", "None"),
+        ("--model.criterion=torch.nn.CrossEntropyLoss --model.criterion.label_smoothing=0.1", "0.1"),
+        ("--retrospection=null", "None"),
+        ("--retrospection.interval=3", "3"),
+        ("--model.teacher=null --model.distillation=null", "None"),
+    ],
+)
+def test_every_choice_is_a_flag(flags: str, expected: str, monkeypatch) -> None:
+    from lit_distill.cli.app import DistillCLI
+
+    built: list[Any] = []
+    monkeypatch.setattr(DistillCLI, "_run_subcommand", lambda cli, command: built.append(cli))
+    main(["fit", "--config", "digits", *flags.split()])
+    (cli,) = built
+    retrospection = next((c for c in cli.trainer.callbacks if type(c).__name__ == "LearningWithRetrospection"), None)
+    shown = {
+        "--model.distillation": cli.model.distillation,
+        "--model.criterion": getattr(cli.model.criterion, "label_smoothing", None),
+        "--retrospection": retrospection and retrospection.interval,
+        "--model.teacher": cli.model.teacher,
+    }[flags.partition("=")[0].replace(".interval", "")]
+    assert expected in str(shown)
+
+
+def test_two_runs_with_one_seed_are_bit_identical_and_another_seed_is_not() -> None:
+    first, second, other = load(fit()), load(fit()), load(fit("--seed_everything=7"))
+    assert same_weights(first, second)
+    assert not same_weights(first, other)
+
+
+def test_test_and_predict_need_nothing_but_the_checkpoint(capsys) -> None:
+    folder = fit(epochs=2)
+    last = folder / "checkpoints" / "last.ckpt"
+    table = capsys.readouterr().out
+    main(["test", "--ckpt_path", str(last), *QUIET])
+    tested = capsys.readouterr().out
+    nll = re.search(r"negative log-likelihood \(nats\) +(\S+)", table)[1]
+    assert f"{float(re.search(r'test/nll +.*?([0-9.]+)', tested)[1]):.4f}" == nll
+    assert "test/teacher_accuracy" in tested
+    main(["validate", f"--ckpt_path={last}", *QUIET])
+    assert "val/agreement" in capsys.readouterr().out
+
+    for name in ("predictions.csv", "predictions-1.csv"):  # nothing is overwritten
+        main(["predict", "--ckpt_path", str(last), *QUIET])
+        assert f"wrote 360 predictions to {last.with_name(name)}" in capsys.readouterr().out
+    rows = list(csv.DictReader(last.with_name("predictions.csv").read_text().splitlines()))
+    assert len(rows) == 360
+    assert sum(float(rows[5][f"p({k})"]) for k in range(10)) == pytest.approx(1, abs=1e-4)
+    assert float(rows[5]["probability"]) == pytest.approx(max(float(rows[5][f"p({k})"]) for k in range(10)))
+    main(["predict", "--ckpt_path", str(last), "--output", "mine.csv", *QUIET])
+    with pytest.raises(SystemExit):
+        main(["predict", "--ckpt_path", str(last), "--output", "mine.csv", *QUIET])
+    assert "mine.csv exists and is not overwritten: choose another --output" in capsys.readouterr().err
+    assert set(Path().iterdir()) == {Path("logs"), Path("mine.csv")}
+
+
+def test_a_checkpoint_outlives_its_teachers_files(capsys) -> None:
+    save_file(DigitsCNN(pretrained=True).state_dict(), "teacher.safetensors")
+    folder = fit("--model.teacher.model.pretrained=false", "--model.teacher.weights=teacher.safetensors")
+    last = folder / "checkpoints" / "last.ckpt"
+    main(["test", "--ckpt_path", str(last), *QUIET])
+    with_teacher = capsys.readouterr().out
+    Path("teacher.safetensors").unlink()
+    for command in ("test", "validate", "predict"):
+        main([command, "--ckpt_path", str(last), *QUIET])
+    out = capsys.readouterr().out
+    assert "the teacher's weights teacher.safetensors are gone" in out
+    assert "test/teacher_accuracy" in with_teacher
+    assert "test/teacher_accuracy" not in out
+    nll = r"test/nll +.*?([0-9.]+)"
+    assert re.search(nll, out)[1] == re.search(nll, with_teacher)[1]
+    module = LitDistiller.load_from_checkpoint(last, weights_only=True)
+    assert module.teacher is None
+    assert module(torch.rand(2, 1, 8, 8)).distill_logits.shape == (2, 10)
+
+
+def test_checkpoints_hold_no_teacher_and_only_plain_things() -> None:
+    checkpoint = load(fit())
+    assert not [key for key in checkpoint["state_dict"] if "teacher" in key]
+    assert {key.split(".")[0] for key in checkpoint["state_dict"]} == {"student"}
+
+
+def test_resuming_with_the_checkpoint_alone_equals_an_uninterrupted_run(capsys) -> None:
+    whole = load(fit("--retrospection.interval=2", "--model.student.dropout=0.1", epochs=6))
+    flags = ["--retrospection.interval=2", "--model.student.dropout=0.1", "--retrospection.max_epochs=6"]
+    steps = ["--model.scheduler.total_steps=18"]
+    half = fit(*flags, *steps, epochs=3)
+    capsys.readouterr()
+    main(["fit", "--ckpt_path", str(half / "checkpoints" / "last.ckpt"), "--trainer.max_epochs=6"])
+    assert capsys.readouterr().err == ""
+    resumed = load(max(Path("logs").glob("*/version_*")))
+    assert resumed["epoch"] == whole["epoch"] == 5
+    assert same_weights(resumed, whole)
+    memory = "LearningWithRetrospection{'criterion': 'criterion'}"
+    for key in ("rows", "epochs"):
+        assert torch.equal(resumed["callbacks"][memory][key], whole["callbacks"][memory][key])
+
+
+def test_a_flag_wins_over_the_checkpoint_and_a_line_says_so(capsys) -> None:
+    last = fit("--model.distillation=SoftDistillation") / "checkpoints" / "last.ckpt"
+    capsys.readouterr()
+    flags = ["--model.distillation.temperature=3", "--model.alpha=0.25", "--trainer.max_epochs=2"]
+    main(["fit", "--ckpt_path", str(last), *QUIET, *flags])
+    errors = capsys.readouterr().err.splitlines()
+    assert errors == [
+        "note: model.distillation.temperature=3.0 replaces the checkpoint's 1.0",
+        "note: model.alpha=0.25 replaces the checkpoint's 0.5",
+    ]
+    config = yaml.safe_load((max(Path("logs").glob("*/version_*")) / "config.yaml").read_text())
+    assert config["model"]["distillation"]["init_args"]["temperature"] == 3.0
+    main(["fit", "--ckpt_path", str(last), *QUIET, "--model.distillation=HardDistillation", "--trainer.max_epochs=2"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "HardDistillation replaces the checkpoint's" in line
+
+
+def test_a_checkpoint_that_does_not_fit_the_flags_is_refused_in_one_line(capsys) -> None:
+    last = fit() / "checkpoints" / "last.ckpt"
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["test", "--ckpt_path", str(last), "--model.student.dim=32", *QUIET])
+    note, error = capsys.readouterr().err.splitlines()
+    assert note == "note: model.student.dim=32 replaces the checkpoint's 64"
+    assert error.startswith("error: the checkpoint does not fit the model: size mismatch for student.cls_token")
+
+
+def test_help_explains(capsys) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--help"])
+    assert exit_.value.code == 0
+    assert {"fit", "validate", "test", "predict"} <= set(capsys.readouterr().out.replace(",", " ").split())
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", "--help"])
+    assert exit_.value.code == 0
+    out = capsys.readouterr().out
+    for option in ("--model.alpha", "--model.distillation", "--retrospection", "--data", "--checkpoint.monitor", "--debug"):
+        assert option in out
+    assert "Weight of the distillation loss, in 0..1." in out
+
+
+def interrupt(*flags: str) -> tuple[int, str, str]:
+    """Start a long fit, send Ctrl-C once its last checkpoint is there or the first step is taken."""
+    command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", "digits", "--trainer.max_epochs=500", *flags]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(1200):
+        if list(Path("logs").rglob("last.ckpt")) or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_cleanly_and_prints_the_command_that_resumes() -> None:
+    code, out, err = interrupt()
+    assert code == 130
+    assert err == ""
+    (command,) = re.findall(r"python train.py (fit --ckpt_path \S+)", out)
+    main([*command.split(), *QUIET, "--trainer.max_epochs=1"])  # loads; is already past its end
+
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_takes_a_step_validates_and_reloads(config: Path) -> None:
+    folder = fit(config=str(config), batches=1)
+    main(["validate", "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), *QUIET])
+
+
+def accuracies(out: str) -> dict[str, float]:
+    return {name.strip(): float(value) for name, value in re.findall(r"^(.+?) +([0-9.]+)% +[0-9.]+%$", out, re.MULTILINE)}
+
+
+@pytest.mark.slow
+def test_the_main_job_reaches_its_accuracy_in_the_last_epoch(capsys) -> None:
+    main(["fit", "--config", str(ROOT / "configs" / "digits.yaml"), *QUIET])
+    reached = accuracies(capsys.readouterr().out)
+    assert reached["student accuracy, mean of softmaxes"] >= 97.8
+    assert reached["teacher accuracy"] >= 99.0
+
+
+@pytest.mark.slow
+def test_the_teachers_config_makes_the_shipped_teacher_again(capsys) -> None:
+    main(["fit", "--config", str(ROOT / "configs" / "digits_teacher.yaml"), *QUIET])
+    made = accuracies(capsys.readouterr().out)["student accuracy, mean of softmaxes"]
+    main(["fit", "--config", "digits", *QUIET, "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"])
+    shipped = accuracies(capsys.readouterr().out)["teacher accuracy"]
+    assert abs(made - shipped) <= 100 / 360 + 0.01  # one image
+    assert made >= 99.0

@@ -1,0 +1,143 @@
+"""Each mistake ends before the first step, with a non-zero exit and one line on standard error."""
+
+import os
+from pathlib import Path
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lit_distill import DigitsCNN
+from lit_distill.cli import main
+
+ROOT = Path(__file__).parents[2]
+BASE = ["fit", "--config", "digits", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
+BASE += [f"--trainer.{name}=false" for name in ("logger", "enable_checkpointing", "enable_progress_bar")]
+
+FOREIGN = '''
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+class Unindexed(LightningDataModule):
+    num_classes = 10
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.rand(16, 1, 8, 8), torch.randint(10, (16,))), 8)
+    val_dataloader = train_dataloader
+
+class OtherClasses(Unindexed):
+    num_classes = 3
+
+class Uncounted(Unindexed):
+    num_classes = None
+
+class Rows(IterableDataset):
+    def __iter__(self):
+        return iter([(torch.rand(1, 8, 8), 1)] * 16)
+
+class Stream(Unindexed):
+    def train_dataloader(self):
+        return DataLoader(Rows(), 8)
+'''
+
+CASES = {
+    "--model.student.patch_size=3": "patch_size must divide image_size, got patch_size 3x3 and image_size 8x8",
+    "--model.distillation=SoftDistillation --model.distillation.temperature=-1": "temperature must be > 0, got -1.0",
+    "--model.alpha=1.5": "alpha must be in [0, 1], got 1.5",
+    "--model.criterion=torch.nn.CrossEntropyLoss --model.criterion.label_smoothing=1.5": "label_smoothing must be in [0, 1]",
+    "--retrospection.interval=0": "interval must be >= 1, got 0",
+    "--retrospection.temperature=0": "temperature must be > 0, got 0",
+    "--retrospection.criterion=loss": "no submodule 'loss' to hook; its submodules are student, criterion, distillation",
+    "--trainer.max_epochs=-1": "retrospection needs the number of epochs for its schedule, got max_epochs=-1",
+    "--model.teacher=null": "HardDistillation needs a teacher, got teacher=None",
+    "--model.teacher.model.num_classes=7 --model.teacher.model.pretrained=false": "the student 10, the teacher 7, the data 10",
+    "--model.student.num_classes=12": "the student 12, the teacher 10, the data 10",
+    "--data=foreign.OtherClasses": "the student 3, the teacher 10, the data 3",
+    "--data=foreign.Uncounted": "Uncounted has no num_classes: give --model.student.num_classes",
+    "--data=foreign.Unindexed": "wrap the training set in lit_distill.datamodules.IndexedDataset",
+    "--data=foreign.Stream": "no length and so no sample indices",
+    "--model.distillation=SoftDistilation": "no class 'SoftDistilation'; the nearest known: SoftDistillation",
+    "--model.distillation=lit_distill.SoftDistilation": "the nearest known: SoftDistillation",
+    "--model.optimizer=torch.optim.AdamWW": "no class 'torch.optim.AdamWW'; the nearest known: AdamW",
+    "--data=DigitDataModule": "no class 'DigitDataModule'; the nearest known: DigitsDataModule",
+    "--model.aplha=0.5": "unknown option --model.aplha; the nearest is --model.alpha",
+    "--retrospection.intervall=3": "has no argument 'intervall'; the nearest is 'interval'",
+    "--model.alpha=half": "model.alpha: Expected a <class 'float'>",
+    "--config {class}": "no class 'lit_distill.HardDistilation'; the nearest known: HardDistillation",
+    "--config {option}": "unknown option --model.alfa; the nearest is --model.alpha",
+    "--config {argument}": "has no argument 'temprature'; the nearest is 'temperature'",
+    "--config nowhere.yaml": "no configuration file nowhere.yaml, and no recipe of that name; the nearest recipes:",
+    "--ckpt_path nowhere.ckpt": "no checkpoint file at nowhere.ckpt",
+    "--ckpt_path {truncated}": "truncated or not a checkpoint file",
+    "--ckpt_path {code}": "is a pickle that would run",
+    "--model.teacher.weights=nowhere.pt": "no weights file at nowhere.pt",
+    "--model.teacher.weights={truncated}": "truncated or not a weights file",
+    "--model.teacher.weights={other}": "do not fit DigitsCNN: keys 26 missing (features.0.weight, features.1.weight,",
+    "--model.teacher.weights={code}": "refused {code}: it is a pickle that would run",
+    "--model.teacher.weights={pickle}": "refused {pickle}: it is a pickle that would run code",
+    "--model.teacher.model=resnt18": "timm has no model 'resnt18'; near it: resnet18",
+    "--trainer.logger=CSVLogger --trainer.logger.save_dir={other}/logs": "Not a directory; for logs choose another folder",
+}  # fmt: skip
+
+
+class Code:
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("ran",)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "foreign.py").write_text(FOREIGN)
+    made = {name: folder / f"{name}.pt" for name in ("truncated", "other", "code", "pickle")}
+    made |= {name: folder / f"{name}.yaml" for name in ("class", "option", "argument")}
+    torch.save(DigitsCNN().state_dict(), made["truncated"])
+    made["truncated"].write_bytes(made["truncated"].read_bytes()[:20_000])
+    torch.save(torch.nn.Linear(2, 2).state_dict(), made["other"])
+    torch.save({"w": Code()}, made["code"])
+    made["pickle"].write_bytes(pickle.dumps(Code()))
+    soft = "model: {distillation: {class_path: lit_distill.SoftDistillation, init_args: {temprature: 3}}}"
+    made["argument"].write_text(soft)
+    made["class"].write_text("model: {distillation: {class_path: lit_distill.HardDistilation}}")
+    made["option"].write_text("model: {alfa: 0.5}")
+    return {"folder": folder, **made}
+
+
+def filled(text: str, files: dict[str, Path]) -> str:
+    for name, path in files.items():
+        text = text.replace(f"{{{name}}}", str(path))
+    return text
+
+
+@pytest.mark.parametrize("flags", CASES)
+def test_one_line_names_the_mistake(flags: str, files, monkeypatch, tmp_path, capfd) -> None:
+    monkeypatch.syspath_prepend(str(files["folder"]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.optim.Optimizer, "step", lambda *a, **k: pytest.fail("a step was taken"))
+    with pytest.raises(SystemExit) as exit_:
+        main([*BASE, *filled(flags, files).split()])
+    errors = capfd.readouterr().err.strip().splitlines()
+    assert exit_.value.code not in (0, None)
+    assert len(errors) == 1, errors
+    assert errors[0].startswith("error: ")
+    assert filled(CASES[flags], files) in errors[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_itself_exits_with_one_line_or_with_the_traceback(tmp_path) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), *BASE, "--model.alpha=2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: alpha must be in [0, 1], got 2.0\n"
+    done = subprocess.run([*command, "--debug"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback")
+    assert done.stderr.endswith("ValueError: alpha must be in [0, 1], got 2.0\n")
+
+
+def test_a_misspelt_command_names_the_commands(capfd) -> None:
+    with pytest.raises(SystemExit):
+        main(["fitt"])
+    assert "invalid choice: 'fitt' (choose from" in capfd.readouterr().err

@@ -1,0 +1,32 @@
+import pytest
+
+from lit_distill.cli.errors import one_line
+
+UNION = """Parser key "model.distillation":
+  Does not validate against any of the Union subtypes
+  Subtypes: [<class 'torch.nn.modules.module.Module'>, <class 'NoneType'>]
+  Errors:
+    - temperature must be > 0, got -1.0
+    - Expected a <class 'NoneType'>
+  Given value type: <class 'jsonargparse._namespace.Namespace'>
+  Given value: Namespace(class_path='lit_distill.SoftDistillation')"""
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError(UNION), "model.distillation: temperature must be > 0, got -1.0"),
+        (ValueError("one\n  two"), "one two"),
+        (KeyError("x"), "KeyError: 'x'"),
+        (ValueError(""), "ValueError:"),
+        (RuntimeError("Error(s) in loading state_dict for M:\n\tsize mismatch for a\n\tsize mismatch for b"),
+         "the checkpoint does not fit the model: size mismatch for a (and 1 more)"),
+    ],
+)  # fmt: skip
+def test_an_error_is_its_innermost_message(error: Exception, line: str) -> None:
+    assert one_line(error).strip() == line
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_the_mend() -> None:
+    line = one_line(PermissionError(13, "Permission denied", "/logs"))
+    assert line.startswith("cannot use /logs: Permission denied; for logs choose another folder with")
