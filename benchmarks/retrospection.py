@@ -113,7 +113,9 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", type=int, default=60)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, batch {BATCH}, K = {CLASSES}")
+    print(
+        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, batch {BATCH}, K = {CLASSES}"
+    )
     deit = measure(timm.create_model("deit_tiny_patch16_224"), 224, options.pairs)
     without = statistics.median(pair[False] for pair in deit)
     print(f"deit_tiny 224 px: {1000 * without:.0f} ms a step; with / without over {len(deit)} pairs: ", end="")

@@ -204,7 +204,9 @@ class LearningWithRetrospection(Callback):
 
     def _count(self, rows: Tensor, recorded: Tensor) -> None:
         # Summed here and logged once an epoch: Lightning's log would cost more than all the rest of the step's work.
-        sums = torch.stack([torch.where(recorded, rows, 0.0), recorded.to(rows.dtype), torch.ones_like(rows)]).sum(dim=1)
+        sums = torch.stack([torch.where(recorded, rows, 0.0), recorded.to(rows.dtype), torch.ones_like(rows)]).sum(
+            dim=1
+        )
         self._sums = sums if self._sums is None else self._sums + sums
 
 

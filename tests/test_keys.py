@@ -19,7 +19,9 @@ def test_seeds_are_the_same_everywhere_and_differ_between_keys() -> None:
 
 
 def test_neighbouring_keys_give_unrelated_seeds() -> None:
-    bits = torch.tensor([[int(b) for b in f"{derive_seed(0, e, i):063b}"] for e in range(30) for i in range(30)]).float()
+    bits = torch.tensor(
+        [[int(b) for b in f"{derive_seed(0, e, i):063b}"] for e in range(30) for i in range(30)]
+    ).float()
     assert (bits.mean(dim=0) - 0.5).abs().max() < 0.1
     flips = (bits[1:] != bits[:-1]).float().mean()
     assert 0.45 < flips < 0.55

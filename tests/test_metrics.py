@@ -22,7 +22,8 @@ def test_equal_their_definitions_over_several_batches() -> None:
     confidence, decided = probs.max(dim=1)
     bins = (confidence * 15).long().clamp(max=14)
     gaps = [
-        (bins == b).float().mean() * ((decided == target)[bins == b].float().mean() - confidence[bins == b].mean()).abs()
+        (bins == b).float().mean()
+        * ((decided == target)[bins == b].float().mean() - confidence[bins == b].mean()).abs()
         for b in bins.unique()
     ]
     expected = {

@@ -20,7 +20,9 @@ def test_packages_are_the_folders_of_the_tree() -> None:
         for folder in (ROOT / name).rglob("__init__.py"):
             found.add(".".join(["lit_distill", *folder.parent.relative_to(ROOT).parts]))
     assert set(SETUPTOOLS["packages"]) == found
-    assert SETUPTOOLS["package-dir"] == {f"lit_distill.{name}": name for name in ("callbacks", "configs", "datamodules")}
+    assert SETUPTOOLS["package-dir"] == {
+        f"lit_distill.{name}": name for name in ("callbacks", "configs", "datamodules")
+    }
 
 
 def test_the_links_for_type_checkers_cover_the_package() -> None:
@@ -52,7 +54,18 @@ def test_the_wheel_holds_everything_and_imports_from_outside_the_checkout(tmp_pa
     expected |= {"lit_distill/py.typed", "lit_distill/models/digits_cnn.safetensors"}
     assert expected <= set(names)
     site = tmp_path / "site"
-    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "-q", "--target", str(site), str(wheel)]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-deps",
+        "--no-index",
+        "-q",
+        "--target",
+        str(site),
+        str(wheel),
+    ]
     subprocess.run(install, check=True, capture_output=True)
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r}); import lit_distill, lit_distill.callbacks, lit_distill.datamodules;"

@@ -3,6 +3,7 @@
 from argparse import ArgumentError
 from collections.abc import Sequence
 import logging
+import os
 from pathlib import Path
 import sys
 from typing import Any
@@ -197,6 +198,8 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; an error is one line on standard error and a non-zero exit."""
     args = list(sys.argv[1:] if args is None else args)
     _tidy_output()
+    if os.getcwd() not in sys.path:  # an installed command does not look for your modules beside you by itself
+        sys.path.append(os.getcwd())
     try:
         DistillCLI(args)
     except KeyboardInterrupt:

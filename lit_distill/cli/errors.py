@@ -56,7 +56,9 @@ def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
     unknown = re.search(r"unrecognized arguments: (\S+)|does not accept option '(\S+)'", text)
     if unknown:
         return _unknown_option((unknown[1] or f"--{unknown[2]}").partition("=")[0], options)
-    missing = re.search(r"Expected a dot import path string: (\S+)|has no attribute .*(?:class_path='|Got value: )([\w.]+)", text)
+    missing = re.search(
+        r"Expected a dot import path string: (\S+)|has no attribute .*(?:class_path='|Got value: )([\w.]+)", text
+    )
     if missing:
         return where + _unknown_class(missing[1] or missing[2])
     refused = re.search(

@@ -37,7 +37,9 @@ def algorithm_1(interval: int, tau: float, smoothing: float, storage: torch.dtyp
                 kl = (torch.xlogy(p, p) - p * log_q).sum(dim=1).mean()
                 loss = a * ce + (1 - a) * tau**2 * kl
             if i % interval == 0:
-                new |= {r: p for r, p in zip(index.tolist(), torch.softmax(z.detach() / tau, 1).to(storage), strict=True)}
+                new |= {
+                    r: p for r, p in zip(index.tolist(), torch.softmax(z.detach() / tau, 1).to(storage), strict=True)
+                }
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -73,7 +75,9 @@ def test_twenty_epochs_equal_algorithm_1(interval: int, smoothing: float) -> Non
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_other_temperatures_and_update_rates_equal_algorithm_1(temperature: float) -> None:
     ours = fit(LearningWithRetrospection(3, temperature, update_rate=0.5))
-    torch.testing.assert_close(weights(ours), weights(algorithm_1(3, temperature, 0.0, torch.float16, 0.5)), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        weights(ours), weights(algorithm_1(3, temperature, 0.0, torch.float16, 0.5)), rtol=1e-3, atol=1e-4
+    )
 
 
 class Watch(LearningWithRetrospection):
@@ -194,7 +198,9 @@ def test_resume_equals_an_uninterrupted_run(tmp_path) -> None:
     first.save_checkpoint(tmp_path / "half.ckpt")
     again, callback = Foreign(seed=5), LearningWithRetrospection(3)
     loader = toy_loader()
-    trainer(max_epochs=EPOCHS, callbacks=callback).fit(again, loader, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    trainer(max_epochs=EPOCHS, callbacks=callback).fit(
+        again, loader, ckpt_path=tmp_path / "half.ckpt", weights_only=True
+    )
     assert torch.equal(weights(again), weights(whole))
 
 
@@ -229,9 +235,9 @@ def test_finds_the_index_wherever_the_batch_has_it(kind: str) -> None:
 
 def test_accumulation_and_autocast_run() -> None:
     module = Foreign()
-    trainer(max_epochs=3, precision="bf16-mixed", accumulate_grad_batches=2, callbacks=LearningWithRetrospection(1)).fit(
-        module, toy_loader()
-    )
+    trainer(
+        max_epochs=3, precision="bf16-mixed", accumulate_grad_batches=2, callbacks=LearningWithRetrospection(1)
+    ).fit(module, toy_loader())
     assert weights(module).isfinite().all()
 
 
@@ -245,7 +251,9 @@ def fails(message: str, callback: Any, module: Foreign | None = None, loader: An
     before = weights(module)
     callbacks = callback if isinstance(callback, list) else [callback]
     with pytest.raises(ValueError, match=message):
-        trainer(**{"max_epochs": 3, "callbacks": callbacks, **kwargs}).fit(module, toy_loader() if loader is None else loader)
+        trainer(**{"max_epochs": 3, "callbacks": callbacks, **kwargs}).fit(
+            module, toy_loader() if loader is None else loader
+        )
     assert torch.equal(before, weights(module))  # no step was taken
 
 

@@ -205,7 +205,14 @@ def test_help_explains(capsys) -> None:
         main(["fit", "--help"])
     assert exit_.value.code == 0
     out = capsys.readouterr().out
-    for option in ("--model.alpha", "--model.distillation", "--retrospection", "--data", "--checkpoint.monitor", "--debug"):
+    for option in (
+        "--model.alpha",
+        "--model.distillation",
+        "--retrospection",
+        "--data",
+        "--checkpoint.monitor",
+        "--debug",
+    ):
         assert option in out
     assert "Weight of the distillation loss, in 0..1." in out
 
@@ -242,7 +249,9 @@ def test_every_config_takes_a_step_validates_and_reloads(config: Path) -> None:
 
 
 def accuracies(out: str) -> dict[str, float]:
-    return {name.strip(): float(value) for name, value in re.findall(r"^(.+?) +([0-9.]+)% +[0-9.]+%$", out, re.MULTILINE)}
+    return {
+        name.strip(): float(value) for name, value in re.findall(r"^(.+?) +([0-9.]+)% +[0-9.]+%$", out, re.MULTILINE)
+    }
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 BASE = ["fit", "--config", "digits", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
 BASE += [f"--trainer.{name}=false" for name in ("logger", "enable_checkpointing", "enable_progress_bar")]
 
-FOREIGN = '''
+FOREIGN = """
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -40,7 +40,7 @@ class Rows(IterableDataset):
 class Stream(Unindexed):
     def train_dataloader(self):
         return DataLoader(Rows(), 8)
-'''
+"""
 
 CASES = {
     "--model.student.patch_size=3": "patch_size must divide image_size, got patch_size 3x3 and image_size 8x8",
