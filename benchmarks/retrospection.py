@@ -2,10 +2,10 @@
 
     python benchmarks/retrospection.py
 
-Steps with and without the callback alternate in one process, within one Lightning run, and each pair's order is drawn by
-lot. Every measured step both reads and records (interval 1), which is the most that a step can do. Two networks: timm's
-deit_tiny at 224 px, batch 16, for the share of a real step; and a bare table of logits with K = 1000, for the cost by
-itself. Prints the median of the pairs with a 95 % bootstrap interval.
+Steps with and without the callback alternate in one process, within one Lightning run, and each pair's order is drawn
+by lot. Every measured step both reads and records (interval 1), which is the most that a step can do. Two networks:
+timm's deit_tiny at 224 px, batch 16, for the share of a real step; and a bare table of logits with K = 1000, for the
+cost by itself. Prints the median of the pairs with a 95 % bootstrap interval.
 """
 
 import argparse
@@ -113,9 +113,7 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", type=int, default=60)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    print(
-        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, batch {BATCH}, K = {CLASSES}"
-    )
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     deit = measure(timm.create_model("deit_tiny_patch16_224"), 224, options.pairs)
     without = statistics.median(pair[False] for pair in deit)
     print(f"deit_tiny 224 px: {1000 * without:.0f} ms a step; with / without over {len(deit)} pairs: ", end="")

@@ -68,7 +68,7 @@ def test_the_wheel_holds_everything_and_imports_from_outside_the_checkout(tmp_pa
     ]
     subprocess.run(install, check=True, capture_output=True)
     code = (
-        f"import sys; sys.path.insert(0, {str(site)!r}); import lit_distill, lit_distill.callbacks, lit_distill.datamodules;"
+        f"import sys; sys.path.insert(0, {str(site)!r}); import lit_distill, lit_distill.callbacks;"
         "assert lit_distill.__file__.startswith(sys.path[0]), lit_distill.__file__;"
         "assert lit_distill.callbacks.__file__.startswith(sys.path[0]), lit_distill.callbacks.__file__;"
         "from lit_distill.cli import main; main(['fit', '--config', 'digits', '--trainer.fast_dev_run=true'])"

@@ -37,9 +37,7 @@ def algorithm_1(interval: int, tau: float, smoothing: float, storage: torch.dtyp
                 kl = (torch.xlogy(p, p) - p * log_q).sum(dim=1).mean()
                 loss = a * ce + (1 - a) * tau**2 * kl
             if i % interval == 0:
-                new |= {
-                    r: p for r, p in zip(index.tolist(), torch.softmax(z.detach() / tau, 1).to(storage), strict=True)
-                }
+                new |= dict(zip(index.tolist(), torch.softmax(z.detach() / tau, 1).to(storage), strict=True))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

