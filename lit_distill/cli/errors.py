@@ -53,7 +53,9 @@ def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
     key = re.search(r'Parser key "([^"]+)"', text)
     where = f"{key[1]}: " if key else ""
     text = re.sub(r'([\w.]+: )*Parser key "[^"]+":', "", text) if key else text
-    unknown = re.search(r"unrecognized arguments: (\S+)|does not accept option '(\S+)'", text)
+    unknown = re.search(
+        r"unrecognized arguments: (\S+)|does not accept (?:option|nested key) '(\S+)'", text, re.IGNORECASE
+    )
     if unknown:
         return _unknown_option((unknown[1] or f"--{unknown[2]}").partition("=")[0], options)
     missing = re.search(
@@ -61,11 +63,10 @@ def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
     )
     if missing:
         return where + _unknown_class(missing[1] or missing[2])
-    refused = re.search(
-        r"class_path '([^']+)':\s*(?:-\s*)?(?:Option|Key|Parser key)s? ['\"]([^'\"]+)['\"] is not", text
-    )
-    if refused:
-        return where + _unknown_argument(refused[1], refused[2])
+    refused = re.search(r"(?:Option|Key) ['\"]([^'\"]+)['\"] is not (?:accepted|expected)", text)
+    class_path = re.search(r"class_path(?: |=|': ')'?([\w.]+)", text)
+    if refused and class_path:
+        return where + _unknown_argument(class_path[1], refused[1])
     unreadable = re.search(r"Problem with given class_path '([^']+)':\s*(.+)", text)
     if unreadable and re.search(r"import|attribute|module", unreadable[2], re.IGNORECASE):
         return where + _unknown_class(unreadable[1])

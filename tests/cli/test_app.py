@@ -218,15 +218,23 @@ def test_help_explains(capsys) -> None:
 
 
 def interrupt(*flags: str) -> tuple[int, str, str]:
-    """Start a long fit, send Ctrl-C once its last checkpoint is there or the first step is taken."""
+    """Start a long fit and send Ctrl-C once its first checkpoint is there."""
     command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", "digits", "--trainer.max_epochs=500", *flags]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for _ in range(1200):
-        if list(Path("logs").rglob("last.ckpt")) or process.poll() is not None:
-            break
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts background jobs, this test's runner among them, with Ctrl-C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        while process.poll() is None and not list(Path("logs").rglob("last.ckpt")):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    finally:
+        process.kill()
     return process.returncode, out, err
 
 
