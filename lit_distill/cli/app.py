@@ -6,6 +6,7 @@ import logging
 import os
 from pathlib import Path
 import sys
+import tempfile
 from typing import Any
 import warnings
 
@@ -136,7 +137,7 @@ class DistillCLI(LightningCLI):
             StepSeed(),
             *([retrospection] if retrospection is not None else []),
             RunSummary(),
-            _Interrupted(),
+            _NothingLost(),
         ]
         return super().instantiate_trainer(**kwargs)
 
@@ -179,8 +180,17 @@ class _BestCheckpoint(ModelCheckpoint):
         self.dirpath = here
 
 
-class _Interrupted(Callback):
-    """Say on Ctrl-C how to go on."""
+class _NothingLost(Callback):
+    """Find out before the first step whether checkpoints can be written, and say on Ctrl-C how to go on."""
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for checkpoint in trainer.checkpoint_callbacks:
+            folder = getattr(checkpoint, "dirpath", None)
+            if folder is not None and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+                Path(folder).mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

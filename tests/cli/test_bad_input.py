@@ -139,6 +139,16 @@ def test_the_command_itself_exits_with_one_line_or_with_the_traceback(tmp_path) 
     assert done.stderr.endswith("ValueError: alpha must be in [0, 1], got 2.0\n")
 
 
+def test_checkpoints_that_cannot_be_written_are_found_out_before_the_first_step(tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.setattr(torch.optim.Optimizer, "step", lambda *a, **k: pytest.fail("a step was taken"))
+    (tmp_path / "file").touch()
+    flags = ["--trainer.enable_checkpointing=true", f"--trainer.default_root_dir={tmp_path / 'file'}"]
+    with pytest.raises(SystemExit):
+        main([*BASE, *flags])
+    (error,) = capfd.readouterr().err.splitlines()
+    assert error.startswith(f"error: cannot use {tmp_path / 'file'}")
+
+
 def test_a_misspelt_command_names_the_commands(capfd) -> None:
     with pytest.raises(SystemExit):
         main(["fitt"])
