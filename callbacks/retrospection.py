@@ -114,14 +114,21 @@ class LearningWithRetrospection(Callback):
         self._epochs = epochs
         self._module = pl_module
         criterion = _submodule(pl_module, self.criterion)
-        for hook in criterion._forward_hooks.values():
-            if isinstance(getattr(hook, "__self__", None), LearningWithRetrospection):
-                raise ValueError(f"two retrospection callbacks on one criterion {self.criterion!r}: remove one of them")
-        self._handle = criterion.register_forward_hook(self._mix, with_kwargs=True)
+        if any(hasattr(hook, "retrospection") for hook in criterion._forward_hooks.values()):
+            raise ValueError(f"two retrospection callbacks on one criterion {self.criterion!r}: remove one of them")
+
+        # A function, not a method: copying the module (to average its weights, say) must not copy callback and memory.
+        def hook(*args: Any) -> Tensor | None:
+            return self._mix(*args)
+
+        hook.retrospection = self  # type: ignore[attr-defined]
+        self._handle = criterion.register_forward_hook(hook, with_kwargs=True)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._rows = self.num_samples or _length_of_training_set(trainer)
+        if trainer.global_step == 0:  # a new run, also where the callback has been through another
+            self.memory = None
         if self.memory is not None:
             self.memory = self.memory.resize(self._rows).to(pl_module.device)
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 import pytest
 import torch
 from torch import nn
@@ -200,6 +201,24 @@ def test_resume_equals_an_uninterrupted_run(tmp_path) -> None:
         again, loader, ckpt_path=tmp_path / "half.ckpt", weights_only=True
     )
     assert torch.equal(weights(again), weights(whole))
+
+
+def test_a_second_fit_remembers_nothing_of_the_first() -> None:
+    callback = LearningWithRetrospection(3)
+    fit(callback)
+    again = fit(callback)
+    assert torch.equal(weights(again), weights(fit(LearningWithRetrospection(3))))
+
+
+def test_averaging_the_weights_copies_neither_callback_nor_memory() -> None:
+    callback, average = LearningWithRetrospection(3), EMAWeightAveraging(decay=0.9)
+    module = Foreign()
+    trainer(max_epochs=EPOCHS, callbacks=[callback, average]).fit(module, toy_loader(), toy_loader(12, seed=9))
+    plain = Foreign()
+    averages = EMAWeightAveraging(decay=0.9)
+    trainer(max_epochs=EPOCHS, callbacks=[averages, LearningWithRetrospection(3)]).fit(plain, toy_loader())
+    assert torch.equal(weights(module), weights(plain))
+    assert not module.criterion._forward_hooks
 
 
 def test_hooks_nothing_but_the_fit_it_is_in() -> None:
