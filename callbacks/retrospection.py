@@ -5,6 +5,7 @@ import inspect
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -112,6 +113,10 @@ class LearningWithRetrospection(Callback):
                 f"LearningWithRetrospection remembers in one process, got {trainer.world_size}: set devices=1"
             )
         self._epochs = epochs
+        if self.interval >= epochs:
+            rank_zero_info(
+                f"retrospection has no effect: its interval {self.interval} is not below max_epochs {epochs}"
+            )
         self._module = pl_module
         criterion = _submodule(pl_module, self.criterion)
         if any(hasattr(hook, "retrospection") for hook in criterion._forward_hooks.values()):
@@ -159,6 +164,11 @@ class LearningWithRetrospection(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if self._announced is not None and self.memory is None:  # nothing to remember was ever seen
+            raise ValueError(
+                f"the training step did not call {self.criterion!r}: have it compute the loss with "
+                f"self.{self.criterion}(logits, target), or name its criterion with criterion="
+            )
         self._announced = None
 
     @override

@@ -20,6 +20,9 @@ ROWS = {
 }
 
 
+_SECOND_HEAD = {"accuracy_distill", "accuracy_mean_logits", "accuracy_mean_probs"}
+
+
 class RunSummary(Callback):
     """Print the validation metrics of the last and of the best epoch when training ends, and where the files are.
 
@@ -47,8 +50,9 @@ class RunSummary(Callback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.last:
-            rank_zero_only(print)(f"\n{self.table()}\n\n{_places(trainer)}", flush=True)
+        heads = getattr(pl_module, "distillation", None) is not None
+        parts = [self.table(heads)] if self.last else []
+        rank_zero_only(print)("\n" + "\n\n".join([*parts, _places(trainer)]), flush=True)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -58,13 +62,15 @@ class RunSummary(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.last, self.best = state_dict["last"], state_dict["best"]
 
-    def table(self) -> str:
-        """Return the table as text, one line a metric."""
+    def table(self, heads: bool = True) -> str:
+        """Return the table as text, one line a metric; without ``heads`` the student has one accuracy."""
         head = f"{'validation':<38}{'last epoch':>12}{'best epoch':>12}"
         lines = [head, "-" * len(head)]
         lines.append(f"{'epoch, counted from 0':<38}{self.last['epoch']:>12.0f}{self.best.get('epoch', 0):>12.0f}")
-        for name, label in ROWS.items():
+        rows = ROWS if heads else {name: label for name, label in ROWS.items() if name not in _SECOND_HEAD}
+        for name, label in rows.items():
             key = f"val/{name}"
+            label = label if heads else label.removesuffix(", class head")
             if key in self.last:
                 style = "12.4f" if name in ("nll", "ece") else "12.2%"
                 lines.append(f"{label:<38}{self.last[key]:>{style}}{self.best.get(key, float('nan')):>{style}}")

@@ -1,6 +1,6 @@
 """A data set whose samples know their row, and whose randomness is keyed on it."""
 
-from collections.abc import Collection, Sized
+from collections.abc import Collection, Mapping, Sized
 from typing import Any
 
 from torch import nn
@@ -10,15 +10,17 @@ from lit_distill.datamodules.batch import Batch
 from lit_distill.keys import GENERATORS, Generator, derive_seed, seeded
 
 
-class IndexedDataset(Dataset[Batch]):
-    """Wrap a map-style data set of ``(image, target)`` so that each sample carries its row: `Batch` of one.
+class IndexedDataset(Dataset[Any]):
+    """Wrap a map-style data set so that each sample carries its row.
+
+    ``(image, target)`` becomes `Batch`, which unpacks as ``image, target, index``; a dict gets the key ``"index"``.
 
     It is read with a plain index, or with the ``(view, index)`` that `KeyedSampler` yields. In the second case the
     generators that the transforms draw from are seeded from ``(seed, view, index)`` first, and put back afterwards: the
     sample is then the same whatever the worker, the rank or the moment that asks for it.
 
     Args:
-        dataset: ``dataset[i]`` is ``(image, target)``, or longer; what comes after is left out.
+        dataset: ``dataset[i]`` is ``(image, target)``, or longer, of which the rest is left out; or a dict.
         seed: Seed of the keyed reads.
         generators: The generators to seed, of ``"torch"``, ``"python"`` and ``"numpy"``. By default only torch's where
             the data set and all its transforms come from torchvision or torch, which draw from nothing else; else all.
@@ -54,14 +56,17 @@ class IndexedDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Batch:
+    def __getitem__(self, key: int | tuple[int, int]) -> Any:
         if isinstance(key, tuple):
             view, index = key
             with seeded(derive_seed(self.seed, view, index), self.generators):
-                image, target, *_ = self.dataset[index]
+                sample = self.dataset[index]
         else:
             index = key
-            image, target, *_ = self.dataset[index]
+            sample = self.dataset[index]
+        if isinstance(sample, Mapping):
+            return {**sample, "index": index}
+        image, target, *_ = sample
         return Batch(image, target, index)  # type: ignore[arg-type]  # one sample; collating makes the tensors
 
 

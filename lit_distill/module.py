@@ -141,8 +141,8 @@ class LitDistiller(LightningModule):
         }
         known = {name: count for name, count in counts.items() if count is not None}
         if len(set(known.values())) > 1:
-            said = ", ".join(f"the {name} {count}" for name, count in known.items())
-            raise ValueError(f"student, teacher and data must have the same classes, but {said} classes")
+            said = ", ".join(f"the {name} has {count}" for name, count in known.items())
+            raise ValueError(f"student, teacher and data must have the same number of classes, but {said}")
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:

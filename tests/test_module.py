@@ -245,7 +245,7 @@ class Plain(nn.Module):
 
 
 def test_classes_are_compared_before_the_first_step() -> None:
-    with pytest.raises(ValueError, match="the student 5, the teacher 7 classes"):
+    with pytest.raises(ValueError, match="the student has 5, the teacher has 7"):
         trainer(max_epochs=1).fit(distiller(teacher=convnet(7)), loader())
     module = distiller(student=Plain(4))
     before = module.student.net.weight.clone()

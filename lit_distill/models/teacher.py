@@ -26,8 +26,9 @@ class FrozenTeacher(nn.Module):
         mean: Per-channel mean of the teacher's training data, in 0..1 units. By default timm's for a timm name, else
             the image is taken as it comes.
         std: Per-channel standard deviation, with ``mean``.
-        input_size: ``(height, width)`` or one int in pixels; images of another size are resized. By default timm's
-            for a timm name, else the image keeps its size.
+        input_size: ``(height, width)`` or one int in pixels, the size that the teacher was trained at; images of another
+            size are resized. By default the image keeps its size, except for a timm name with timm's own weights, or
+            whose architecture takes one size only: those get timm's.
         model_args: Further arguments of ``timm.create_model``, such as ``in_chans``; only with a timm name.
 
     Shape:
@@ -63,7 +64,8 @@ class FrozenTeacher(nn.Module):
                 channels = getattr(model, "in_chans", len(mean or ()))
                 if mean is not None and std is not None and (model_args or {}).get("in_chans", channels) != len(mean):
                     raise ValueError(f"{name} was made for {len(mean)} channels: give mean and std for yours")
-            input_size = input_size or config.get("input_size", (None,))[1:] or None
+            if input_size is None and (weights is None or config.get("fixed_input_size")):
+                input_size = config.get("input_size", ())[1:] or None
         else:
             if model_args:
                 raise ValueError("model_args go with the name of a timm model, got them with a module")
@@ -91,6 +93,11 @@ class FrozenTeacher(nn.Module):
             return output.float()
         logits, distill_logits = StudentOutput.of(output)
         return (logits.float() + distill_logits.float()) / 2
+
+    def extra_repr(self) -> str:
+        """Show in ``print(teacher)`` what it makes of an image."""
+        size = "as they come" if self.pixels.input_size is None else "x".join(map(str, self.pixels.input_size))
+        return f"classes={self.num_classes}, images={size}, normalised={self.pixels.mean is not None}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return itself: a copy of the student, such as an average of its weights, shares the teacher."""

@@ -199,6 +199,7 @@ class DistillableViT(nn.Module):
             raise ValueError(f"pool must be 'cls' or 'mean', got {pool!r}")
         self.num_classes = num_classes
         self.image_size = _pair(image_size, "image_size")
+        self.channels = channels
         self.pool = pool
         self.pixels = PixelInput(mean, std)
         self.tokenizer = tokenizer or PatchTokenizer(image_size, patch_size, dim, channels, patch_norm)
@@ -219,9 +220,11 @@ class DistillableViT(nn.Module):
 
     def forward(self, image: Tensor) -> StudentOutput | Tensor:
         """Return the logits of both heads, or of the only one."""
-        if list(image.shape[-2:]) != list(self.image_size):
-            expected = "x".join(map(str, self.image_size))
-            raise ValueError(f"expected images of {expected} pixels, got {tuple(image.shape)}")
+        if image.shape[1:] != (self.channels, *self.image_size):
+            expected = (self.channels, *self.image_size)
+            raise ValueError(
+                f"expected images (B, C, H, W) = (B, {', '.join(map(str, expected))}), got {tuple(image.shape)}"
+            )
         tokens = self.tokenizer(self.pixels(image))
         batch = len(tokens)
         tokens, _ = pack([repeat(self.cls_token, "1 1 d -> b 1 d", b=batch), tokens], "b * d")

@@ -295,6 +295,21 @@ def test_says_what_the_criterion_must_be() -> None:
     fails(r"criterion that returns a scalar, got \(8,\): set its reduction", LearningWithRetrospection(), per_sample)
 
 
+def test_says_when_the_step_computes_its_loss_without_the_criterion() -> None:
+    class Otherwise(Foreign):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    with pytest.raises(ValueError, match="the training step did not call 'criterion': have it compute the loss with"):
+        trainer(max_epochs=3, callbacks=LearningWithRetrospection(1)).fit(Otherwise(), toy_loader())
+
+
+def test_says_when_the_interval_leaves_it_nothing_to_do(caplog) -> None:
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        trainer(max_epochs=2, callbacks=LearningWithRetrospection(2)).fit(Foreign(), toy_loader())
+    assert "retrospection has no effect: its interval 2 is not below max_epochs 2" in caplog.text
+
+
 def test_an_iterable_data_set_with_rows_in_its_batches_needs_only_their_number() -> None:
     class Rows(IterableDataset):
         def __iter__(self) -> Any:

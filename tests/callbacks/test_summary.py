@@ -1,5 +1,6 @@
 from typing import Any
 
+import torch
 from toys import Foreign, toy_loader, trainer
 
 from lit_distill.callbacks import RunSummary
@@ -10,17 +11,26 @@ class Scores(Foreign):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         score = [0.5, 0.9, 0.7][self.current_epoch]
-        self.log_dict({"val/accuracy_mean_probs": score, "val/nll": 1 - score, "val/teacher_accuracy": 1.0})
+        accuracies = {"val/accuracy_class": score - 0.1, "val/accuracy_mean_probs": score}
+        self.log_dict({**accuracies, "val/nll": 1 - score, "val/teacher_accuracy": 1.0})
 
 
 def test_tells_the_last_and_the_best_epoch_apart(capsys) -> None:
     summary = RunSummary()
-    trainer(max_epochs=3, callbacks=summary).fit(Scores(), toy_loader(), toy_loader(8))
+    module = Scores()
+    module.distillation = torch.nn.Identity()
+    trainer(max_epochs=3, callbacks=summary).fit(module, toy_loader(), toy_loader(8))
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["epoch,", "counted", "from", "0", "2", "1"] in rows
     assert ["teacher", "accuracy", "100.00%", "100.00%"] in rows
     assert ["student", "accuracy,", "mean", "of", "softmaxes", "70.00%", "90.00%"] in rows
     assert ["negative", "log-likelihood", "(nats)", "0.3000", "0.1000"] in rows
+
+
+def test_without_distillation_the_student_has_one_accuracy(capsys) -> None:
+    trainer(max_epochs=3, callbacks=RunSummary()).fit(Scores(), toy_loader(), toy_loader(8))
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row for row in rows if "student" in row] == [["student", "accuracy", "60.00%", "80.00%"]]
 
 
 def test_remembers_the_best_over_a_resume(tmp_path, capsys) -> None:

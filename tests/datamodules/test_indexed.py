@@ -23,6 +23,11 @@ def test_a_sample_carries_its_row_and_can_be_unpacked() -> None:
     assert (image.shape, target, index, len(data)) == ((3, 4, 4), data.dataset[3][1], 3, 5)
 
 
+def test_a_dict_gets_the_row_as_a_key() -> None:
+    data = IndexedDataset([{"x": 1.0, "y": 2}, {"x": 3.0, "y": 4}])
+    assert data[1] == data[(5, 1)] == {"x": 3.0, "y": 4, "index": 1}
+
+
 def test_a_keyed_read_depends_on_seed_view_and_row_and_nothing_else() -> None:
     data = IndexedDataset(FakeData(5, (3, 4, 4), transform=noisy), seed=1)
     first = data[(2, 3)].image

@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import pytest
@@ -154,5 +155,6 @@ def test_refuses_what_cannot_be_built(arguments: dict[str, Any], message: str) -
 
 
 def test_names_the_size_it_expects() -> None:
-    with pytest.raises(ValueError, match=r"expected images of 8x8 pixels, got \(1, 3, 9, 9\)"):
-        vit()(torch.rand(1, 3, 9, 9))
+    for shape in ((1, 3, 9, 9), (1, 1, 8, 8)):
+        with pytest.raises(ValueError, match=r"\(B, 3, 8, 8\), got " + re.escape(str(shape))):
+            vit()(torch.rand(shape))
