@@ -2,14 +2,17 @@
 
 from argparse import ArgumentError
 from collections.abc import Sequence
+from importlib.metadata import version
 import logging
 import os
 from pathlib import Path
+import re
 import sys
 import tempfile
 from typing import Any
 import warnings
 
+from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
@@ -36,7 +39,7 @@ class DistillCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         self.checkpoint_config: dict[str, Any] = {}
-        quiet: dict[str, Any] = {"exit_on_error": False}
+        parser: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             LitDistiller,
             LightningDataModule,
@@ -44,7 +47,13 @@ class DistillCLI(LightningCLI):
             save_config_callback=SaveRunConfig,
             seed_everything_default=42,
             auto_configure_optimizers=False,
-            parser_kwargs={**quiet, **{name: dict(quiet) for name in self.subcommands()}},
+            parser_class=_Parser,
+            parser_kwargs={
+                **parser,
+                "description": "Distil a teacher into a vision transformer.",
+                "version": f"lit-distill {version('lit-distill')}",
+                **{name: dict(parser) for name in self.subcommands()},
+            },
             args=list(args),
         )
 
@@ -127,8 +136,13 @@ class DistillCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
-        if self.subcommand != "fit" and config.trainer.logger is None:
-            config.trainer.logger = False
+        if self.subcommand != "fit":
+            if config.trainer.logger is None:
+                config.trainer.logger = False
+            if config.ckpt_path is None:
+                print(
+                    "note: without --ckpt_path the student is as its class makes it, perhaps untrained", file=sys.stderr
+                )
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -151,10 +165,31 @@ class DistillCLI(LightningCLI):
             callbacks = [*callbacks, last]
         return super()._instantiate_trainer(config, callbacks)
 
+    def before_fit(self) -> None:
+        """Say who teaches."""
+        teacher = self.model.teacher
+        if teacher is not None:
+            print(f"teacher: {type(teacher.model).__name__}({teacher.extra_repr()})")
+
     def predict(self, **kwargs: Any) -> None:
         """Predict and write a CSV file."""
         output = self._get(self.config_init, "output")
         write_predictions(self.trainer, output, **kwargs)
+
+
+class _ShortHelp(DefaultHelpFormatter):
+    """jsonargparse's help without its lists of every module of every imported library."""
+
+    @override
+    def format_help(self) -> str:
+        return re.sub(r",\s+known\s+subclasses:[^)]*\)", ")", super().format_help())
+
+
+class _Parser(LightningArgumentParser):
+    """Lightning's, with the short help, which the parsers of classes inherit."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"formatter_class": _ShortHelp, **kwargs})
 
 
 class _ModelInstantiator(_InstantiatorFn):
@@ -199,7 +234,9 @@ class _NothingLost(Callback):
         last = checkpoint_paths(trainer).get("last checkpoint")
         if last:
             program = "python train.py" if Path(sys.argv[0]).name == "train.py" else "lit-distill"
-            print(f"\nStopped. Resume after epoch {trainer.current_epoch} with\n  {program} fit --ckpt_path {last}")
+            print(
+                f"\nStopped with {trainer.current_epoch} epochs done. Resume with\n  {program} fit --ckpt_path {last}"
+            )
         else:
             print("\nStopped before the first epoch was complete: nothing to resume from yet.")
 
@@ -228,7 +265,7 @@ def _tidy_output() -> None:
     # Lightning's progress reports are no errors; standard error is for what is wrong.
     for name in ("lightning.pytorch", "lightning.fabric"):
         for handler in logging.getLogger(name).handlers:
-            handler.addFilter(lambda record: "Tip:" not in record.getMessage())
+            handler.addFilter(lambda record: not re.search("Tip:|^Loading `train_dataloader`", record.getMessage()))
             if isinstance(handler, logging.StreamHandler):
                 handler.setStream(sys.stdout)
     for message in (

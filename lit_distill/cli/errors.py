@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+from importlib import import_module
 import inspect
+from pathlib import Path
 from pkgutil import resolve_name
 import re
 from typing import Any
@@ -23,6 +25,14 @@ _NOISE = (
     "Errors:",
     "Subtypes:",
 )
+# What torch says of the commonest mistakes in somebody's data, and what is meant.
+_MEANINGS = {
+    r"Target (-?\d+) is out of bounds": r"a target is \1, which is none of the student's classes: check num_classes",
+    r"found <class 'PIL": "the data set returns Pillow images: end its transform with v2.ToImage() of torchvision",
+    r"stack expects each tensor to be equal size, but got (\[.*?\]) at entry 0 and (\[.*?\])": (
+        r"images of different sizes, \1 and \2, make no batch: resize or crop them in the transform"
+    ),
+}
 
 
 def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
@@ -38,12 +48,16 @@ def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
         >>> one_line(ValueError("unrecognized arguments: --model.aplha=2"), ["--model.alpha"])
         'unknown option --model.aplha; the nearest is --model.alpha'
     """
-    text = re.sub(r"^Call to compute_fn of link .* failed: ", "", str(error).strip())
+    text = re.sub(r"^Call to compute_fn of link .*? failed: ", "", str(error).strip(), flags=re.DOTALL)
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return (
-            f"cannot use {error.filename}: {error.strerror}; for logs choose another folder with the logger's "
-            "save_dir, or with --trainer.default_root_dir"
-        )
+        mend = "; for logs choose another folder with the logger's save_dir, or with --trainer.default_root_dir"
+        if isinstance(error, FileNotFoundError):
+            mend = f"; looked in {Path.cwd()}"
+        return f"cannot use {error.filename}: {error.strerror}{mend}"
+    for pattern, meaning in _MEANINGS.items():
+        found = re.search(pattern, text)
+        if found:
+            return found.expand(meaning)
     if not text or isinstance(error, (KeyError, AttributeError, TypeError, IndexError)):
         text = f"{type(error).__name__}: {text}" if "Parser key" not in text else text
     if text.startswith("Error(s) in loading state_dict"):
@@ -91,13 +105,19 @@ def _unknown_option(option: str, options: Iterable[str]) -> str:
 
 
 def _unknown_class(path: str) -> str:
-    known: dict[str, str] = {}
-    for cls in _subclasses(_BASES):
-        if not cls.__name__.startswith("_"):
-            known.setdefault(cls.__name__, cls.__module__)
-            if cls.__module__.startswith("lit_distill"):
-                known[cls.__name__] = cls.__module__
-    name = path.rpartition(".")[2]
+    module, _, name = path.rpartition(".")
+    try:
+        own = [public for public in vars(import_module(module)) if not public.startswith("_")] if module else []
+    except Exception as error:  # whatever an import runs into
+        if isinstance(error, ModuleNotFoundError) and error.name and module.startswith(error.name):
+            own = []
+            if not get_close_matches(error.name, ["lit_distill", "lightning", "torch", "torchvision", "timm"]):
+                return f"there is no module {error.name!r}, neither installed nor in {Path.cwd()}"
+        else:
+            return f"importing {module} failed: {type(error).__name__}: {error}"
+    known = set(own)
+    if not own or module.startswith("lit_distill"):
+        known |= {cls.__name__ for cls in _subclasses(_BASES) if not cls.__name__.startswith("_")}
     near = get_close_matches(name, known, n=3, cutoff=0.5) or get_close_matches(name, known, n=1, cutoff=0.0)
     return f"there is no class {path!r}; the nearest known: {', '.join(near)}"
 

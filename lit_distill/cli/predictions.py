@@ -3,7 +3,6 @@
 import csv
 import os
 from pathlib import Path
-import tempfile
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -29,8 +28,8 @@ def write_predictions(trainer: Trainer, output: Path | None, **kwargs: Any) -> P
     probabilities = torch.cat(batches)  # type: ignore[arg-type]
     names = getattr(kwargs.get("datamodule"), "class_names", None) or [str(k) for k in range(probabilities.shape[1])]
     confidence, decided = probabilities.max(dim=1)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".predictions-")
-    with os.fdopen(handle, "w", newline="") as file:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("x", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["index", "class", "probability", *(f"p({name})" for name in names)])
         for row, (k, p, rest) in enumerate(

@@ -53,7 +53,9 @@ def from_checkpoint(args: list[str], subcommands: Collection[str]) -> tuple[dict
         config = {key: config[key] for key in _NOT_FIT if key in config}
         missing = _missing_teacher(config)
         if missing:
-            print(f"note: the teacher's weights {missing} are gone; going on without teacher_accuracy and agreement")
+            print(
+                f"note: the teacher's weights {missing} are not there; no teacher_accuracy and agreement without them"
+            )
             config["model"]["teacher"] = None
     if not config:
         return {}, args
@@ -61,11 +63,9 @@ def from_checkpoint(args: list[str], subcommands: Collection[str]) -> tuple[dict
 
 
 def differences(checkpoint: Mapping[str, Any], config: Any) -> Iterator[str]:
-    """Say, a line each, which choices for model and data replace the checkpoint's."""
-    for part in ("model", "data"):
-        if part not in checkpoint or config.get(part) is None:
-            continue
-        now, then = dict(_flat(config[part].as_dict(), part)), dict(_flat(checkpoint[part], part))
+    """Say, a line each, which choices replace the checkpoint's."""
+    for part in checkpoint:
+        now, then = dict(_flat(_plain(config.get(part)), part)), dict(_flat(checkpoint[part], part))
         replaced: tuple[str, ...] = ()  # of another class all arguments differ; to name the class is enough
         for key in [*then, *(key for key in now if key not in then)]:
             if now.get(key) == then.get(key) or key.startswith(replaced):
@@ -133,6 +133,10 @@ def _value_of(args: list[str], flag: str) -> str | None:
         if arg.startswith(f"{flag}="):
             return arg.partition("=")[2]
     return None
+
+
+def _plain(config: Any) -> Any:
+    return config.as_dict() if hasattr(config, "as_dict") else config
 
 
 def _flat(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:

@@ -26,9 +26,9 @@ class FrozenTeacher(nn.Module):
         mean: Per-channel mean of the teacher's training data, in 0..1 units. By default timm's for a timm name, else
             the image is taken as it comes.
         std: Per-channel standard deviation, with ``mean``.
-        input_size: ``(height, width)`` or one int in pixels, the size that the teacher was trained at; images of another
-            size are resized. By default the image keeps its size, except for a timm name with timm's own weights, or
-            whose architecture takes one size only: those get timm's.
+        input_size: ``(height, width)`` or one int in pixels, the size that the teacher was trained at; images of
+            another size are resized. By default the image keeps its size, except for a timm name with timm's own
+            weights, or whose architecture takes one size only: those get timm's.
         model_args: Further arguments of ``timm.create_model``, such as ``in_chans``; only with a timm name.
 
     Shape:

@@ -137,7 +137,7 @@ def test_a_checkpoint_outlives_its_teachers_files(capsys) -> None:
     for command in ("test", "validate", "predict"):
         main([command, "--ckpt_path", str(last), *QUIET])
     out = capsys.readouterr().out
-    assert "the teacher's weights teacher.safetensors are gone" in out
+    assert "the teacher's weights teacher.safetensors are not there" in out
     assert "test/teacher_accuracy" in with_teacher
     assert "test/teacher_accuracy" not in out
     nll = r"test/nll +.*?([0-9.]+)"
@@ -160,7 +160,7 @@ def test_resuming_with_the_checkpoint_alone_equals_an_uninterrupted_run(capsys) 
     half = fit(*flags, *steps, epochs=3)
     capsys.readouterr()
     main(["fit", "--ckpt_path", str(half / "checkpoints" / "last.ckpt"), "--trainer.max_epochs=6"])
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "note: trainer.max_epochs=6 replaces the checkpoint's 3\n"
     resumed = load(max(Path("logs").glob("*/version_*")))
     assert resumed["epoch"] == whole["epoch"] == 5
     assert same_weights(resumed, whole)
@@ -175,15 +175,15 @@ def test_a_flag_wins_over_the_checkpoint_and_a_line_says_so(capsys) -> None:
     flags = ["--model.distillation.temperature=3", "--model.alpha=0.25", "--trainer.max_epochs=2"]
     main(["fit", "--ckpt_path", str(last), *QUIET, *flags])
     errors = capsys.readouterr().err.splitlines()
-    assert errors == [
-        "note: model.distillation.temperature=3.0 replaces the checkpoint's 1.0",
+    assert sorted(errors) == [
         "note: model.alpha=0.25 replaces the checkpoint's 0.5",
+        "note: model.distillation.temperature=3.0 replaces the checkpoint's 1.0",
+        "note: trainer.max_epochs=2 replaces the checkpoint's 1",
     ]
     config = yaml.safe_load((max(Path("logs").glob("*/version_*")) / "config.yaml").read_text())
     assert config["model"]["distillation"]["init_args"]["temperature"] == 3.0
     main(["fit", "--ckpt_path", str(last), *QUIET, "--model.distillation=HardDistillation", "--trainer.max_epochs=2"])
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "HardDistillation replaces the checkpoint's" in line
+    assert "HardDistillation replaces the checkpoint's" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_does_not_fit_the_flags_is_refused_in_one_line(capsys) -> None:
@@ -194,6 +194,18 @@ def test_a_checkpoint_that_does_not_fit_the_flags_is_refused_in_one_line(capsys)
     note, error = capsys.readouterr().err.splitlines()
     assert note == "note: model.student.dim=32 replaces the checkpoint's 64"
     assert error.startswith("error: the checkpoint does not fit the model: size mismatch for student.cls_token")
+
+
+def test_without_a_checkpoint_test_and_predict_say_that_nothing_was_trained(capsys) -> None:
+    main(["test", "--config", "digits", *QUIET])
+    assert capsys.readouterr().err.startswith("note: without --ckpt_path the student is as its class makes it")
+
+
+def test_without_validation_the_places_of_the_files_are_told(capsys) -> None:
+    folder = fit("--trainer.limit_val_batches=0")
+    out = capsys.readouterr().out
+    assert "best epoch" not in out
+    assert str(folder / "checkpoints" / "last.ckpt") in out
 
 
 def test_help_explains(capsys) -> None:
@@ -215,6 +227,15 @@ def test_help_explains(capsys) -> None:
     ):
         assert option in out
     assert "Weight of the distillation loss, in 0..1." in out
+    assert out.count("\n") < 1000
+    with pytest.raises(SystemExit):
+        main(["fit", "--model.student.help=DistillableViT"])
+    out = capsys.readouterr().out
+    assert "--model.student.patch_size" in out
+    assert out.count("\n") < 200
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.startswith("lit-distill 0.")
 
 
 def interrupt(*flags: str) -> tuple[int, str, str]:

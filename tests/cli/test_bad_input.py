@@ -37,6 +37,15 @@ class Rows(IterableDataset):
     def __iter__(self):
         return iter([(torch.rand(1, 8, 8), 1)] * 16)
 
+class BadTarget(Unindexed):
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.rand(16, 1, 8, 8), torch.full((16,), 12), torch.arange(16)), 8)
+
+class Grey(Unindexed):
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.rand(16, 3, 8, 8), torch.zeros(16).long(), torch.arange(16)), 8)
+    val_dataloader = train_dataloader
+
 class Stream(Unindexed):
     def train_dataloader(self):
         return DataLoader(Rows(), 8)
@@ -53,11 +62,17 @@ CASES = {
     "--retrospection.criterion=loss": "no submodule 'loss' to hook; its submodules are student, criterion,",
     "--trainer.max_epochs=-1": "retrospection needs the number of epochs for its schedule, got max_epochs=-1",
     "--model.teacher=null": "HardDistillation needs a teacher, got teacher=None",
-    "--model.teacher.model.num_classes=7 --model.teacher.model.pretrained=false": "the student has 10, the teacher has 7, the data has 10",
+    "--model.teacher.model.num_classes=7 --model.teacher.model.pretrained=false": "student has 10, the teacher has 7",
     "--model.student.num_classes=12": "the student has 12, the teacher has 10, the data has 10",
     "--data=foreign.OtherClasses": "the student has 3, the teacher has 10, the data has 3",
     "--data=foreign.Uncounted": "Uncounted has no num_classes: give --model.student.num_classes",
     "--data=foreign.Unindexed": "wrap the training set in lit_distill.datamodules.IndexedDataset",
+    "--data=foreign.BadTarget --retrospection.index=2": "a target is 12, which is none of the student's classes",
+    "--data=foreign.Grey --retrospection.index=2": "(B, C, H, W) = (B, 1, 8, 8), got (8, 3, 8, 8)",
+    "--data=foreign.Uncounte": "no class 'foreign.Uncounte'; the nearest known: Uncounted",
+    "--data=foriegn.Uncounted": "there is no module 'foriegn', neither installed nor in",
+    "--data=broken.Photos": "importing broken failed: ModuleNotFoundError: No module named 'nonexistent_lib'",
+    "--trainer.max_epoch=3": "unknown option --trainer.max_epoch; the nearest is --trainer.max_epochs",
     "--data=foreign.Stream": "no length and so no sample indices",
     "--model.distillation=SoftDistilation": "no class 'SoftDistilation'; the nearest known: SoftDistillation",
     "--model.distillation=lit_distill.SoftDistilation": "the nearest known: SoftDistillation",
@@ -93,6 +108,7 @@ class Code:
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("bad")
     (folder / "foreign.py").write_text(FOREIGN)
+    (folder / "broken.py").write_text("import nonexistent_lib")
     made = {name: folder / f"{name}.pt" for name in ("truncated", "other", "code", "pickle")}
     made |= {name: folder / f"{name}.yaml" for name in ("class", "option", "argument")}
     torch.save(DigitsCNN().state_dict(), made["truncated"])
