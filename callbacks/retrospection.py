@@ -62,6 +62,7 @@ class LearningWithRetrospection(Callback):
         temperature: float = 5.0,
         update_rate: float = 0.9,
         max_epochs: int | None = None,
+        *,
         criterion: str = "criterion",
         index: int | str = "index",
         num_samples: int | None = None,
@@ -117,17 +118,21 @@ class LearningWithRetrospection(Callback):
             rank_zero_info(
                 f"retrospection has no effect: its interval {self.interval} is not below max_epochs {epochs}"
             )
-        self._module = pl_module
         criterion = _submodule(pl_module, self.criterion)
-        if any(hasattr(hook, "retrospection") for hook in criterion._forward_hooks.values()):
-            raise ValueError(f"two retrospection callbacks on one criterion {self.criterion!r}: remove one of them")
+        for hook in list(criterion._forward_hooks.values()):
+            other = getattr(hook, "retrospection", None)
+            if other is not None and other is not self and other in trainer.callbacks:  # type: ignore[attr-defined]
+                raise ValueError(f"two retrospection callbacks on one criterion {self.criterion!r}: remove one of them")
+            if other is not None:  # left behind by a fit that failed before it could clean up
+                other._release()
+        self._module = pl_module
 
         # A function, not a method: copying the module (to average its weights, say) must not copy callback and memory.
-        def hook(*args: Any) -> Tensor | None:
+        def mix(*args: Any) -> Tensor | None:
             return self._mix(*args)
 
-        hook.retrospection = self  # type: ignore[attr-defined]
-        self._handle = criterion.register_forward_hook(hook, with_kwargs=True)
+        mix.retrospection = self  # type: ignore[attr-defined]
+        self._handle = criterion.register_forward_hook(mix, with_kwargs=True)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -173,13 +178,11 @@ class LearningWithRetrospection(Callback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._announced = None
+        self._release()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-        self._handle = self._module = self._announced = None
+        self._release()
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -188,6 +191,11 @@ class LearningWithRetrospection(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.memory = SoftLabelMemory.from_state_dict(state_dict)
+
+    def _release(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = self._module = self._announced = self._sums = None
 
     def _weight(self, epoch: int) -> float:
         return retrospection_weight(epoch, self.interval, self._epochs, self.update_rate)

@@ -27,15 +27,19 @@ class RunSummary(Callback):
     """Print the validation metrics of the last and of the best epoch when training ends, and where the files are.
 
     Args:
-        monitor: The metric that tells the best epoch, the larger the better; the first epoch to reach it counts.
+        monitor: The metric that tells the best epoch; the first epoch to reach the best value counts.
+        mode: ``"max"`` or ``"min"``.
 
     Example:
         >>> trainer = Trainer(callbacks=RunSummary(), logger=False)
     """
 
-    def __init__(self, monitor: str = "val/accuracy_mean_probs") -> None:
+    def __init__(self, monitor: str = "val/accuracy_mean_probs", mode: str = "max") -> None:
         super().__init__()
+        if mode not in ("max", "min"):
+            raise ValueError(f"mode must be 'max' or 'min', got {mode!r}")
         self.monitor = monitor
+        self.mode = mode
         self.last: dict[str, float] = {}
         self.best: dict[str, float] = {}
 
@@ -45,7 +49,9 @@ class RunSummary(Callback):
             return
         self.last = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         self.last["epoch"] = trainer.current_epoch
-        if self.last.get(self.monitor, 0.0) > self.best.get(self.monitor, float("-inf")):
+        sign = 1 if self.mode == "max" else -1
+        worst = -sign * float("inf")
+        if sign * self.last.get(self.monitor, worst) > sign * self.best.get(self.monitor, worst):
             self.best = self.last
 
     @override

@@ -68,8 +68,14 @@ class ImageDataModule(LightningDataModule):
             sampler = KeyedSampler(data, seed)
         else:
             sampler = KeyedSampler(data, seed, num_replicas=trainer.world_size, rank=trainer.global_rank)
-            # After a resume the loader is iterated, and its workers read ahead, before Lightning tells it the epoch.
-            sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)
+            # After a resume the loader is iterated, and its workers read ahead, before Lightning tells it the epoch;
+            # and within an epoch Lightning would begin again with its first batches.
+            epoch, batch = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress
+            begun = epoch.ready > epoch.processed
+            if begun and not batch.is_last_batch:
+                sampler.resume(epoch.processed, batch.current.processed * self.batch_size)
+            else:
+                sampler.resume(epoch.processed + begun, 0)
         return self._loader(data, self.batch_size, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[Batch]:

@@ -4,7 +4,9 @@ from collections.abc import Collection, Mapping, Sized
 from typing import Any
 
 from torch import nn
-from torch.utils.data import Dataset, IterableDataset, Subset
+from torch.utils.data import ChainDataset, ConcatDataset, Dataset, IterableDataset, StackDataset, Subset
+from torchvision.datasets.vision import StandardTransform
+from torchvision.transforms import v2
 
 from lit_distill.datamodules.batch import Batch
 from lit_distill.keys import GENERATORS, Generator, derive_seed, seeded
@@ -23,7 +25,8 @@ class IndexedDataset(Dataset[Any]):
         dataset: ``dataset[i]`` is ``(image, target)``, or longer, of which the rest is left out; or a dict.
         seed: Seed of the keyed reads.
         generators: The generators to seed, of ``"torch"``, ``"python"`` and ``"numpy"``. By default only torch's where
-            the data set and all its transforms come from torchvision or torch, which draw from nothing else; else all.
+            the data set is torchvision's and its transforms are from ``torchvision.transforms.v2``, which draw from
+            nothing else; all where anything is unknown.
 
     Raises:
         ValueError: If the data set has no rows (an iterable data set, or one without length).
@@ -83,17 +86,24 @@ def generators_of(dataset: Any) -> tuple[Generator, ...]:
     """
     while type(dataset) is Subset:
         dataset = dataset.dataset
-    hooks = (getattr(dataset, name, None) for name in ("transform", "target_transform"))
-    known = _from_torch(dataset) and all(_draws_from_torch_only(hook) for hook in hooks if hook is not None)
+    if not _is_from(dataset, "torchvision.datasets", "torch.utils.data.dataset", "lit_distill") or isinstance(
+        dataset, (ConcatDataset, StackDataset, ChainDataset)
+    ):
+        return GENERATORS
+    hooks = [getattr(dataset, name, None) for name in ("transform", "target_transform", "transforms")]
+    known = all(hook is None or isinstance(hook, StandardTransform) or _draws_from_torch_only(hook) for hook in hooks)
     return ("torch",) if known else GENERATORS
 
 
-def _from_torch(thing: object) -> bool:
-    return type(thing).__module__.split(".")[0] in ("torch", "torchvision", "lit_distill")
+def _is_from(thing: object, *modules: str) -> bool:
+    return any(f"{type(thing).__module__}.".startswith(f"{module}.") for module in modules)
 
 
 def _draws_from_torch_only(transform: Any) -> bool:
-    if not _from_torch(transform) or type(transform).__name__ == "Lambda":
+    # Of torchvision's, the second version; some of the first draw from Python's generator.
+    if not _is_from(transform, "torchvision.transforms.v2", "torch.nn", "lit_distill") or isinstance(
+        transform, v2.Lambda
+    ):
         return False
     parts = getattr(transform, "transforms", None) or ()
     children = transform.children() if isinstance(transform, nn.Module) else ()

@@ -1,6 +1,7 @@
 """A sampler that says which view of which sample is wanted."""
 
 from collections.abc import Iterator, Sized
+from itertools import islice
 from typing import Any
 
 from torch import distributed
@@ -45,10 +46,20 @@ class KeyedSampler(DistributedSampler[Any]):
     ) -> None:
         if num_replicas is None or rank is None:
             running = distributed.is_available() and distributed.is_initialized()
-            num_replicas = num_replicas or (distributed.get_world_size() if running else 1)
-            rank = rank or (distributed.get_rank() if running else 0)
+            if num_replicas is None:
+                num_replicas = distributed.get_world_size() if running else 1
+            if rank is None:
+                rank = distributed.get_rank() if running else 0
         super().__init__(dataset, num_replicas, rank, shuffle, derive_seed(seed, _ORDER), drop_last)  # type: ignore[arg-type]
 
+        self._resumed = (0, 0)
+
+    def resume(self, epoch: int, done: int) -> None:
+        """Begin in ``epoch``, and in that epoch alone leave out the first ``done`` samples of this rank."""
+        self.set_epoch(epoch)
+        self._resumed = (epoch, done)
+
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        for index in super().__iter__():
+        epoch, done = self._resumed
+        for index in islice(super().__iter__(), done if self.epoch == epoch else 0, None):
             yield self.epoch, index

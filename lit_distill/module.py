@@ -1,6 +1,7 @@
 """The LightningModule: a student, its frozen teacher and the distillation loss."""
 
 from collections.abc import Callable
+import copy
 import inspect
 from typing import Any, Literal, Self
 
@@ -103,15 +104,18 @@ class LitDistiller(LightningModule):
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         image, target = batch[0], batch[1]
-        output = self(image)
+        output = StudentOutput.of(self.student(image))
         loss: Tensor = self.criterion(output.logits.float(), target)
         terms = {"train/criterion": loss.detach()}
         if self.distillation is not None and self.teacher is not None:
             distillation = self.distillation(output.distill_logits, self.teacher(image), target)
             loss = (1 - self.alpha) * loss + self.alpha * distillation
             terms["train/distillation"] = distillation.detach()
-        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, batch_size=len(image))
-        self.log_dict(terms, on_step=False, on_epoch=True, batch_size=len(image))
+        else:
+            loss = loss + 0.0 * output.distill_logits.sum()  # DDP wants every parameter to take part
+        how: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(image), "sync_dist": True}
+        self.log("train/loss", loss.detach(), prog_bar=True, **how)
+        self.log_dict(terms, **how)
         return loss
 
     @override
@@ -142,7 +146,10 @@ class LitDistiller(LightningModule):
         known = {name: count for name, count in counts.items() if count is not None}
         if len(set(known.values())) > 1:
             said = ", ".join(f"the {name} has {count}" for name, count in known.items())
-            raise ValueError(f"student, teacher and data must have the same number of classes, but {said}")
+            raise ValueError(
+                f"student, teacher and data must have the same number of classes, but {said}; "
+                "where a network was misread, give it the attribute num_classes"
+            )
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -155,10 +162,10 @@ class LitDistiller(LightningModule):
             if steps == float("inf"):
                 raise ValueError("WarmupCosine needs an end: set the trainer's max_epochs or max_steps, or total_steps")
             scheduler.start(int(steps))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": self.scheduler_interval},
-        }
+        config: Any = {"scheduler": scheduler, "interval": self.scheduler_interval}
+        if hasattr(scheduler, "monitor"):  # Lightning's ReduceLROnPlateau says what it watches
+            config["monitor"] = scheduler.monitor
+        return {"optimizer": optimizer, "lr_scheduler": config}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the trainable parameters in two groups: without weight decay, and with the optimizer's own."""
@@ -188,6 +195,15 @@ class LitDistiller(LightningModule):
         if value is not None and not isinstance(value, FrozenTeacher):
             value = FrozenTeacher(value)
         object.__setattr__(self, name, value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy without the teacher: a copy is there for its weights, and moving it must not move the teacher."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        if self.teacher is not None:
+            memo[id(self.teacher)] = None
+        copied.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        return copied
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -30,7 +30,7 @@ class Save(Callback):
         torch.save(values | {"metrics": dict(trainer.callback_metrics)}, f"{self.folder}/{trainer.global_rank}.pt")
 
 
-def run(folder: Any, ranks: int, distillation: torch.nn.Module) -> list[dict[str, Any]]:
+def run(folder: Any, ranks: int, distillation: torch.nn.Module | None) -> list[dict[str, Any]]:
     folder.mkdir()
     torch.manual_seed(1)
     student = DistillableViT(8, 4, 10, dim=16, depth=1, heads=2, mlp_dim=16, dim_head=8, channels=1)
@@ -44,15 +44,15 @@ def run(folder: Any, ranks: int, distillation: torch.nn.Module) -> list[dict[str
 
 
 @pytest.mark.filterwarnings("ignore:It is recommended to use `self.log")  # epoch means of the ranks, here by rank
-@pytest.mark.parametrize("distillation", [HardDistillation(), SoftDistillation(3.0)])
-def test_two_ranks_equal_one_process(tmp_path, distillation: torch.nn.Module) -> None:
+@pytest.mark.parametrize("distillation", [HardDistillation(), SoftDistillation(3.0), None])
+def test_two_ranks_equal_one_process(tmp_path, distillation: torch.nn.Module | None) -> None:
     (one,) = run(tmp_path / "one", 1, distillation)
     two = run(tmp_path / "two", 2, distillation)
     for rank in two:
         for key, value in one["student"].items():
             torch.testing.assert_close(rank["student"][key], value, rtol=1e-4, atol=1e-6)
         assert all(torch.equal(rank["teacher"][key], value) for key, value in one["teacher"].items())
-        for name in ("val/nll", "val/accuracy_mean_probs", "val/agreement"):
+        for name in ("val/nll", "val/accuracy_mean_probs", "val/agreement", "train/loss"):
             torch.testing.assert_close(rank["metrics"][name], one["metrics"][name], rtol=1e-4, atol=1e-4)
 
 

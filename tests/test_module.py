@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.cli import ReduceLROnPlateau
 import pytest
 import torch
 from torch import nn
@@ -138,6 +139,11 @@ def test_an_average_of_the_weights_is_the_students_alone() -> None:
     average = EMAWeightAveraging(decay=0.5)
     trainer(max_epochs=2, callbacks=average).fit(module, loader(), loader())
     assert module.teacher is teacher
+    copied = copy.deepcopy(module).double()
+    assert copied.teacher is None
+    assert copied.student.head.weight.dtype == torch.float64
+    assert teacher.model[0].weight.dtype == module.student.head.weight.dtype == torch.float32
+    assert all(torch.equal(value.float(), module.state_dict()[key]) for key, value in copied.state_dict().items())
 
 
 def test_compiled_in_place_the_student_keeps_its_keys() -> None:
@@ -276,6 +282,16 @@ def test_refuses_what_is_out_of_range(arguments: dict[str, Any], message: str) -
 
 def test_every_module_has_a_criterion_of_its_own() -> None:
     assert LitDistiller(vit()).criterion is not LitDistiller(vit()).criterion
+
+
+def test_reduce_on_plateau_watches_its_metric() -> None:
+    module = distiller(
+        scheduler=lambda o: ReduceLROnPlateau(o, monitor="train/loss", patience=0, threshold=10.0),
+        scheduler_interval="epoch",
+    )
+    run = trainer(max_epochs=4)
+    run.fit(module, loader())
+    assert run.optimizers[0].param_groups[0]["lr"] < 1e-3
 
 
 def test_warmup_cosine_needs_an_end() -> None:

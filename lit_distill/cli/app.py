@@ -7,6 +7,7 @@ import logging
 import os
 from pathlib import Path
 import re
+import shlex
 import sys
 import tempfile
 from typing import Any
@@ -109,7 +110,12 @@ class DistillCLI(LightningCLI):
                 next((arg for arg in args if arg in self.subcommands()), ""), parser
             )
             raise ValueError(one_line(error, subparser._option_string_actions)) from error
-        for line in differences(self.checkpoint_config, self.config[self.config.subcommand]):
+        config = self.config[self.config.subcommand]
+        if config.get("ckpt_path") and not any(arg.startswith("--ckpt_path") for arg in args):
+            raise ValueError("give --ckpt_path on the command line: in a file it comes too late to configure the run")
+        for key, line in differences(self.checkpoint_config, config):
+            if self.config.subcommand == "fit" and _restored(key):
+                raise ValueError(f"{line}, but resuming restores the optimizer's state: leave it out, or start anew")
             print(f"note: {line}", file=sys.stderr)
 
     @override
@@ -147,10 +153,11 @@ class DistillCLI(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         retrospection = self._get(self.config_init, "retrospection")
+        checkpoint = self._get(self.config_init, "checkpoint")
         self.trainer_defaults["callbacks"] = [
             StepSeed(),
             *([retrospection] if retrospection is not None else []),
-            RunSummary(),
+            RunSummary(checkpoint.monitor, checkpoint.mode) if checkpoint.monitor else RunSummary(),
             _NothingLost(),
         ]
         return super().instantiate_trainer(**kwargs)
@@ -161,7 +168,7 @@ class DistillCLI(LightningCLI):
             callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
         else:
             # Lightning's save_last=True keeps the last checkpoint that was saved, which is the best epoch's.
-            last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+            last = _LastCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
             callbacks = [*callbacks, last]
         return super()._instantiate_trainer(config, callbacks)
 
@@ -175,6 +182,11 @@ class DistillCLI(LightningCLI):
         """Predict and write a CSV file."""
         output = self._get(self.config_init, "output")
         write_predictions(self.trainer, output, **kwargs)
+
+
+def _restored(key: str) -> bool:
+    """Tell whether Lightning restores this setting from a checkpoint, whatever the new optimizer was made with."""
+    return key.startswith(("model.optimizer", "model.scheduler.")) and not key.endswith(".total_steps")
 
 
 class _ShortHelp(DefaultHelpFormatter):
@@ -215,6 +227,10 @@ class _BestCheckpoint(ModelCheckpoint):
         self.dirpath = here
 
 
+class _LastCheckpoint(ModelCheckpoint):
+    """A class of its own, so that its state is told from that of another plain ``ModelCheckpoint``."""
+
+
 class _NothingLost(Callback):
     """Find out before the first step whether checkpoints can be written, and say on Ctrl-C how to go on."""
 
@@ -233,10 +249,9 @@ class _NothingLost(Callback):
             return
         last = checkpoint_paths(trainer).get("last checkpoint")
         if last:
-            program = "python train.py" if Path(sys.argv[0]).name == "train.py" else "lit-distill"
-            print(
-                f"\nStopped with {trainer.current_epoch} epochs done. Resume with\n  {program} fit --ckpt_path {last}"
-            )
+            program = f"python {shlex.quote(sys.argv[0])}" if sys.argv[0].endswith(".py") else "lit-distill"
+            print(f"\nStopped with {trainer.current_epoch} epochs done. Resume with")
+            print(f"  {program} fit --ckpt_path {shlex.quote(last)}")
         else:
             print("\nStopped before the first epoch was complete: nothing to resume from yet.")
 
@@ -274,6 +289,8 @@ def _tidy_output() -> None:
         "Be aware that when using `ckpt_path`, callbacks used to create",  # retrospection has no part in a test
         "The dirpath has changed",  # to the new folder of a resumed run; _BestCheckpoint carries the best over
         ".*does not have many workers",  # small data is fastest in the process itself
+        "You're resuming from a checkpoint that ended before the epoch ended",  # KeyedSampler goes on where it was
+        "`ModelCheckpoint.monitor=.*could not find the monitored key",  # without validation there is no best epoch
         "GPU available but not used",  # said by whoever chose the accelerator
         "The number of training batches .* is smaller than the logging interval",  # epoch means are logged anyway
     ):

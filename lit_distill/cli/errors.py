@@ -72,15 +72,16 @@ def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
     )
     if unknown:
         return _unknown_option((unknown[1] or f"--{unknown[2]}").partition("=")[0], options)
-    missing = re.search(
-        r"Expected a dot import path string: (\S+)|has no attribute .*(?:class_path='|Got value: )([\w.]+)", text
-    )
+    attribute = re.search(r"module '([\w.]+)' has no attribute '(\w+)'", text)
+    if attribute:
+        return where + _unknown_class(f"{attribute[1]}.{attribute[2]}")
+    missing = re.search(r"Expected a dot import path string: (\S+)", text)
     if missing:
-        return where + _unknown_class(missing[1] or missing[2])
+        return where + _unknown_class(missing[1])
     refused = re.search(r"(?:Option|Key) ['\"]([^'\"]+)['\"] is not (?:accepted|expected)", text)
-    class_path = re.search(r"class_path(?: |=|': ')'?([\w.]+)", text)
-    if refused and class_path:
-        return where + _unknown_argument(class_path[1], refused[1])
+    class_paths = re.findall(r"class_path '([\w.]+)'", text[: refused.start()]) if refused else []
+    if refused and class_paths:  # the last is the innermost
+        return where + _unknown_argument(class_paths[-1], refused[1])
     unreadable = re.search(r"Problem with given class_path '([^']+)':\s*(.+)", text)
     if unreadable and re.search(r"import|attribute|module", unreadable[2], re.IGNORECASE):
         return where + _unknown_class(unreadable[1])

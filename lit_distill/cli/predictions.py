@@ -18,12 +18,14 @@ def write_predictions(trainer: Trainer, output: Path | None, **kwargs: Any) -> P
         **kwargs: Arguments of ``Trainer.predict``.
 
     Raises:
-        ValueError: If ``output`` exists.
+        ValueError: If ``output`` exists, or its folder does not.
     """
     beside = Path(kwargs.get("ckpt_path") or "predictions.csv").with_name("predictions.csv")
     path = _free(beside) if output is None else output
     if path.exists():
         raise ValueError(f"{path} exists and is not overwritten: choose another --output")
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent} for {path.name}: make it first, or choose another --output")
     batches = trainer.predict(**kwargs)
     probabilities = torch.cat(batches)  # type: ignore[arg-type]
     names = getattr(kwargs.get("datamodule"), "class_names", None) or [str(k) for k in range(probabilities.shape[1])]

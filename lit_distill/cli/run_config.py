@@ -7,11 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
+from torch.nn import Module
 from typing_extensions import override
 import yaml
 
+from lit_distill.cli.errors import one_line
 from lit_distill.models import load_safely
 
 # What a checkpoint says of the run it is from; test and predict need no more than data and model.
@@ -51,19 +54,21 @@ def from_checkpoint(args: list[str], subcommands: Collection[str]) -> tuple[dict
     config = _read(Path(path))
     if args[at] != "fit":
         config = {key: config[key] for key in _NOT_FIT if key in config}
-        missing = _missing_teacher(config)
-        if missing:
-            print(
-                f"note: the teacher's weights {missing} are not there; no teacher_accuracy and agreement without them"
-            )
-            config["model"]["teacher"] = None
+        given = any(arg.startswith("--model.teacher") for arg in args)
+        if "model" in config and not given:
+            config["model"]["teacher"] = None if args[at] == "predict" else _teacher_if_there(config["model"])
+    else:
+        loggers = (config.get("trainer") or {}).get("logger")
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            if isinstance(logger, dict):  # a folder of its own: nothing of the run before is written over
+                (logger.get("init_args") or {}).pop("version", None)
     if not config:
         return {}, args
     return config, [*args[: at + 1], "--config", json.dumps(config), *args[at + 1 :]]
 
 
-def differences(checkpoint: Mapping[str, Any], config: Any) -> Iterator[str]:
-    """Say, a line each, which choices replace the checkpoint's."""
+def differences(checkpoint: Mapping[str, Any], config: Any) -> Iterator[tuple[str, str]]:
+    """Say which choices replace the checkpoint's: the key of each, and a line about it."""
     for part in checkpoint:
         now, then = dict(_flat(_plain(config.get(part)), part)), dict(_flat(checkpoint[part], part))
         replaced: tuple[str, ...] = ()  # of another class all arguments differ; to name the class is enough
@@ -73,7 +78,7 @@ def differences(checkpoint: Mapping[str, Any], config: Any) -> Iterator[str]:
             if key.endswith(".class_path"):
                 replaced += (key.removesuffix("class_path"),)
             shown = key.replace(".init_args", "").removesuffix(".class_path")
-            yield f"{shown}={now.get(key)} replaces the checkpoint's {then.get(key)}"
+            yield key, f"{shown}={now.get(key)} replaces the checkpoint's {then.get(key)}"
 
 
 def recipe(args: list[str]) -> list[str]:
@@ -89,7 +94,8 @@ def recipe(args: list[str]) -> list[str]:
             continue
         at = i if value else i + 1
         name = value or (args[at] if at < len(args) else "")
-        if not name or Path(name).exists() or name.lstrip().startswith("{") or "\n" in name:
+        bare = str(Path(name).parent) in (".", "configs")
+        if not name or Path(name).is_file() or not bare or name.lstrip().startswith("{") or "\n" in name:
             continue
         out[at] = f"{flag}={_recipe_path(name)}" if value else _recipe_path(name)
     return out
@@ -120,19 +126,27 @@ def _read(path: Path) -> dict[str, Any]:
     return {"model": model} if "student" in model else {}
 
 
-def _missing_teacher(config: dict[str, Any]) -> str | None:
-    teacher = (config.get("model") or {}).get("teacher") or {}
-    weights = (teacher.get("init_args") or {}).get("weights")
-    return weights if weights and not Path(weights).is_file() else None
+def _teacher_if_there(model: dict[str, Any]) -> Any:
+    """Return the teacher's configuration, or None and a note where it cannot be built any more."""
+    teacher = model.get("teacher")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--teacher", type=Module | None)
+    try:
+        parser.instantiate_classes(parser.parse_object({"teacher": teacher}))
+    except Exception as error:  # files, classes and whole packages may be gone
+        print(f"note: going on without the teacher, its accuracy and agreement: {one_line(error)}")
+        return None
+    return teacher
 
 
 def _value_of(args: list[str], flag: str) -> str | None:
+    value = None
     for i, arg in enumerate(args):
         if arg == flag and i + 1 < len(args):
-            return args[i + 1]
-        if arg.startswith(f"{flag}="):
-            return arg.partition("=")[2]
-    return None
+            value = args[i + 1]
+        elif arg.startswith(f"{flag}="):
+            value = arg.partition("=")[2]
+    return value
 
 
 def _plain(config: Any) -> Any:

@@ -50,6 +50,7 @@ class FrozenTeacher(nn.Module):
         model: nn.Module | str,
         weights: str | Path | None = None,
         num_classes: int | None = None,
+        *,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         input_size: int | Sequence[int] | None = None,
@@ -71,10 +72,10 @@ class FrozenTeacher(nn.Module):
                 raise ValueError("model_args go with the name of a timm model, got them with a module")
             if weights is not None:
                 load_strictly(model, read_state_dict(weights), weights)
-        found = count_classes(model)
-        if None not in (num_classes, found) and num_classes != found:
-            raise ValueError(f"num_classes is {num_classes}, but the teacher {type(model).__name__} has {found}")
-        self.num_classes = num_classes or found
+        own = getattr(model, "num_classes", None)
+        if num_classes is not None and isinstance(own, int) and num_classes != own:
+            raise ValueError(f"num_classes is {num_classes}, but the teacher {type(model).__name__} has {own}")
+        self.num_classes = num_classes or count_classes(model)
         self.pixels = PixelInput(mean, std, input_size)
         self.model = model.requires_grad_(False)
         self.eval()
@@ -86,7 +87,7 @@ class FrozenTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
         """Return the teacher's logits ``(B, K)``, float32 and without a graph."""
-        if self.model.training:  # somebody reached past this module
+        if any(module.training for module in self.model.modules()):  # somebody reached past this module
             self.model.eval()
         output = self.model(self.pixels(image))
         if isinstance(output, Tensor):
@@ -98,10 +99,6 @@ class FrozenTeacher(nn.Module):
         """Show in ``print(teacher)`` what it makes of an image."""
         size = "as they come" if self.pixels.input_size is None else "x".join(map(str, self.pixels.input_size))
         return f"classes={self.num_classes}, images={size}, normalised={self.pixels.mean is not None}"
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Return itself: a copy of the student, such as an average of its weights, shares the teacher."""
-        return self
 
 
 def _timm_model(name: str, weights: str | Path | None, num_classes: int | None, args: dict[str, Any]) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 import pytest
 import torch
@@ -219,6 +219,22 @@ def test_averaging_the_weights_copies_neither_callback_nor_memory() -> None:
     trainer(max_epochs=EPOCHS, callbacks=[averages, LearningWithRetrospection(3)]).fit(plain, toy_loader())
     assert torch.equal(weights(module), weights(plain))
     assert not module.criterion._forward_hooks
+
+
+def test_a_fit_that_failed_leaves_nothing_behind() -> None:
+    module = Foreign()
+    run, unwrapped = trainer(max_epochs=3, callbacks=LearningWithRetrospection(3)), DataLoader(toy_data(), 8)
+    with pytest.raises(ValueError, match="wrap the training set"):
+        run.fit(module, unwrapped)
+    assert not module.criterion._forward_hooks
+
+    class Fails(Callback):
+        def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        trainer(max_epochs=3, callbacks=[LearningWithRetrospection(3), Fails()]).fit(module, toy_loader())
+    assert torch.equal(weights(fit(LearningWithRetrospection(3), module)), weights(fit(LearningWithRetrospection(3))))
 
 
 def test_hooks_nothing_but_the_fit_it_is_in() -> None:

@@ -33,6 +33,12 @@ def test_without_distillation_the_student_has_one_accuracy(capsys) -> None:
     assert [row for row in rows if "student" in row] == [["student", "accuracy", "60.00%", "80.00%"]]
 
 
+def test_the_best_may_be_the_lowest() -> None:
+    summary = RunSummary("val/nll", mode="min")
+    trainer(max_epochs=3, callbacks=summary).fit(Scores(), toy_loader(), toy_loader(8))
+    assert summary.best["epoch"] == 1
+
+
 def test_remembers_the_best_over_a_resume(tmp_path, capsys) -> None:
     run = trainer(max_epochs=2, callbacks=RunSummary())
     run.fit(Scores(), toy_loader(), toy_loader(8))

@@ -84,6 +84,9 @@ CASES = {
     "--config {class}": "no class 'lit_distill.HardDistilation'; the nearest known: HardDistillation",
     "--config {option}": "unknown option --model.alfa; the nearest is --model.alpha",
     "--config {argument}": "has no argument 'temprature'; the nearest is 'temperature'",
+    "--config {inner_argument}": "DigitsCNN has no argument 'pretraned'; the nearest is 'pretrained'",
+    "--config {inner_class}": "no class 'lit_distill.DigitCNN'; the nearest known: DigitsCNN",
+    "--config some/folder/digits.yaml": "File does not exist: ",
     "--config nowhere.yaml": "no configuration file nowhere.yaml, and no recipe of that name; the nearest recipes:",
     "--ckpt_path nowhere.ckpt": "no checkpoint file at nowhere.ckpt",
     "--ckpt_path {truncated}": "truncated or not a checkpoint file",
@@ -110,7 +113,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (folder / "foreign.py").write_text(FOREIGN)
     (folder / "broken.py").write_text("import nonexistent_lib")
     made = {name: folder / f"{name}.pt" for name in ("truncated", "other", "code", "pickle")}
-    made |= {name: folder / f"{name}.yaml" for name in ("class", "option", "argument")}
+    made |= {name: folder / f"{name}.yaml" for name in ("class", "option", "argument", "inner_argument", "inner_class")}
     torch.save(DigitsCNN().state_dict(), made["truncated"])
     made["truncated"].write_bytes(made["truncated"].read_bytes()[:20_000])
     torch.save(torch.nn.Linear(2, 2).state_dict(), made["other"])
@@ -119,6 +122,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     soft = "model: {distillation: {class_path: lit_distill.SoftDistillation, init_args: {temprature: 3}}}"
     made["argument"].write_text(soft)
     made["class"].write_text("model: {distillation: {class_path: lit_distill.HardDistilation}}")
+    inner = "model: {{teacher: {{init_args: {{model: {{class_path: lit_distill.{}}}}}}}}}"
+    made["inner_argument"].write_text(inner.format("DigitsCNN, init_args: {pretraned: true}"))
+    made["inner_class"].write_text(inner.format("DigitCNN"))
     made["option"].write_text("model: {alfa: 0.5}")
     return {"folder": folder, **made}
 

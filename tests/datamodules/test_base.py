@@ -3,6 +3,7 @@
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 import pytest
 import torch
 from torch import nn
@@ -107,6 +108,23 @@ def test_a_resumed_run_goes_on_with_the_views_of_its_epoch(tmp_path) -> None:
             ckpt_path=tmp_path / "half.ckpt", weights_only=True,
         )  # fmt: skip
         assert_same(first.batches + second.batches, whole)
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create")
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_resumed_within_an_epoch_goes_on_with_its_next_batch(tmp_path, workers: int) -> None:
+    whole = epochs_of(epochs=3, num_workers=workers)
+    first = Collect()
+    checkpoint = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    trainer(max_epochs=3, callbacks=checkpoint, enable_checkpointing=True).fit(
+        first, datamodule=FewDigits(batch_size=10, seed=7, num_workers=workers)
+    )
+    for step in (1, 3, 5, 7, 10):
+        second, data = Collect(), FewDigits(batch_size=10, seed=7, num_workers=workers)
+        path = tmp_path / f"step={step}.ckpt"
+        trainer(max_epochs=3).fit(second, datamodule=data, ckpt_path=path, weights_only=True)
+        assert_same(second.batches, whole[step:])
 
 
 def test_two_ranks_see_as_a_set_what_one_process_sees(tmp_path) -> None:

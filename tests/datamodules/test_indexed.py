@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from timm.data.auto_augment import rand_augment_transform
 import torch
-from torch.utils.data import IterableDataset, Subset
+from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDataset
+from torchvision import transforms as v1
 from torchvision.datasets import FakeData
 from torchvision.transforms import InterpolationMode, v2
 
@@ -69,6 +70,13 @@ def test_only_the_generators_that_are_used_are_seeded() -> None:
     assert len(generators_of(FakeData(transform=v2.Compose([nested, noisy])))) == 3
     assert len(generators_of(FakeData(transform=v2.Lambda(noisy)))) == 3
     assert len(generators_of([(0, 1)])) == 3
+    # torchvision's first transforms draw from Python's generator, and containers hide what is in them
+    assert len(generators_of(FakeData(transform=v1.RandomChoice([v1.ToTensor(), v1.PILToTensor()])))) == 3
+    assert len(generators_of(ConcatDataset([FakeData(transform=noisy)]))) == 3
+    joint = FakeData()
+    joint.transforms = lambda image, target: (noisy(image), target)
+    assert len(generators_of(joint)) == 3
+    assert generators_of(TensorDataset(torch.zeros(3), torch.zeros(3))) == ("torch",)
 
 
 def test_says_what_it_cannot_wrap() -> None:
