@@ -274,6 +274,22 @@ def test_accumulation_and_autocast_run() -> None:
     assert weights(module).isfinite().all()
 
 
+def test_reading_and_recording_never_wait_for_the_device() -> None:
+    def waits(self: torch.Tensor, *args: Any) -> Any:
+        raise AssertionError("a value was read on the host")
+
+    class Strict(LearningWithRetrospection):
+        def _mix(self, *args: Any) -> Any:
+            with pytest.MonkeyPatch.context() as patch:
+                for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy", "nonzero"):
+                    patch.setattr(torch.Tensor, name, waits)
+                return super()._mix(*args)
+
+    module = Foreign()
+    trainer(max_epochs=4, callbacks=Strict(1)).fit(module, toy_loader())
+    assert weights(module).isfinite().all()
+
+
 class Plain(IterableDataset):
     def __iter__(self) -> Any:
         return iter([(torch.zeros(6), 1)] * 8)
