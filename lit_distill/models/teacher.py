@@ -1,6 +1,7 @@
 """The frozen teacher."""
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
 
@@ -62,8 +63,7 @@ class FrozenTeacher(nn.Module):
             config = getattr(model, "pretrained_cfg", {})
             if mean is None and std is None:
                 mean, std = config.get("mean"), config.get("std")
-                channels = getattr(model, "in_chans", len(mean or ()))
-                if mean is not None and std is not None and (model_args or {}).get("in_chans", channels) != len(mean):
+                if mean is not None and (model_args or {}).get("in_chans", len(mean)) != len(mean):
                     raise ValueError(f"{name} was made for {len(mean)} channels: give mean and std for yours")
             if input_size is None and (weights is None or config.get("fixed_input_size")):
                 input_size = config.get("input_size", ())[1:] or None
@@ -128,6 +128,4 @@ def _timm_model(name: str, weights: str | Path | None, num_classes: int | None, 
 
 
 def _nearest(name: str, among: Sequence[str]) -> list[str]:
-    from difflib import get_close_matches
-
     return get_close_matches(name, among or timm.list_models(), n=3, cutoff=0.0)

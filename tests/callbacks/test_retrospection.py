@@ -295,7 +295,9 @@ class Plain(IterableDataset):
         return iter([(torch.zeros(6), 1)] * 8)
 
 
-def fails(message: str, callback: Any, module: Foreign | None = None, loader: Any = None, **kwargs: Any) -> None:
+def check_refused(
+    message: str, callback: Any, module: Foreign | None = None, loader: Any = None, **kwargs: Any
+) -> None:
     module = module or Foreign()
     before = weights(module)
     callbacks = callback if isinstance(callback, list) else [callback]
@@ -308,23 +310,29 @@ def fails(message: str, callback: Any, module: Foreign | None = None, loader: An
 
 def test_says_before_the_first_step_what_is_missing() -> None:
     lwr = LearningWithRetrospection
-    fails("no submodule 'loss' to hook; its submodules are net, criterion", lwr(criterion="loss"))
-    fails("needs the number of epochs .* got max_epochs=-1", lwr(), max_epochs=-1, max_steps=3)
+    check_refused("no submodule 'loss' to hook; its submodules are net, criterion", lwr(criterion="loss"))
+    check_refused("needs the number of epochs .* got max_epochs=-1", lwr(), max_epochs=-1, max_steps=3)
     with pytest.raises(RuntimeError, match="more than one stateful callback"):  # Lightning's own refusal
         trainer(callbacks=[lwr(), lwr(temperature=3.0)])
-    fails("two retrospection callbacks on one criterion", [lwr(), Watch()])
+    check_refused("two retrospection callbacks on one criterion", [lwr(), Watch()])
     unwrapped = DataLoader(toy_data(), batch_size=8)
-    fails("a list, has no tensor at index='index': wrap the training set in .*IndexedDataset", lwr(), loader=unwrapped)
-    fails("has no tensor at index=5", lwr(index=5))
-    fails("index must be integers of shape", lwr(index=0))
-    fails("no length and so no sample indices", lwr(), loader=DataLoader(Plain(), batch_size=4))
-    fails(r"index must be in 0..3, the training set's rows, got 0..29", lwr(num_samples=4), loader=toy_loader(30, 30))
+    check_refused(
+        "a list, has no tensor at index='index': wrap the training set in .*IndexedDataset", lwr(), loader=unwrapped
+    )
+    check_refused("has no tensor at index=5", lwr(index=5))
+    check_refused("index must be integers of shape", lwr(index=0))
+    check_refused("no length and so no sample indices", lwr(), loader=DataLoader(Plain(), batch_size=4))
+    check_refused(
+        r"index must be in 0..3, the training set's rows, got 0..29", lwr(num_samples=4), loader=toy_loader(30, 30)
+    )
 
 
 def test_says_what_the_criterion_must_be() -> None:
     per_sample = Foreign()
     per_sample.criterion = nn.CrossEntropyLoss(reduction="none")
-    fails(r"criterion that returns a scalar, got \(8,\): set its reduction", LearningWithRetrospection(), per_sample)
+    check_refused(
+        r"criterion that returns a scalar, got \(8,\): set its reduction", LearningWithRetrospection(), per_sample
+    )
 
 
 def test_says_when_the_step_computes_its_loss_without_the_criterion() -> None:
