@@ -1,0 +1,67 @@
+"""Checkpoints that are whole or not there, and found out when damaged."""
+
+from collections.abc import Callable
+import os
+from pathlib import Path
+from typing import Any
+import zipfile
+
+from lightning.fabric.plugins import TorchCheckpointIO
+import torch
+from typing_extensions import override
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoints, written beside their place and moved there when they are on the disk.
+
+    Lightning's own way writes to the system's temporary folder; from there to another file system a move is a copy,
+    which a crash cuts off in the middle of the file that was to be replaced. Nor is the file held in memory here.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(plugins=[AtomicCheckpointIO()], logger=False)
+    """
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.part")  # one name, so that what a crash leaves is written over
+        try:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+    @override
+    def load_checkpoint(
+        self, path: Any, map_location: Callable[..., Any] | None = lambda storage, loc: storage, *args: Any, **kw: Any
+    ) -> dict[str, Any]:
+        check_archive(path)
+        return super().load_checkpoint(path, map_location, *args, **kw)
+
+
+def check_archive(path: str | Path) -> None:
+    """Compare every record of a file of ``torch.save`` with its checksum, which ``torch.load`` does not.
+
+    A path that is no file is left to whoever loads it.
+
+    Raises:
+        ValueError: If the file is truncated or a bit of it has changed.
+    """
+    if not os.path.isfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
+        broken = str(error) or type(error).__name__
+    if broken is not None:
+        raise ValueError(f"the checkpoint {path} is damaged ({broken}): resume from another one, nothing was changed")

@@ -1,0 +1,79 @@
+"""A checkpoint is whole or not there, and a damaged one is found out before anything is loaded from it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toys import Foreign, toy_loader, trainer
+
+from lit_distill.callbacks import LearningWithRetrospection
+from lit_distill.checkpoint import AtomicCheckpointIO, check_archive
+
+
+def test_what_is_saved_is_what_is_loaded_and_nothing_else_is_left(tmp_path) -> None:
+    io, path = AtomicCheckpointIO(), tmp_path / "new" / "a.ckpt"
+    for value in (1, 2):  # the second over the first
+        io.save_checkpoint({"weights": torch.full((3,), value)}, path)
+        assert io.load_checkpoint(path, weights_only=True)["weights"].tolist() == [value] * 3
+        assert [file.name for file in path.parent.iterdir()] == ["a.ckpt"]
+
+
+def test_a_failure_while_writing_leaves_the_old_file(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    io, path = AtomicCheckpointIO(), tmp_path / "a.ckpt"
+    io.save_checkpoint({"weights": torch.ones(3)}, path)
+
+    def half(checkpoint: Any, file: Any) -> None:
+        file.write(b"half of it")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OSError, match="No space left"):
+        io.save_checkpoint({"weights": torch.zeros(3)}, path)
+    assert io.load_checkpoint(path, weights_only=True)["weights"].tolist() == [1, 1, 1]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def damage(path: Path, how: str) -> None:
+    data = bytearray(path.read_bytes())
+    if how == "truncated":
+        del data[len(data) // 2 :]
+    elif how == "empty":
+        data.clear()
+    else:  # a bit in the middle of the largest record, which torch.load does not see
+        data[len(data) // 2] ^= 4
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "flipped"])
+def test_a_damaged_file_is_named(tmp_path, how: str) -> None:
+    path = tmp_path / "a.ckpt"
+    torch.save({"weights": torch.randn(1000)}, path)
+    check_archive(path)
+    damage(path, how)
+    with pytest.raises(ValueError, match=r"the checkpoint .*a.ckpt is damaged \(.*\): resume from another one"):
+        check_archive(path)
+    with pytest.raises(ValueError, match="is damaged"):
+        AtomicCheckpointIO().load_checkpoint(path)
+
+
+def test_what_is_no_file_is_left_to_whoever_loads_it(tmp_path) -> None:
+    check_archive(tmp_path)
+    check_archive(tmp_path / "missing.ckpt")
+    with pytest.raises(FileNotFoundError):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "missing.ckpt")
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped"])
+def test_a_run_is_not_resumed_from_a_damaged_one(tmp_path, how: str) -> None:
+    """Nor need the trainer be told: the callback gives it this way of reading and writing."""
+    run = trainer(max_epochs=2, callbacks=LearningWithRetrospection(1))
+    run.fit(Foreign(), toy_loader())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    damage(tmp_path / "a.ckpt", how)
+    damaged = (tmp_path / "a.ckpt").read_bytes()
+    with pytest.raises(ValueError, match=r"a.ckpt is damaged"):
+        trainer(max_epochs=3, callbacks=LearningWithRetrospection(1)).fit(
+            Foreign(), toy_loader(), ckpt_path=tmp_path / "a.ckpt", weights_only=True
+        )
+    assert (tmp_path / "a.ckpt").read_bytes() == damaged
