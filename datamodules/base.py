@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 import torch
 from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
 
 from lit_distill.datamodules.batch import Batch
 from lit_distill.datamodules.indexed import IndexedDataset
@@ -58,25 +60,19 @@ class ImageDataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self._state: dict[str, Any] = {}  # of the checkpoint that the trainer named below resumes
+        self._state_is_for: Any = None
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the keyed loader of the training set; its batches start at the epoch that training has reached."""
         seed = global_seed() if self.seed is None else self.seed
         data = IndexedDataset(self.train_set, seed)
-        trainer: Any = self.trainer  # whose progress Lightning's types do not know
-        if trainer is None:
+        if self.trainer is None:
             sampler = KeyedSampler(data, seed)
         else:
-            sampler = KeyedSampler(data, seed, num_replicas=trainer.world_size, rank=trainer.global_rank)
-            # After a resume the loader is iterated, and its workers read ahead, before Lightning tells it the epoch;
-            # and within an epoch Lightning would begin again with its first batches.
-            epoch, batch = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress
-            begun = epoch.ready > epoch.processed
-            if begun and not batch.is_last_batch:
-                sampler.resume(epoch.processed, batch.current.processed * self.batch_size)
-            else:
-                sampler.resume(epoch.processed + begun, 0)
-        return self._loader(data, self.batch_size, sampler=sampler)
+            sampler = _TrainingSampler(self.trainer, data, seed)
+            sampler.begin(self._state if self._state_is_for is self.trainer else {}, self.batch_size)
+        return self._loader(data, self.batch_size, kind=_ResumableLoader, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return the loader of the validation set, in order."""
@@ -90,7 +86,21 @@ class ImageDataModule(LightningDataModule):
         """Return the loader of the images to predict, in order."""
         return self._loader(IndexedDataset(self.predict_set), self.eval_batch_size)
 
-    def _loader(self, data: IndexedDataset, batch_size: int, **kwargs: Any) -> DataLoader[Batch]:
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Return how far training has come: the epoch, the batches trained of it, and their size over all ranks."""
+        if self.trainer is None:
+            return {}
+        epoch, batches = progress_of(self.trainer)
+        return {"epoch": epoch, "batches": batches, "batch_size": self.batch_size * self.trainer.world_size}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._state, self._state_is_for = state_dict, self.trainer
+
+    def _loader(
+        self, data: IndexedDataset, batch_size: int, kind: type[DataLoader[Any]] = DataLoader, **kwargs: Any
+    ) -> DataLoader[Batch]:
         options: dict[str, Any] = {
             "batch_size": batch_size,
             "num_workers": self.num_workers,
@@ -99,4 +109,68 @@ class ImageDataModule(LightningDataModule):
             # Its own generator: starting workers must not draw from the one that dropout uses.
             "generator": torch.Generator(),
         }
-        return DataLoader(data, **{**options, **kwargs})
+        return kind(data, **{**options, **kwargs})
+
+
+def progress_of(trainer: Any) -> tuple[int, int]:
+    """Return the epoch that a trainer is in, counted from 0, and how many of its batches it has trained."""
+    epoch, batch = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress
+    if epoch.ready <= epoch.processed:
+        return epoch.processed, 0
+    return (epoch.processed + 1, 0) if batch.is_last_batch else (epoch.processed, batch.current.processed)
+
+
+class _TrainingSampler(KeyedSampler):
+    """Begins where training stopped, be it with another batch size or number of processes."""
+
+    def __init__(self, trainer: Any, data: IndexedDataset, seed: int) -> None:
+        super().__init__(data, seed, num_replicas=trainer.world_size, rank=trainer.global_rank)
+        self.trainer = trainer
+        self._stopped = (0, 0)
+        self._more_batches = 0
+
+    def begin(self, state: dict[str, Any], batch_size: int) -> None:
+        """Begin at the progress of a checkpoint's ``state``, or at the trainer's if that is further."""
+        # A schedule that asks for the number of steps has the loader made, and read ahead, before Lightning restores
+        # its own progress; the state is restored before. Batches are those *trained*: workers may have read more.
+        size = batch_size * self.num_replicas
+        then, now = (state.get("epoch", 0), state.get("batches", 0)), progress_of(self.trainer)
+        done_size = state.get("batch_size", size) if then >= now else size
+        self._stopped = epoch, batches = max(then, now)
+        done = batches * done_size
+        self._more_batches = done // size - batches
+        self.resume(epoch, done)
+        if batches:
+            rank_zero_info(
+                f"epoch {epoch} goes on after {done} of {self.total_size} samples; "
+                "means that Lightning keeps over it, such as train/loss, are of the others only"
+            )
+
+    @override
+    def set_epoch(self, epoch: int) -> None:
+        """Note the epoch, which Lightning tells when it has restored its progress and before the first batch."""
+        super().set_epoch(epoch)
+        loop = self.trainer.fit_loop
+        # After a checkpoint of an epoch's last step Lightning does not count the next epoch as begun, and would take it
+        # for finished if it is resumed within.
+        epochs = loop.epoch_progress
+        if loop.restarted_mid_epoch and epochs.current.ready == epochs.current.processed:
+            epochs.increment_ready()
+            epochs.increment_started()
+        # With batches of another size the epoch has another number of them. Lightning is to count as if those done had
+        # been of today's size, or it would end the epoch too early.
+        count = loop.epoch_loop.batch_progress.current
+        if self._more_batches and self._stopped == (epochs.current.processed, count.processed):
+            for name in ("ready", "started", "processed", "completed"):
+                setattr(count, name, getattr(count, name) + self._more_batches)
+            self._more_batches = 0
+
+
+class _ResumableLoader(DataLoader[Any]):
+    """Tells Lightning that its sampler goes on where training stopped; Lightning would warn otherwise."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing: the data module has told the sampler."""

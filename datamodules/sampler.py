@@ -1,7 +1,7 @@
 """A sampler that says which view of which sample is wanted."""
 
 from collections.abc import Iterator, Sized
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from torch import distributed
@@ -55,11 +55,27 @@ class KeyedSampler(DistributedSampler[Any]):
         self._resumed = (0, 0)
 
     def resume(self, epoch: int, done: int) -> None:
-        """Begin in ``epoch``, and in that epoch alone leave out the first ``done`` samples of this rank."""
+        """Begin in ``epoch``, and in that epoch alone leave out the first ``done`` samples of its order.
+
+        ``done`` counts those of all ranks; the rest is dealt out anew among the ranks there are now. Where they cannot
+        share it evenly, samples repeat as at the end of an epoch, or are left out with ``drop_last``.
+        """
         self.set_epoch(epoch)
         self._resumed = (epoch, done)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch, done = self._resumed
-        for index in islice(super().__iter__(), done if self.epoch == epoch else 0, None):
+        indices = super().__iter__() if self.epoch != epoch or not done else self._rest(done)
+        for index in indices:
             yield self.epoch, index
+
+    def _rest(self, done: int) -> Iterator[int]:
+        # Sample n of rank r has place done + n * ranks + r in the order, where the full epoch has another rank's.
+        rank, ranks = self.rank, self.num_replicas
+        skip, self.rank = divmod(done + rank, ranks)
+        try:
+            samples = list(super().__iter__())
+        finally:
+            self.rank = rank
+        even = (self.total_size - done + (0 if self.drop_last else ranks - 1)) // ranks
+        return islice(chain(samples[skip:], samples), even)

@@ -111,7 +111,6 @@ def test_a_resumed_run_goes_on_with_the_views_of_its_epoch(tmp_path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create")
-@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_resumed_within_an_epoch_goes_on_with_its_next_batch(tmp_path, workers: int) -> None:
     whole = epochs_of(epochs=3, num_workers=workers)
@@ -120,11 +119,38 @@ def test_a_run_resumed_within_an_epoch_goes_on_with_its_next_batch(tmp_path, wor
     trainer(max_epochs=3, callbacks=checkpoint, enable_checkpointing=True).fit(
         first, datamodule=FewDigits(batch_size=10, seed=7, num_workers=workers)
     )
-    for step in (1, 3, 5, 7, 10):
+    for step in (1, 3, 5, 7, 10):  # of 5 an epoch
         second, data = Collect(), FewDigits(batch_size=10, seed=7, num_workers=workers)
         path = tmp_path / f"step={step}.ckpt"
         trainer(max_epochs=3).fit(second, datamodule=data, ckpt_path=path, weights_only=True)
         assert_same(second.batches, whole[step:])
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize(("first", "then"), [((1, 8), (2, 8)), ((2, 8), (1, 8)), ((2, 4), (1, 3)), ((1, 5), (2, 7))])
+@pytest.mark.parametrize("rows", [48, 45])
+def test_another_number_of_ranks_takes_up_the_rest_of_the_epoch(tmp_path, first, then, rows: int, caplog) -> None:
+    def run(ranks: int, batch_size: int, **kwargs: Any) -> Any:
+        folder = tmp_path / ("then" if kwargs else "first")
+        callbacks = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+        strategy = {"devices": ranks, "strategy": "ddp_fork" if ranks > 1 else "auto", "max_epochs": 2}
+        options = {**QUIET, **strategy, "callbacks": callbacks, "enable_checkpointing": True}
+        Trainer(**options).fit(Collect(str(tmp_path)), FewDigits(rows, batch_size=batch_size, seed=7), **kwargs)
+        parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
+        steps = zip(*parts, strict=True)
+        return [(epoch, i) for step in steps for epoch, _, _, index in step for i in index.tolist()]
+
+    whole, done = run(*first), 2 * first[0] * first[1]
+    rest = run(*then, ckpt_path=tmp_path / "first" / "step=2.ckpt", weights_only=True)
+    seen = {i for epoch, i in whole[:done] if epoch == 0}
+    now = [i for epoch, i in rest if epoch == 0]
+    assert seen.isdisjoint(now[: rows - done])
+    assert seen | set(now) == set(range(rows))
+    assert len(now) - (rows - done) < 4  # but for what pads it
+    assert {i for epoch, i in rest if epoch == 1} == set(range(rows))
+    if then[0] == 1:
+        assert f"epoch 0 goes on after {done} of {rows} samples" in caplog.text
 
 
 def test_two_ranks_see_as_a_set_what_one_process_sees(tmp_path) -> None:

@@ -41,6 +41,26 @@ def test_pads_with_the_first_rows_or_drops_the_last() -> None:
     assert [len(part) for part in dropped] == [2, 2]
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("rows", [24, 25, 29])
+def test_goes_on_within_an_epoch_for_any_number_of_ranks(ranks: int, rows: int) -> None:
+    """The rest of the epoch's order is dealt out in turn, evenly, and the epochs after it are whole."""
+    samplers = [KeyedSampler(range(rows), seed=5, num_replicas=ranks, rank=rank) for rank in range(ranks)]
+    for epoch in range(2):
+        whole = KeyedSampler(range(rows), seed=5)
+        whole.set_epoch(epoch)
+        for done in range(rows):
+            for sampler in samplers:
+                sampler.resume(epoch, done)
+            parts = [list(sampler) for sampler in samplers]
+            dealt = [key for group in zip(*parts, strict=True) for key in group]
+            assert dealt[: rows - done] == list(whole)[done:]
+            assert len(dealt) - (rows - done) < ranks + (-rows % ranks)
+        for sampler in samplers:
+            sampler.set_epoch(epoch + 1)
+            assert len(list(sampler)) == len(sampler)
+
+
 def test_without_shuffling_the_order_is_the_data_sets() -> None:
     assert list(KeyedSampler(range(3), shuffle=False)) == [(0, 0), (0, 1), (0, 2)]
 
