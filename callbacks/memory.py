@@ -1,9 +1,50 @@
 """The per-sample table of remembered soft labels."""
 
-from typing import Any
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from lit_distill.callbacks.exchange import exchange, has_others
+
+
+def check_index(index: Tensor, rows: int) -> None:
+    """Check that ``index`` holds integers ``(B,)``, and on the host that they are in 0..rows-1.
+
+    Raises:
+        ValueError: If not. On a device nothing is known of the values without waiting for it.
+    """
+    if index.dim() != 1 or index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+        raise ValueError(f"index must be integers of shape (B,), got {index.dtype} of shape {tuple(index.shape)}")
+    if _host_knows(index) and len(index):
+        lowest, highest = (int(value) for value in index.aminmax())
+        if lowest < 0 or highest >= rows:
+            raise ValueError(f"index must be in 0..{rows - 1}, the training set's rows, got {lowest}..{highest}")
+
+
+def _host_knows(values: Tensor) -> bool:
+    return values.device.type == "cpu"
+
+
+class Fetched(NamedTuple):
+    """Rows of the table as they are stored, and which of them were ever recorded."""
+
+    values: Tensor
+    classes: Tensor | None
+    recorded: Tensor
+
+    def send(self, device: torch.device | str) -> "Fetched":
+        """Move to another device; from and to a GPU without waiting for it."""
+        values, classes, recorded = (None if part is None else _send(part, torch.device(device)) for part in self)
+        return Fetched(values, classes, recorded)  # type: ignore[arg-type]
+
+
+def _send(part: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda" and part.device.type == "cpu":
+        part = part.pin_memory()
+    return part.to(device, non_blocking="cuda" in (device.type, part.device.type))
 
 
 class SoftLabelMemory:
@@ -11,13 +52,21 @@ class SoftLabelMemory:
 
     Every row has two slots. Recording in epoch e overwrites the older slot, and reading in epoch e takes the newest
     slot recorded *before* e; so nothing recorded in an epoch can be read in it, and no hook has to publish anything.
-    Within an epoch the first recording of a row stands. Nothing here waits for the device.
+    Within an epoch the first recording of a row stands. Nothing here waits for the device, but `exchange`, `check`
+    and what moves or saves the table.
+
+    Under `torch.distributed` each process records its own rows; `exchange`, called by all of them at the same point,
+    gives every process the rows of all.
 
     Args:
         num_samples: Rows N >= 1, the length of the training set.
         num_classes: Classes K >= 1.
+        top_k: Keep the ``top_k`` >= 1 largest probabilities of a row and their classes; the mass left is spread evenly
+            over the other classes, as TinyViT and FKD do. A row with at most ``top_k`` probabilities above zero is
+            kept exactly. None, or as many as there are classes, keeps all.
         dtype: What a probability is stored as; float16 halves the table and is exact to 5e-4 of the value.
-        device: Where the table lies.
+        device: Where the table lies. It may be another device than the soft labels': then ``index`` must be on the
+            table's.
 
     Raises:
         ValueError: If a size is < 1.
@@ -34,50 +83,166 @@ class SoftLabelMemory:
         self,
         num_samples: int,
         num_classes: int,
+        top_k: int | None = None,
         dtype: torch.dtype = torch.float16,
         device: torch.device | str = "cpu",
     ) -> None:
-        for name, size in {"num_samples": num_samples, "num_classes": num_classes}.items():
-            if size < 1:
+        for name, size in {"num_samples": num_samples, "num_classes": num_classes, "top_k": top_k}.items():
+            if size is not None and size < 1:
                 raise ValueError(f"{name} must be >= 1, got {size}")
-        self.num_samples = num_samples
+        kept = num_classes if top_k is None else min(top_k, num_classes)
+        # int16 holds the ids of 32,768 classes.
+        ids = torch.int16 if num_classes <= 2**15 else torch.int32
         self.num_classes = num_classes
-        self._rows = torch.zeros(2, num_samples, num_classes, dtype=dtype, device=device)
+        self._rows = torch.zeros(2, num_samples, kept, dtype=dtype, device=device)
+        self._classes = None if kept == num_classes else torch.zeros(2, num_samples, kept, dtype=ids, device=device)
         self._epochs = torch.zeros(2, num_samples, dtype=torch.int32, device=device)  # 0: never recorded
+        self._start()
+
+    def _start(self) -> None:
+        self._refused = torch.zeros(2, dtype=torch.int64, device=self.device)  # indices outside, vectors not finite
+        # What this process recorded since the last exchange: each sample's row, or -1, in the order they came.
+        self._fresh: list[Tensor] = []
+        self._fresh_epoch = 0
+        self._later: deque[tuple[Any, Tensor, Fetched, int]] = deque()
+
+    @property
+    def num_samples(self) -> int:
+        """Rows N."""
+        return self._rows.shape[1]
+
+    @property
+    def top_k(self) -> int:
+        """Probabilities kept of a row."""
+        return self._rows.shape[2]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What a probability is stored as."""
+        return self._rows.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the table lies."""
+        return self._rows.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the table: both slots of every row, their classes and epochs."""
+        return sum(table.nbytes for table in self._tables())
 
     def record(self, index: Tensor, soft_labels: Tensor, epoch: int) -> None:
         """Remember ``soft_labels`` ``(B, K)`` for the rows ``index`` ``(B,)``, as of ``epoch`` >= 1.
 
         A row that was already recorded in this epoch keeps its first value, as does the first of several equal
         indices in the batch; a vector that is not finite is not recorded.
-        """
-        newest_epoch, newest = self._epochs.index_select(1, index).max(dim=0)
-        again = newest_epoch == epoch
-        slot = torch.where(again, newest, 1 - newest)
-        row = slot * self.num_samples + index
-        # Equal indices write equal values, those of the first of them, so the order of the writes does not matter.
-        first = (index[:, None] == index[None, :]).int().argmax(dim=1)
-        soft_labels = soft_labels.to(self._rows.dtype).index_select(0, first)
-        keep = again | ~soft_labels.sum(dim=1, dtype=torch.float32).isfinite()  # of probabilities: all are finite
-        rows, epochs = self._rows.view(-1, self.num_classes), self._epochs.view(-1)
-        rows.index_copy_(0, row, torch.where(keep[:, None], rows.index_select(0, row), soft_labels))
-        epochs.index_copy_(0, row, torch.where(keep, epochs.index_select(0, row), epoch))
 
-    def read(self, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        Raises:
+            ValueError: If an index is not an integer, or, as far as the host can tell without waiting, outside the
+                table; elsewhere such a row is left out, and `check` raises.
+        """
+        compact = self._compact(soft_labels)
+        if compact.values.device == self.device:
+            self._write(index, compact, epoch)
+            return
+        ready = None
+        if compact.values.device.type == "cuda":
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        compact = compact.send(self.device)
+        if ready is not None:
+            ready.record()
+        self._later.append((ready, index, compact, epoch))
+        self._catch_up(wait=False)
+
+    def read(self, index: Tensor, epoch: int, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
         """Return what was remembered before ``epoch`` for the rows ``index`` ``(B,)``.
+
+        Args:
+            index: Integers in 0..N-1.
+            epoch: >= 1.
+            device: Where to return it; by default where the table lies.
 
         Returns:
             Soft labels ``(B, K)``, float32, zeros where nothing was recorded; and ``(B,)`` bool, True where it was.
+
+        Raises:
+            ValueError: As for `record`.
         """
+        return self.expand(self.fetch(index, epoch, device))
+
+    def fetch(self, index: Tensor, epoch: int, device: torch.device | str | None = None) -> Fetched:
+        """Begin to `read`: take the rows as they are stored and send them to ``device`` without waiting for it."""
+        if self._later and self._later[0][-1] < epoch:
+            self._catch_up()
+        index, inside = self._valid(index)
         epochs = self._epochs.index_select(1, index)
         recorded_in, slot = torch.where(epochs < epoch, epochs, 0).max(dim=0)
-        recorded = recorded_in > 0
-        rows = self._rows.view(-1, self.num_classes).index_select(0, slot * self.num_samples + index)
-        return rows.float() * recorded[:, None], recorded
+        row = slot * self.num_samples + index
+        values, classes = (
+            None if table is None else table.flatten(0, 1).index_select(0, row) for table in (self._rows, self._classes)
+        )
+        fetched = Fetched(values, classes, (recorded_in > 0) & inside)  # type: ignore[arg-type]
+        return fetched if device is None else fetched.send(device)
+
+    def expand(self, fetched: Fetched) -> tuple[Tensor, Tensor]:
+        """Finish to `read`: return what `fetch` took as soft labels ``(B, K)``, float32, and ``(B,)`` bool."""
+        values, classes, recorded = fetched
+        soft_labels = values.float()
+        if classes is not None:
+            # The sign of the first value tells a row of few classes, whose others are zero and not the rounding's rest.
+            complete, soft_labels = soft_labels[:, :1] < 0, soft_labels.abs()
+            rest = (1 - soft_labels.sum(dim=1, keepdim=True)).clamp(min=0) / (self.num_classes - self.top_k)
+            rest = torch.where(complete, 0.0, rest).repeat(1, self.num_classes)
+            soft_labels = rest.scatter_(1, classes.long(), soft_labels)
+        return soft_labels * recorded[:, None], recorded
+
+    def exchange(self, group: Any = None) -> None:
+        """Give every process of the group the rows that each has recorded since the last exchange.
+
+        Afterwards the tables of all of them are the same bits. Of a row that several recorded, the earliest in the
+        global order stands: sample n of a process before sample n + 1 of any other, and lower ranks first.
+        """
+        self._catch_up()
+        exchange(self, group)
+        self._fresh.clear()
+
+    def check(self) -> int:
+        """Return how many vectors were not finite since the last check, and wait for the device to tell.
+
+        Raises:
+            ValueError: If an index lay outside the table.
+        """
+        outside, not_finite = self.refused().tolist()
+        self.raise_outside(outside)
+        return int(not_finite)
+
+    def refused(self) -> Tensor:
+        """Return ``(2,)`` int64, and count anew: indices outside the table, and vectors that were not finite."""
+        self._catch_up()
+        refused, self._refused = self._refused, torch.zeros_like(self._refused)
+        return refused
+
+    def raise_outside(self, count: int) -> None:
+        """Raise ``ValueError`` if ``count``, of indices outside the table, is not 0."""
+        if count:
+            raise ValueError(
+                f"index must be in 0..{self.num_samples - 1}, the training set's rows: {count} were outside since the "
+                "last check; nothing of that epoch is kept"
+            )
 
     def to(self, device: torch.device | str) -> "SoftLabelMemory":
         """Move the table and return it."""
-        self._rows, self._epochs = self._rows.to(device), self._epochs.to(device)
+        self._catch_up()
+        self._each(lambda table: table.to(device))
+        self._refused = self._refused.to(device)
+        self._fresh = [rows.to(device) for rows in self._fresh]
+        return self
+
+    def pin(self) -> "SoftLabelMemory":
+        """Move the table to page-locked host memory, from where a GPU reads without waiting, and return it."""
+        self.to("cpu")
+        if torch.cuda.is_available():
+            self._each(Tensor.pin_memory)
         return self
 
     def resize(self, num_samples: int) -> "SoftLabelMemory":
@@ -93,19 +258,118 @@ class SoftLabelMemory:
                 f"the remembered soft labels are for {self.num_samples} samples, the training set has {num_samples}: "
                 "resume with the data set of the checkpoint"
             )
-        grown = SoftLabelMemory(num_samples, self.num_classes, self._rows.dtype, self._rows.device)
-        grown._rows[:, : self.num_samples] = self._rows
-        grown._epochs[:, : self.num_samples] = self._epochs
+        self._catch_up()
+        grown = SoftLabelMemory(num_samples, self.num_classes, self.top_k, self.dtype, self.device)
+        for ours, theirs in zip(self._tables(), grown._tables(), strict=True):
+            theirs[:, : self.num_samples] = ours
+        grown._fresh, grown._fresh_epoch = self._fresh, self._fresh_epoch
         return grown
 
     def state_dict(self) -> dict[str, Any]:
         """Return the table as plain tensors; they are the table's own, not copies."""
-        return {"rows": self._rows, "epochs": self._epochs}
+        self._catch_up()
+        state = {"rows": self._rows, "epochs": self._epochs, "num_classes": self.num_classes}
+        return state if self._classes is None else state | {"classes": self._classes}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "SoftLabelMemory":
-        """Make a table from what `state_dict` returned; takes the tensors over without a copy."""
+        """Make a table from what `state_dict` returned; takes the tensors over without a copy.
+
+        Raises:
+            ValueError: If the tensors are no such table.
+        """
         memory = cls.__new__(cls)
-        memory._rows, memory._epochs = state["rows"], state["epochs"]
-        _, memory.num_samples, memory.num_classes = memory._rows.shape
+        rows, epochs, classes = state.get("rows"), state.get("epochs"), state.get("classes")
+        num_classes = state.get("num_classes")
+        if (
+            not isinstance(rows, Tensor)
+            or rows.dim() != 3
+            or len(rows) != 2
+            or not isinstance(epochs, Tensor)
+            or epochs.shape != rows.shape[:2]
+            or (rows.shape[2] != num_classes if classes is None else classes.shape != rows.shape)
+        ):
+            said = ", ".join(f"{k} {tuple(v.shape) if isinstance(v, Tensor) else v}" for k, v in state.items())
+            raise ValueError(f"no table of remembered soft labels: {said}")
+        memory.num_classes = int(num_classes)  # type: ignore[arg-type]
+        memory._set(rows, epochs, classes)
+        memory._start()
         return memory
+
+    # What `exchange` asks for.
+
+    def fresh(self) -> tuple[Tensor, int]:
+        """Return the row of each sample since the last exchange, -1 where it was not recorded, and the epoch."""
+        order = torch.cat(self._fresh) if self._fresh else torch.empty(0, dtype=torch.int32, device=self.device)
+        return order, self._fresh_epoch
+
+    def take_out(self, row: Tensor) -> list[Tensor]:
+        """Return the newest slot of each row, a tensor for each table there is but the epochs."""
+        newest = self._newest(row)
+        return [table[newest, row] for table in (self._rows, self._classes) if table is not None]
+
+    def put_in(self, row: Tensor, parts: list[Tensor], epoch: int) -> None:
+        """Write what another process took out; a row of this ``epoch`` is replaced, else the older slot is used."""
+        newest = self._newest(row)
+        slot = torch.where(self._epochs[newest, row] == epoch, newest, 1 - newest)
+        for table, part in zip((self._rows, self._classes), parts, strict=False):
+            table[slot, row] = part  # type: ignore[index]
+        self._epochs[slot, row] = epoch
+
+    def _newest(self, index: Tensor) -> Tensor:
+        epochs = self._epochs.index_select(1, index)
+        return epochs[1].gt(epochs[0]).long()
+
+    def _compact(self, soft_labels: Tensor) -> Fetched:
+        finite = soft_labels.sum(dim=1, dtype=torch.float32).isfinite()  # of probabilities: all are finite
+        if self._classes is None:
+            return Fetched(soft_labels.to(self.dtype), None, finite)
+        values, classes = soft_labels.topk(self.top_k, dim=1)
+        complete = (soft_labels > 0).sum(dim=1, keepdim=True) <= self.top_k
+        values = torch.where(complete, -values, values).to(self.dtype)
+        return Fetched(values, classes.to(self._classes.dtype), finite)
+
+    def _write(self, index: Tensor, compact: Fetched, epoch: int) -> None:
+        index, inside = self._valid(index)
+        values, classes, finite = compact
+        newest = self._newest(index)
+        again = self._epochs.flatten().index_select(0, newest * self.num_samples + index) == epoch
+        slot = torch.where(again, newest, 1 - newest)
+        # Equal indices write equal values, those of the first of them, so the order of the writes does not matter.
+        same = (index[:, None] == index[None, :]) & (finite & inside)[None, :]
+        first = same.int().argmax(dim=1)
+        keep = again | ~same.any(dim=1)
+        row = slot * self.num_samples + index
+        for table, part in ((self._rows, values), (self._classes, classes), (self._epochs, None)):
+            if table is not None:
+                flat = table.flatten(0, 1)
+                was = flat.index_select(0, row)
+                new = torch.full_like(was, epoch) if part is None else part.index_select(0, first)
+                flat.index_copy_(0, row, torch.where(keep.view(-1, *[1] * (was.dim() - 1)), was, new))
+        self._refused += torch.stack([(~inside).sum(), (~finite).sum()])
+        if has_others():
+            self._fresh.append(torch.where(keep, -1, index).int())
+            self._fresh_epoch = epoch
+
+    def _valid(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the index, made harmless, and where it is inside the table; where the host knows it, raise instead."""
+        check_index(index, self.num_samples)
+        index = index.to(self.device).long()
+        inside = (index >= 0) & (index < self.num_samples)
+        return index.clamp(0, self.num_samples - 1), inside
+
+    def _catch_up(self, wait: bool = True) -> None:
+        while self._later and (wait or self._later[0][0] is None or self._later[0][0].query()):
+            ready, index, compact, epoch = self._later.popleft()
+            if ready is not None:
+                ready.synchronize()
+            self._write(index, compact, epoch)
+
+    def _tables(self) -> list[Tensor]:
+        return [table for table in (self._rows, self._epochs, self._classes) if table is not None]
+
+    def _each(self, move: Callable[[Tensor], Tensor]) -> None:
+        self._set(move(self._rows), move(self._epochs), None if self._classes is None else move(self._classes))
+
+    def _set(self, rows: Tensor, epochs: Tensor, classes: Tensor | None) -> None:
+        self._rows, self._epochs, self._classes = rows, epochs, classes

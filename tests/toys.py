@@ -1,10 +1,12 @@
 """Modules and data that several tests use; all of it is made here."""
 
+from collections.abc import Callable
+import tempfile
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 import torch
-from torch import nn
+from torch import distributed, multiprocessing, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_distill.datamodules import IndexedDataset, KeyedSampler
@@ -42,6 +44,25 @@ def toy_loader(samples: int = 30, batch_size: int = 8, seed: int = 3, **kwargs: 
     """A keyed loader with a partial last batch."""
     data = IndexedDataset(toy_data(samples, **kwargs))
     return DataLoader(data, batch_size=batch_size, sampler=KeyedSampler(data, seed))
+
+
+def weights(module: nn.Module) -> torch.Tensor:
+    """All parameters in one vector."""
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def in_processes(world: int, work: Callable[[int], Any]) -> list[Any]:
+    """Return ``work(rank)`` of ``world`` processes forked from this one, joined by gloo."""
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.start_processes(_one, (world, work, folder), world, start_method="fork")
+        return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+def _one(rank: int, world: int, work: Callable[[int], Any], folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world)
+    torch.save(work(rank), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
 
 
 QUIET: dict[str, Any] = {

@@ -91,3 +91,159 @@ def test_refuses_an_empty_table() -> None:
         SoftLabelMemory(0, 3)
     with pytest.raises(ValueError, match="num_classes must be >= 1, got 0"):
         SoftLabelMemory(3, 0)
+
+
+@pytest.mark.parametrize("classes", [10, 2**15, 2**15 + 1, 100_000])
+def test_a_row_of_few_classes_is_exact_whatever_their_ids(classes: int) -> None:
+    memory, index = SoftLabelMemory(6, classes, top_k=3, dtype=torch.float32), torch.arange(6)
+    ids = torch.tensor([[0, 1, 2], [classes - 1, 0, 5], [classes - 1, classes - 2, classes - 3]]).repeat(2, 1)
+    values = torch.tensor([[0.5, 0.3, 0.2], [0.9, 0.1, 0.0]]).repeat_interleave(3, dim=0)
+    rows = torch.zeros(6, classes).scatter_(1, ids, values)
+    memory.record(index, rows, epoch=1)
+    assert torch.equal(memory.read(index, epoch=2)[0], rows)
+    half = SoftLabelMemory(6, classes, top_k=3)
+    half.record(index, rows, epoch=1)
+    assert torch.equal(half.read(index, epoch=2)[0], rows.half().float())
+
+
+def test_the_mass_left_is_spread_evenly_over_the_other_classes() -> None:
+    memory, rows = SoftLabelMemory(50, 20, top_k=5, dtype=torch.float32), (3 * torch.randn(50, 20)).softmax(dim=1)
+    memory.record(torch.arange(50), rows, epoch=1)
+    read, _ = memory.read(torch.arange(50), epoch=2)
+    values, classes = rows.topk(5, dim=1)
+    expected = ((1 - values.sum(dim=1, keepdim=True)) / 15).expand(-1, 20).scatter(1, classes, values)
+    torch.testing.assert_close(read, expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(read.sum(dim=1), torch.ones(50))
+
+
+@pytest.mark.parametrize("top_k", [4, 7])
+def test_as_many_as_there_are_classes_is_the_dense_table(top_k: int) -> None:
+    dense, memory, rows = SoftLabelMemory(5, 4), SoftLabelMemory(5, 4, top_k=top_k), probabilities(5)
+    for table in (dense, memory):
+        table.record(torch.arange(5), rows, epoch=1)
+    assert torch.equal(*(table.read(torch.arange(5), epoch=2)[0] for table in (dense, memory)))
+    assert memory.nbytes == dense.nbytes
+
+
+@pytest.mark.parametrize(
+    ("classes", "top_k", "dtype", "row"),
+    [
+        (1000, None, torch.float16, 2000),
+        (1000, None, torch.float32, 4000),
+        (1000, 5, torch.float16, 20),
+        (32768, 5, torch.float16, 20),
+        (32769, 5, torch.float16, 30),
+        (100_000, 5, torch.float32, 40),
+    ],
+)
+def test_nbytes_counts_both_slots_and_the_epochs(classes: int, top_k: int | None, dtype: torch.dtype, row: int) -> None:
+    memory = SoftLabelMemory(7, classes, top_k, dtype)
+    assert memory.nbytes == 7 * (2 * row + 2 * 4)
+    assert memory.nbytes == sum(v.nbytes for v in memory.state_dict().values() if isinstance(v, torch.Tensor))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.int64])
+def test_an_index_may_be_any_integer(dtype: torch.dtype) -> None:
+    memory, rows = SoftLabelMemory(1000, 4, dtype=torch.float32), probabilities(2)
+    memory.record(torch.tensor([3, 1], dtype=dtype), rows, epoch=1)
+    assert torch.equal(memory.read(torch.tensor([3, 1], dtype=dtype), epoch=2)[0], rows)
+
+
+def test_an_index_outside_the_table_is_refused_where_the_host_knows_it() -> None:
+    memory, rows = SoftLabelMemory(5, 4), probabilities(2)
+    for bad in (torch.tensor([0, 5]), torch.tensor([-1, 3])):
+        for use in (lambda bad=bad: memory.record(bad, rows, 1), lambda bad=bad: memory.read(bad, 1)):
+            with pytest.raises(ValueError, match=r"index must be in 0..4, the training set's rows, got"):
+                use()
+    for bad in (torch.tensor([0.0, 1.0]), torch.tensor([True, False]), torch.tensor([[0, 1]])):
+        with pytest.raises(ValueError, match=r"index must be integers of shape \(B,\), got torch"):
+            memory.record(bad, rows, 1)
+    assert not memory.read(torch.arange(5), epoch=2)[1].any()
+
+
+def test_elsewhere_it_is_left_out_and_found_by_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_distill.callbacks.memory._host_knows", lambda _: False)  # as on a device
+    memory, rows = SoftLabelMemory(5, 4), probabilities(4)
+    memory.record(torch.tensor([0, 5, -1, 4]), rows, epoch=1)
+    read, recorded = memory.read(torch.tensor([0, 5, -1, 4]), epoch=2)
+    assert recorded.tolist() == [True, False, False, True]
+    assert torch.equal(read[[0, 3]], rows[[0, 3]].half().float())
+    assert memory.read(torch.arange(5), epoch=2)[1].tolist() == [True, False, False, False, True]
+    with pytest.raises(ValueError, match=r"index must be in 0..4, .* 2 were outside"):
+        memory.check()
+    assert memory.check() == 0
+
+
+def test_counts_what_is_not_finite_and_remembers_the_first_that_is() -> None:
+    memory, rows = SoftLabelMemory(3, 4, dtype=torch.float32), probabilities(3)
+    rows[0] = float("nan")
+    memory.record(torch.tensor([1, 1, 2]), rows, epoch=1)
+    read, recorded = memory.read(torch.arange(3), epoch=2)
+    assert recorded.tolist() == [False, True, True]
+    assert torch.equal(read[1:], rows[1:])
+    assert memory.check() == 1
+    assert memory.check() == 0
+
+
+def test_a_table_on_another_device_than_the_soft_labels_catches_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a table in host memory: what arrives late is there for whoever reads, saves, moves or exchanges."""
+    ways = {
+        "read": lambda memory: memory.read(torch.arange(4), epoch=2)[0],
+        "state_dict": lambda memory: SoftLabelMemory.from_state_dict(memory.state_dict()).read(torch.arange(4), 2)[0],
+        "to": lambda memory: memory.to("cpu").read(torch.arange(4), 2)[0],
+        "resize": lambda memory: memory.resize(5).read(torch.arange(4), 2)[0],
+    }
+
+    class NotYet:
+        waited = False
+
+        def query(self) -> bool:
+            return False
+
+        def synchronize(self) -> None:
+            self.waited = True
+
+    rows = probabilities(4).half().float()
+    for way in ways.values():
+        memory, event = SoftLabelMemory(4, 4), NotYet()
+        memory._later.append((event, torch.arange(4), memory._compact(rows), 1))
+        memory._catch_up(wait=False)
+        assert not memory._epochs.any()
+        assert torch.equal(way(memory), rows)
+        assert event.waited
+
+
+def test_refuses_a_state_that_is_no_table() -> None:
+    state = SoftLabelMemory(5, 4, top_k=2).state_dict()
+    for wrong in ({}, {**state, "rows": state["rows"][0]}, {**state, "epochs": state["epochs"][:, :3]}):
+        with pytest.raises(ValueError, match="no table of remembered soft labels"):
+            SoftLabelMemory.from_state_dict(wrong)
+    with pytest.raises(ValueError, match=r"no table of remembered soft labels: rows \(2, 5, 2\), epochs \(2, 5\)"):
+        SoftLabelMemory.from_state_dict({k: v for k, v in state.items() if k != "classes"})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("host", [False, True])
+@pytest.mark.parametrize("top_k", [None, 5])
+def test_never_waits_for_the_gpu(host: bool, top_k: int | None) -> None:
+    on_cpu, memory = SoftLabelMemory(100, 20, top_k), SoftLabelMemory(100, 20, top_k)
+    memory = memory.pin() if host else memory.to("cuda")
+    index = torch.randperm(100)[:16]
+    where, soft_labels = index if host else index.cuda(), probabilities(16, 20)
+    on_gpu = soft_labels.cuda()
+    on_cpu.record(index, soft_labels, epoch=1)
+    memory.record(where, on_gpu, epoch=1)  # the first work on a device may wait
+    memory.read(where, 2, "cuda")
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        memory.record(where, on_gpu, epoch=1)
+        read, recorded = memory.read(where, 1, "cuda")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert not recorded.any()
+    read, recorded = memory.read(where, 2, "cuda")
+    assert read.device.type == "cuda"
+    assert recorded.all()
+    torch.testing.assert_close(read.cpu(), on_cpu.read(index, 2)[0], rtol=1e-3, atol=1e-6)

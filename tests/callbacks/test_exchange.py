@@ -1,0 +1,76 @@
+"""Several processes that each record a share of the rows come to hold the table of one that recorded them all."""
+
+from typing import Any
+
+import pytest
+import torch
+from toys import in_processes
+
+from lit_distill.callbacks import SoftLabelMemory
+from lit_distill.callbacks.exchange import exchange
+
+ROWS, CLASSES, BATCH = 41, 7, 3
+
+
+def history(world: int, steps: int = 30) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Epoch, rows and soft labels of every global batch: with repetitions, gaps and vectors that are not finite."""
+    generator = torch.Generator().manual_seed(world)
+    made = []
+    for step in range(steps):
+        soft_labels = torch.randn(world * BATCH, CLASSES, generator=generator).softmax(dim=1)
+        soft_labels[torch.rand(world * BATCH, generator=generator) < 0.1, 0] = float("nan")
+        made.append((1 + step // 5, torch.randint(ROWS, (world * BATCH,), generator=generator), soft_labels))
+    return made
+
+
+def states(memory: SoftLabelMemory) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in memory.state_dict().items() if isinstance(value, torch.Tensor)}
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+@pytest.mark.parametrize(
+    ("top_k", "dtype", "chunk"), [(None, torch.float32, 1 << 25), (2, torch.float16, 500), (None, torch.float16, 1)]
+)
+def test_equals_one_process(world: int, top_k: int | None, dtype: torch.dtype, chunk: int) -> None:
+    alone = SoftLabelMemory(ROWS, CLASSES, top_k, dtype)
+    for epoch, index, soft_labels in history(world):
+        alone.record(index, soft_labels, epoch)
+
+    def work(rank: int) -> Any:
+        memory, recorded = SoftLabelMemory(ROWS, CLASSES, top_k, dtype), []
+        for step, (epoch, index, soft_labels) in enumerate(history(world)):
+            memory.record(index[rank::world], soft_labels[rank::world], epoch)
+            if step % 5 == 4 or step == 12:  # when the epoch ends, and once for a checkpoint within an epoch
+                exchange(memory, chunk=chunk)
+                memory._fresh.clear()
+            recorded.append(int(memory.read(torch.arange(ROWS), epoch)[1].sum()))
+        return states(memory), recorded
+
+    tables = in_processes(world, work)
+    for table, recorded in tables:
+        assert recorded == tables[0][1]
+        for name, value in states(alone).items():
+            assert torch.equal(value, table[name]), name
+
+
+def test_one_process_that_recorded_nothing_gets_everything() -> None:
+    def work(rank: int) -> Any:
+        memory = SoftLabelMemory(4, 2)
+        if rank == 1:
+            memory.record(torch.tensor([2]), torch.tensor([[0.25, 0.75]]), epoch=3)
+        memory.exchange()
+        memory.exchange()  # nothing is new: nothing changes
+        return memory.read(torch.arange(4), epoch=4)
+
+    for soft_labels, recorded in in_processes(2, work):
+        assert recorded.tolist() == [False, False, True, False]
+        assert soft_labels[2].tolist() == [0.25, 0.75]
+
+
+def test_alone_nothing_is_kept_for_others() -> None:
+    memory = SoftLabelMemory(4, 2)
+    memory.record(torch.tensor([2]), torch.tensor([[0.25, 0.75]]), epoch=3)
+    assert memory._fresh == []
+    before = states(memory)
+    memory.exchange()
+    assert all(torch.equal(before[name], value) for name, value in states(memory).items())
