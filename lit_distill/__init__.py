@@ -6,6 +6,7 @@ from lit_distill.losses import (
     hard_distillation_loss,
     retrospection_loss,
     retrospection_weight,
+    retrospective_loss,
     soft_distillation_loss,
 )
 from lit_distill.models import DigitsCNN, DistillableViT, FrozenTeacher, StudentOutput
@@ -26,5 +27,6 @@ __all__ = [
     "hard_distillation_loss",
     "retrospection_loss",
     "retrospection_weight",
+    "retrospective_loss",
     "soft_distillation_loss",
 ]

@@ -9,14 +9,16 @@ from torch.utils.data import Subset
 from toys import QUIET
 
 from lit_distill import DigitsCNN, DistillableViT, HardDistillation, LitDistiller, SoftDistillation
-from lit_distill.callbacks import LearningWithRetrospection
-from lit_distill.datamodules import DigitsDataModule
+from lit_distill.callbacks import LearningWithRetrospection, SoftLabelMemory
+from lit_distill.datamodules import DigitsDataModule, KeyedSampler
 
 
 class FewDigits(DigitsDataModule):
+    samples = 48
+
     def setup(self, stage: str | None = None) -> None:
         super().setup(stage)
-        self.train_set = Subset(self.train_set, range(48))
+        self.train_set = Subset(self.train_set, range(self.samples))
 
 
 class Save(Callback):
@@ -56,9 +58,102 @@ def test_two_ranks_equal_one_process(tmp_path, distillation: torch.nn.Module | N
             torch.testing.assert_close(rank["metrics"][name], one["metrics"][name], rtol=1e-4, atol=1e-4)
 
 
-def test_retrospection_refuses_several_processes_rather_than_forget(tmp_path) -> None:
+class Watch(LearningWithRetrospection):
+    """Counts the reads that found nothing, and keeps the table that each rank ends with."""
+
+    def __init__(self, folder: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.folder, self.missing = folder, 0
+
+    def recall(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        soft_labels, recorded = super().recall(epoch)
+        self.missing += int((~recorded).sum())
+        return soft_labels, recorded
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        tables = {"table": self.memory.state_dict(), "student": pl_module.student.state_dict()}
+        metrics = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("retro")}
+        torch.save({**tables, "missing": self.missing, "metrics": metrics}, f"{self.folder}/{trainer.global_rank}.pt")
+
+
+def retrospect(
+    folder: Any, ranks: int, samples: int = 48, kind: type[Watch] = Watch, epochs: int = 5, **kwargs: Any
+) -> list[dict[str, Any]]:
+    folder.mkdir()
+    torch.manual_seed(1)
     student = DistillableViT(8, 4, 10, dim=16, depth=1, heads=2, mlp_dim=16, dim_head=8, channels=1)
-    options = {**QUIET, "devices": 2, "strategy": "ddp_fork", "max_epochs": 3}
-    trainer = Trainer(**options, callbacks=LearningWithRetrospection(1))
-    with pytest.raises(Exception, match="remembers in one process, got 2: set devices=1"):
-        trainer.fit(LitDistiller(student), datamodule=FewDigits())
+    module = LitDistiller(student, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), scheduler=None)
+    data = FewDigits(batch_size=16 // ranks, seed=3)
+    data.samples = samples
+    strategy = {"devices": ranks, "strategy": "ddp_fork" if ranks > 1 else "auto"}
+    callback = kind(folder, **{"interval": 2, "max_epochs": 6, **kwargs})
+    Trainer(**{**QUIET, **strategy, "max_epochs": epochs, "limit_val_batches": 0, "callbacks": callback}).fit(
+        module, data
+    )
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_retrospection_on_one_two_and_four_ranks_is_the_same(tmp_path, dtype: str, top_k: int | None) -> None:
+    (one,) = retrospect(tmp_path / "1", 1, dtype=dtype, top_k=top_k)
+    tolerance = 1e-5 if dtype == "float32" else 1e-3
+    for ranks in (2, 4):
+        several = retrospect(tmp_path / str(ranks), ranks, dtype=dtype, top_k=top_k)
+        for rank in several:
+            for key, value in one["student"].items():
+                torch.testing.assert_close(rank["student"][key], value, rtol=0, atol=tolerance)
+            assert rank["missing"] == 0
+            for name, value in rank["table"].items():
+                assert name == "num_classes" or torch.equal(value, several[0]["table"][name])
+            for name, value in rank["metrics"].items():
+                torch.testing.assert_close(value, one["metrics"][name], rtol=1e-4, atol=1e-6)
+        assert torch.equal(several[0]["table"]["epochs"], one["table"]["epochs"])
+        # The memory is read: without it, or with that of another interval, the weights are elsewhere.
+    (other,) = retrospect(tmp_path / "other", 1, dtype=dtype, top_k=top_k, interval=1)
+    assert max((other["student"][k] - v).abs().max() for k, v in one["student"].items()) > 5 * tolerance
+
+
+class Keep(Watch):
+    """Keeps what each step of the first epoch asked to be remembered."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.labels: list[torch.Tensor] = []
+
+    def remember(self, soft_labels: torch.Tensor, epoch: int) -> None:
+        super().remember(soft_labels, epoch)
+        self.labels += [soft_labels] if epoch == 1 else []
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        state = {"table": self.memory.state_dict(), "labels": torch.cat(self.labels)}
+        torch.save(state, f"{self.folder}/{trainer.global_rank}.pt")
+
+
+def test_of_a_sample_that_pads_the_epoch_the_earliest_place_is_remembered(tmp_path) -> None:
+    """45 samples on 4 ranks are 48: the first three of the epoch's order come again at its end."""
+    order = [index for _, index in KeyedSampler(range(45), seed=3, num_replicas=1, rank=0)]
+    padded = torch.tensor(order + order[:3])
+    ranks = retrospect(tmp_path / "4", 4, 45, Keep, 2, interval=1, dtype="float32")
+    labels = torch.stack([rank["labels"] for rank in ranks], dim=1).flatten(0, 1)  # in the global order
+    rows, epochs = ranks[0]["table"]["rows"], ranks[0]["table"]["epochs"]
+    assert epochs.sort(dim=0).values.unique(dim=1).flatten().tolist() == [1, 2]
+    for row in range(45):
+        slot = int((epochs[:, row] == 1).nonzero())
+        assert torch.equal(rows[slot, row], labels[(padded == row).nonzero()[0, 0]])
+    again = [(padded == row).nonzero().flatten() for row in order[:3]]
+    assert all(not torch.equal(labels[first], labels[last]) for first, last in again)  # the rule makes a difference
+    for rank in ranks:
+        assert all(torch.equal(rank["table"][name], ranks[0]["table"][name]) for name in ("rows", "epochs"))
+
+
+def test_an_index_outside_on_one_rank_ends_all_before_anything_is_exchanged(tmp_path, monkeypatch) -> None:
+    """As on a GPU, where the host does not know the index."""
+    monkeypatch.setattr("lit_distill.callbacks.memory._host_knows", lambda _: False)
+
+    monkeypatch.setattr(SoftLabelMemory, "exchange", lambda _: (tmp_path / "exchanged").touch())
+    with pytest.raises(Exception, match=r"index must be in 0..19, the training set's rows: \d+ were outside"):
+        retrospect(tmp_path / "2", 2, 48, interval=1, num_samples=20)
+    assert not (tmp_path / "exchanged").exists()
+    retrospect(tmp_path / "again", 2, 48, interval=1)
+    assert (tmp_path / "exchanged").exists()

@@ -2,6 +2,7 @@
 
 from lit_distill.losses.hard import HardDistillation, hard_distillation_loss
 from lit_distill.losses.retrospection import retrospection_loss, retrospection_weight
+from lit_distill.losses.retrospective import retrospective_loss
 from lit_distill.losses.soft import SoftDistillation, soft_distillation_loss
 
 __all__ = [
@@ -10,5 +11,6 @@ __all__ = [
     "hard_distillation_loss",
     "retrospection_loss",
     "retrospection_weight",
+    "retrospective_loss",
     "soft_distillation_loss",
 ]

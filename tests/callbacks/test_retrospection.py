@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
-from toys import Foreign, toy_data, toy_loader, trainer
+from toys import Foreign, toy_data, toy_loader, trainer, weights
 
 from lit_distill.callbacks import LearningWithRetrospection
 from lit_distill.datamodules import IndexedDataset, KeyedSampler
@@ -53,10 +53,6 @@ def fit(callback: LearningWithRetrospection | None, module: Foreign | None = Non
     return module
 
 
-def weights(module: nn.Module) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in module.parameters()])
-
-
 @pytest.mark.parametrize("interval", [1, 2, 3, 5, 7])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_twenty_epochs_equal_algorithm_1(interval: int, smoothing: float) -> None:
@@ -90,7 +86,7 @@ class Watch(LearningWithRetrospection):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         epoch = trainer.current_epoch + 1
         read, recorded = self.memory.read(batch[2], epoch) if self.memory is not None else (None, None)
-        step = {"epoch": epoch, "weight": self._weight(epoch), "index": batch[2], "read": read, "recorded": recorded}
+        step = {"epoch": epoch, "weight": self.weight(epoch), "index": batch[2], "read": read, "recorded": recorded}
         self.steps.append(step)
 
 
@@ -104,7 +100,7 @@ def test_no_defect_of_the_public_versions(interval: int) -> None:
     def record(_: nn.Module, args: tuple[torch.Tensor, torch.Tensor], __: torch.Tensor) -> None:
         if module.training and module.trainer.training:
             tempered = torch.softmax(args[0].detach() / 5.0, dim=1).half().float()
-            index = watch._announced
+            index = watch._step[0]
             seen.setdefault(module.current_epoch + 1, {}).update(zip(index.tolist(), tempered, strict=True))
 
     module.criterion.register_forward_hook(record)
@@ -283,6 +279,7 @@ def test_reading_and_recording_never_wait_for_the_device() -> None:
             with pytest.MonkeyPatch.context() as patch:
                 for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy", "nonzero"):
                     patch.setattr(torch.Tensor, name, waits)
+                patch.setattr("lit_distill.callbacks.memory._host_knows", lambda _: False)  # as on a device
                 return super()._mix(*args)
 
     module = Foreign()

@@ -1,0 +1,135 @@
+"""The retrospective loss against a snapshot of the network, as a callback."""
+
+import copy
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+import torch
+from torch import Tensor, distributed, nn
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
+
+from lit_distill.callbacks.criterion import CriterionCallback, find_submodule
+from lit_distill.callbacks.exchange import has_others
+from lit_distill.losses import retrospective_loss
+
+
+class RetrospectiveLoss(CriterionCallback):
+    r"""Add `retrospective_loss` to a criterion, against a frozen snapshot of the network on the same images.
+
+    In epoch i, counted from 1, with interval k: for i <= k the criterion is left alone. At the beginning of the epochs
+    k + 1, 2 k + 1, ... the network's weights are kept; from then on the snapshot, in eval mode and without gradient, is
+    given whatever the network was given in the step, and the criterion's value becomes
+
+    .. math:: \mathrm{criterion}(z, y) + (\kappa + 1)\,\lVert p - \mathrm{onehot}(y) \rVert_1
+        - \kappa\,\lVert p - p_\text{past} \rVert_1
+
+    The snapshot is part of the checkpoint, and of nothing else: not of the module, its optimizer or DDP.
+
+    Args:
+        interval: k >= 1 epochs between two snapshots.
+        kappa: >= 0; larger pushes further away from the past.
+        network: Dotted name of the submodule that makes the logits, once a step.
+        criterion: Dotted name of the criterion among the module's submodules.
+
+    Raises:
+        ValueError: At construction for a value out of range; before the first step if network or criterion is no
+            submodule; in a step that does not call the network, or whose network returns no logits.
+
+    Source:
+        Jandial et al., KDD 2020, arXiv 2006.13593.
+
+    Example:
+        >>> trainer = Trainer(max_epochs=20, callbacks=RetrospectiveLoss(interval=3), logger=False)
+    """
+
+    def __init__(
+        self, interval: int = 5, kappa: float = 4.0, network: str = "student", criterion: str = "criterion"
+    ) -> None:
+        super().__init__(criterion)
+        if interval < 1:
+            raise ValueError(f"interval must be >= 1, got {interval}")
+        if not 0 <= kappa < float("inf"):
+            raise ValueError(f"kappa must be >= 0, got {kappa}")
+        self.interval = interval
+        self.kappa = kappa
+        self.network = network
+        self.snapshot: nn.Module | None = None
+        self._taken = 0  # the epoch at whose end the snapshot's weights were the network's
+        self._restored: dict[str, Any] = {}
+        self._given: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # to the network in this step
+        self._listener: RemovableHandle | None = None
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+
+        def listen(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if network.training and torch.is_grad_enabled():
+                self._given = args, kwargs
+
+        network = find_submodule(pl_module, self.network)
+        self._listener = network.register_forward_pre_hook(listen, with_kwargs=True)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == 0:
+            self.snapshot, self._taken, self._restored = None, 0, {}
+        if self._restored:
+            self._take(pl_module, self._restored)
+            self._restored = {}
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self._given = None
+        # By number: after a checkpoint of an epoch's last step Lightning calls no hook of that epoch's end.
+        due = trainer.current_epoch // self.interval * self.interval
+        if due > self._taken:
+            self._taken = due
+            self._take(pl_module, find_submodule(pl_module, self.network).state_dict())
+
+    @override
+    def mix(self, loss: Tensor, logits: Tensor, target: Tensor, epoch: int) -> Tensor | None:
+        if self.snapshot is None:
+            return None
+        if self._given is None:
+            raise ValueError(f"the training step did not call {self.network!r}: name its network with network=")
+        args, kwargs = self._given
+        with torch.no_grad():
+            past = self.snapshot(*args, **kwargs)
+        past = getattr(past, "logits", past)
+        if not isinstance(past, Tensor) or past.shape != logits.shape:
+            got = tuple(past.shape) if isinstance(past, Tensor) else type(past).__name__
+            raise ValueError(f"{self.network!r} must return the criterion's logits {tuple(logits.shape)}, got {got}")
+        return loss + retrospective_loss(logits, past, target, self.kappa)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.snapshot is None else {"taken": self._taken, "snapshot": self.snapshot.state_dict()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._taken, self._restored = state_dict["taken"], state_dict["snapshot"]
+
+    def _take(self, pl_module: LightningModule, weights: dict[str, Any]) -> None:
+        if self.snapshot is None:
+            self.snapshot = copy.deepcopy(find_submodule(pl_module, self.network)).eval().requires_grad_(False)
+            if self._listener is not None:  # which has been copied with the network
+                self.snapshot._forward_pre_hooks.pop(self._listener.id, None)
+                self.snapshot._forward_pre_hooks_with_kwargs.pop(self._listener.id, None)
+        self.snapshot.load_state_dict(weights)
+        if has_others():
+            for (
+                buffer
+            ) in self.snapshot.buffers():  # those of a norm differ between the processes, until DDP's next step
+                distributed.broadcast(buffer, src=0)
+
+    @override
+    def _release(self) -> None:
+        super()._release()
+        if self._listener is not None:
+            self._listener.remove()
+        self._listener = self._given = None

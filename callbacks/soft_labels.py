@@ -1,0 +1,361 @@
+"""What the callbacks share that remember the model's predictions by sample."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from typing_extensions import override
+
+from lit_distill.callbacks.criterion import CriterionCallback
+from lit_distill.callbacks.memory import Fetched, SoftLabelMemory, check_index
+from lit_distill.checkpoint import AtomicCheckpointIO
+
+
+class SoftLabelCallback(CriterionCallback):
+    """Base of callbacks that train on remembered predictions, one soft label a training sample.
+
+    A subclass is a method of its own: in `mix` it asks for what was remembered with `recall`, has something remembered
+    with `remember`, and returns the new loss; `weight` is its schedule. This class keeps the table: what is remembered
+    in an epoch can be recalled from the next one on. Under several processes the rows are exchanged when the epoch
+    ends, and all processes then recall what a single one would. The table is part of the checkpoint, whenever it is
+    saved; and unless the trainer has a checkpoint plugin of its own, it is given `AtomicCheckpointIO`.
+
+    The module must have a criterion as `CriterionCallback` asks for it, and the batch must have the samples' rows.
+
+    Logs, as means over the epoch and all processes, ``retrospection/weight``, what the subclass passes to `count`, and
+    ``retrospection/unrecorded``, the share of rows that nothing was remembered for.
+
+    Args:
+        top_k: Remember the ``top_k`` >= 1 largest probabilities and spread the rest evenly; None remembers all.
+        criterion: Dotted name of the criterion among the module's submodules.
+        index: Where the batch has the samples' rows, integers in 0..N-1: an attribute or key, or a position.
+        num_samples: Rows N of the training set; by default its length.
+        dtype: What a remembered probability is stored as.
+        storage: Where the table lies: on the training ``"device"``, in ``"host"`` memory, from where a batch's rows
+            are sent ahead of it; ``"auto"`` takes the device if that fills no more than half of its free memory.
+        soft_targets: Accept targets ``(B, K)`` of probabilities. They are refused otherwise, since mixup and cutmix
+            make such targets, and a mixed image is no row's; set it where labels are soft but images are not mixed.
+
+    Raises:
+        ValueError: At construction for a value out of range; before the first step if the number of samples cannot be
+            told, the batch has no index, or the checkpoint is damaged or of another data set; at an index outside the
+            table, in the step where the host knows the index, else at the end of the epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        top_k: int | None = None,
+        criterion: str = "criterion",
+        index: int | str = "index",
+        num_samples: int | None = None,
+        dtype: Literal["float16", "float32"] = "float16",
+        storage: Literal["auto", "device", "host"] = "auto",
+        soft_targets: bool = False,
+    ) -> None:
+        super().__init__(criterion)
+        for name, value in {"top_k": top_k, "num_samples": num_samples}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        if dtype not in ("float16", "float32"):
+            raise ValueError(f"dtype must be 'float16' or 'float32', got {dtype!r}")
+        if storage not in ("auto", "device", "host"):
+            raise ValueError(f"storage must be 'auto', 'device' or 'host', got {storage!r}")
+        self.top_k = top_k
+        self.index = index
+        self.num_samples = num_samples
+        self.dtype = torch.float16 if dtype == "float16" else torch.float32
+        self.storage = storage
+        self.soft_targets = soft_targets
+        self.memory: SoftLabelMemory | None = None
+        self._length = 0  # N
+        self._epoch = 0  # the one that the sums are of, counted from 1
+        self._sums: dict[str, Tensor] = {}
+        self._world_size = 0  # that the state was saved with
+        self._step: tuple[Tensor, Fetched | None] | None = None  # the batch's rows, and what was fetched ahead for them
+        self._ahead: tuple[Tensor, Fetched] | None = None
+        self._unhook: Any = None
+        self._told_not_finite = False
+        self._finite = torch.ones(1, 1, dtype=torch.bool)  # which rows of this batch have finite logits
+
+    @abstractmethod
+    def weight(self, epoch: int) -> float:
+        """Return the true labels' weight in ``epoch``, counted from 1, for the log and for `mix`."""
+
+    def recall(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """Return what was remembered for this batch before ``epoch``.
+
+        Returns:
+            Soft labels ``(B, K)``, float32, zeros where nothing was; and ``(B,)`` bool, True where something was.
+        """
+        memory, index, fetched = self._now()
+        return memory.read(index, epoch, self._finite.device) if fetched is None else memory.expand(fetched)
+
+    def remember(self, soft_labels: Tensor, epoch: int) -> None:
+        """Have ``soft_labels`` ``(B, K)`` remembered for this batch; rows of logits not finite are left out."""
+        memory, index, _ = self._now()
+        memory.record(index, soft_labels.detach().masked_fill(~self._finite, float("nan")), epoch)
+
+    def count(self, recorded: Tensor, **rows: Tensor) -> None:
+        """Add to the epoch's means: ``recorded`` ``(B,)`` bool, and values by row ``(B,)``, averaged where recorded."""
+        # Summed here and logged once an epoch: Lightning's log would cost more than all the rest of the step's work.
+        values = {name: torch.where(recorded, value.detach(), 0) for name, value in rows.items()}
+        values |= {"recorded": recorded, "rows": torch.ones_like(recorded)}
+        exact = torch.float32 if recorded.device.type == "mps" else torch.float64
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0) + value.sum(dtype=exact)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # So that a table is not lost to a crash while it is written, nor read from a damaged file.
+        if stage == "fit" and type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        super().setup(trainer, pl_module, stage)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._length = self.num_samples or _length_of_training_set(trainer)
+        if trainer.global_step == 0:  # a new run, also where the callback has been through another
+            self.memory, self._sums, self._epoch, self._told_not_finite = None, {}, 0, False
+        if self.memory is None:
+            return
+        if self._world_size not in (0, trainer.world_size):
+            rank_zero_info(
+                f"the checkpoint is from {self._world_size} processes, this run has {trainer.world_size}: its "
+                "remembered soft labels are all there, but the run will not repeat the other one's bits"
+            )
+        if self._length > self.memory.num_samples:
+            rank_zero_info(
+                f"the training set has grown from {self.memory.num_samples} to {self._length} samples since the "
+                "checkpoint; nothing is remembered yet for the new ones"
+            )
+        self.memory = self._place(self.memory.resize(self._length), trainer, pl_module)
+        self._sums = self._of_rank_0({k: v.to(pl_module.device) for k, v in self._sums.items()}, trainer)
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        epoch = trainer.current_epoch + 1
+        # After a checkpoint of an epoch's last step Lightning does not call the hook of that epoch's end any more.
+        if self._epoch not in (0, epoch):
+            self._finish(trainer, pl_module)
+        self._epoch = epoch
+        index = index_of(batch, self.index)
+        check_index(index, self._length)
+        self._step, self._ahead = (self._ahead or (index, None)), None
+
+    @override
+    def on_train_batch_end(self, *args: Any) -> None:
+        super().on_train_batch_end(*args)
+        self._step = None
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        sums = self._finish(trainer, pl_module)
+        means = {"weight": torch.tensor(self.weight(epoch))}
+        if sums:
+            recorded, rows = sums.pop("recorded"), sums.pop("rows")
+            means |= {name: value / recorded.clamp(min=1) for name, value in sums.items()}
+            means["unrecorded"] = 1 - recorded / rows
+        for name, value in means.items():
+            pl_module.log(f"retrospection/{name}", value.float(), on_step=False, on_epoch=True, sync_dist=True)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._epoch:
+            self._finish(trainer, pl_module)
+
+    @override
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self.memory is None:
+            return
+        # Every process comes here, but the state that is written is the first one's.
+        sums = self._gather(trainer, pl_module)
+        self._sums = self._of_rank_0(sums, trainer)
+        checkpoint["callbacks"][self.state_key] = {**self.state_dict(), "sums": sums, "world_size": trainer.world_size}
+
+    @override
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # Taken out of the checkpoint, which Lightning would copy for `load_state_dict`: the table is there once only.
+        state = checkpoint.get("callbacks", {}).pop(self.state_key, None)
+        if state:
+            self.load_state_dict(state)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.memory is None else {**self.memory.state_dict(), "epoch": self._epoch}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.memory = SoftLabelMemory.from_state_dict(state_dict)
+        self._epoch = state_dict.get("epoch", 0)
+        self._sums = dict(state_dict.get("sums", {}))
+        self._world_size = state_dict.get("world_size", 0)
+
+    @override
+    def _release(self) -> None:
+        super()._release()
+        self._step = self._ahead = None
+        if self._unhook is not None:
+            self._unhook()
+            self._unhook = None
+
+    @override
+    def prepare(self, module: LightningModule, logits: Tensor, target: Tensor) -> Tensor:
+        rows = 0 if self._step is None else len(self._step[0])
+        if logits.dim() != 2 or len(logits) != rows:
+            raise ValueError(
+                f"{type(self).__name__} needs logits (B, K) with one row for each of the batch's {rows} indices, "
+                f"got {tuple(logits.shape)}"
+            )
+        if target.dim() != 1 and not self.soft_targets:
+            raise ValueError(
+                f"{type(self).__name__} got targets of shape {tuple(target.shape)}, as mixup and cutmix make them, and "
+                "a mixed image is nobody's row: turn mixing off, or set soft_targets=True if the images are not mixed"
+            )
+        classes = logits.shape[1]
+        if self.memory is None:
+            memory = SoftLabelMemory(self._length, classes, self.top_k, self.dtype)
+            self.memory = self._place(memory, module.trainer, module)
+        elif self.memory.num_classes != classes:
+            raise ValueError(f"the remembered soft labels have {self.memory.num_classes} classes, the logits {classes}")
+        # What is not finite is the criterion's to answer for: here such a row has no gradient, nor is it remembered.
+        self._finite = logits.detach().isfinite().all(dim=1, keepdim=True)
+        return torch.where(self._finite, logits, 0)
+
+    def _now(self) -> tuple[SoftLabelMemory, Tensor, Fetched | None]:
+        if self.memory is None or self._step is None:
+            raise RuntimeError("recall and remember are for mix, within a training step")
+        return self.memory, *self._step
+
+    def _of_rank_0(self, sums: dict[str, Tensor], trainer: Trainer) -> dict[str, Tensor]:
+        """Leave the sums over all processes to the first of them."""
+        return sums if trainer.global_rank == 0 else {name: torch.zeros_like(value) for name, value in sums.items()}
+
+    def _place(self, memory: SoftLabelMemory, trainer: Trainer, pl_module: LightningModule) -> SoftLabelMemory:
+        device, host = pl_module.device, self.storage == "host"
+        if self.storage == "auto" and device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            host = memory.nbytes > free / 2
+        if not host:
+            return memory.to(device)
+        if self._unhook is None:
+            self._send_ahead(trainer, pl_module)
+        return memory.pin()
+
+    def _send_ahead(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have each batch's rows on their way before the batch, whose index Lightning is about to move off the host."""
+        name = "on_before_batch_transfer"
+        data: Any = getattr(trainer, "datamodule", None)
+        owner: Any = data if data is not None and is_overridden(name, data) else pl_module
+        hook = getattr(owner, name)
+
+        def ahead(batch: Any, dataloader_idx: int) -> Any:
+            if trainer.training and self.memory is not None:
+                index = index_of(batch, self.index)
+                self._ahead = index, self.memory.fetch(index, trainer.current_epoch + 1, pl_module.device)
+            return hook(batch, dataloader_idx)
+
+        setattr(owner, name, ahead)
+        self._unhook = lambda: delattr(owner, name)
+
+    def _finish(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
+        """End the epoch: exchange its rows, and return the sums over all processes."""
+        sums = self._gather(trainer, pl_module)
+        self._epoch, self._sums = 0, {}
+        return sums
+
+    def _gather(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
+        """Bring the rows and sums of all processes together, which all of them do at the same point."""
+        if self.memory is None:
+            return {}
+        parts = [*self.memory.refused(), *self._sums.values()]
+        exact = torch.float32 if pl_module.device.type == "mps" else torch.float64
+        mine = torch.stack([part.to(pl_module.device, exact) for part in parts])
+        refused, sums = trainer.strategy.reduce(mine, reduce_op="sum").split([2, len(self._sums)])
+        outside, not_finite = (int(count) for count in refused.tolist())
+        self.memory.raise_outside(outside)
+        if not_finite and not self._told_not_finite:
+            self._told_not_finite = True
+            rank_zero_warn(
+                f"{not_finite} predictions of epoch {trainer.current_epoch} had NaN or infinity among their logits: "
+                "they were not remembered, nor will later ones be"
+            )
+        self.memory.exchange()
+        return dict(zip(self._sums, sums, strict=True))
+
+
+def number_of_epochs(trainer: Trainer, given: int | None) -> int:
+    """Return the epochs that a schedule is for: those given, else the trainer's.
+
+    Raises:
+        ValueError: If the trainer has no end.
+    """
+    epochs = given if given is not None else trainer.max_epochs
+    if epochs is None or epochs < 1:
+        raise ValueError(
+            f"retrospection needs the number of epochs for its schedule, got max_epochs={epochs}: "
+            "set the trainer's max_epochs, or max_epochs of the callback"
+        )
+    return epochs
+
+
+def tempered_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return ``softmax(logits / temperature)`` ``(B, K)``, float32, without gradient, to be remembered.
+
+    Example:
+        >>> tempered_softmax(torch.tensor([[2.0, 2.0]]), temperature=5.0)
+        tensor([[0.5000, 0.5000]])
+    """
+    return torch.softmax(logits.detach().float() / temperature, dim=1)
+
+
+def index_of(batch: Any, where: str | int) -> Tensor:
+    """Return the tensor of the batch's rows, ``(B,)``, on the batch's device.
+
+    Args:
+        batch: A tuple, mapping or object.
+        where: Its position, key or attribute.
+
+    Raises:
+        ValueError: If there is no such tensor.
+
+    Example:
+        >>> index_of({"image": torch.zeros(2, 3), "row": torch.tensor([7, 1])}, "row")
+        tensor([7, 1])
+    """
+    index: Any = None
+    if isinstance(where, int):
+        index = batch[where] if isinstance(batch, (tuple, list)) and -len(batch) <= where < len(batch) else None
+    elif isinstance(batch, Mapping):
+        index = batch.get(where)
+    else:
+        index = getattr(batch, where, None)
+    if not isinstance(index, Tensor):  # a plain tuple has a *method* called index
+        raise ValueError(
+            f"the training batch, a {type(batch).__name__}, has no tensor at index={where!r}: wrap the training set in "
+            "lit_distill.datamodules.IndexedDataset(dataset), or say with index= where the batch has the samples' rows"
+        )
+    return index
+
+
+def _length_of_training_set(trainer: Trainer) -> int:
+    loader = trainer.train_dataloader
+    dataset = loader.dataset if isinstance(loader, DataLoader) else None
+    try:
+        return len(dataset)  # type: ignore[arg-type]
+    except TypeError:
+        what = f"{type(dataset).__name__} data set" if dataset is not None else f"{type(loader).__name__} of loaders"
+        raise ValueError(
+            f"retrospection remembers by sample, but the training {what} has no length and so no sample indices: use a "
+            "map-style data set wrapped in lit_distill.datamodules.IndexedDataset, or yield the sample's row in the "
+            "batch and set num_samples of the callback"
+        ) from None

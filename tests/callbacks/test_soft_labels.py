@@ -1,0 +1,315 @@
+"""What the callbacks with a memory share: where the table lies, what goes into it, and what is refused."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from toys import Foreign, toy_data, toy_loader, trainer, weights
+
+from lit_distill.callbacks import LearningWithRetrospection, ProgressiveSelfDistillation, SoftLabelMemory
+from lit_distill.callbacks.soft_labels import tempered_softmax
+from lit_distill.datamodules import IndexedDataset, KeyedSampler
+
+EPOCHS = 6
+
+
+def fit(callback: Callback, module: Foreign | None = None, loader: Any = None, **kwargs: Any) -> Trainer:
+    run = trainer(**{"max_epochs": EPOCHS, "callbacks": callback, **kwargs})
+    run.fit(Foreign() if module is None else module, toy_loader() if loader is None else loader)
+    return run
+
+
+def recorded(callback: LearningWithRetrospection) -> list[bool]:
+    return callback.memory.read(torch.arange(callback.memory.num_samples), epoch=99)[1].tolist()
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+@pytest.mark.parametrize("kind", [LearningWithRetrospection, ProgressiveSelfDistillation])
+def test_a_table_in_host_memory_trains_the_same_weights(kind: Any, top_k: int | None) -> None:
+    arguments = {"top_k": top_k} | ({"interval": 1} if kind is LearningWithRetrospection else {})
+    modules, steps = [Foreign(), Foreign()], []
+
+    class Watch(SoftLabelMemory):
+        def fetch(self, *args: Any) -> Any:
+            steps.append("fetched")
+            return super().fetch(*args)
+
+    modules[1].criterion.register_forward_pre_hook(lambda *_: steps.append("criterion"))
+
+    fit(kind(**arguments), modules[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lit_distill.callbacks.soft_labels.SoftLabelMemory", Watch)
+        fit(kind(storage="host", **arguments), modules[1])
+    assert torch.equal(weights(modules[0]), weights(modules[1]))
+    # But for the first step, which makes the table, a batch's rows are on their way before the criterion wants them.
+    assert steps[-2 * (EPOCHS * 4 - 1) :] == ["fetched", "criterion"] * (EPOCHS * 4 - 1)
+    assert "on_before_batch_transfer" not in vars(modules[1])  # nothing is left behind
+
+
+def test_sends_ahead_beside_a_data_module_that_has_its_own_hook() -> None:
+    calls: list[int] = []
+
+    class Data(LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return toy_loader()
+
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            calls.append(len(batch[0]))
+            return batch
+
+    data, module, other = Data(), Foreign(), Foreign()
+    trainer(max_epochs=EPOCHS, callbacks=LearningWithRetrospection(1, storage="host")).fit(module, data)
+    assert len(calls) == 4 * EPOCHS
+    assert "on_before_batch_transfer" not in vars(data)
+    fit(LearningWithRetrospection(1), other)
+    assert torch.equal(weights(module), weights(other))
+
+
+class Bad(Foreign):
+    """Puts a value among the logits of the first sample of a batch, out of the loss's way."""
+
+    def __init__(self, value: float, epoch: int = 0) -> None:
+        super().__init__()
+        self.value, self.epoch = value, epoch
+        self.hit: set[int] = set()
+        self.criterion = Careful()
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        logits = self.net(batch[0])
+        if self.current_epoch == self.epoch:
+            logits[0, 1] = self.value
+            self.hit.add(int(batch[2][0]))
+        return self.criterion(logits, batch[1])
+
+
+class Careful(nn.Module):
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(logits.nan_to_num(0.0, 0.0, 0.0), target)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_logits_that_are_not_finite_are_not_remembered_and_reported_once(value: float) -> None:
+    module, callback = Bad(value), LearningWithRetrospection(1, max_epochs=EPOCHS)
+    with pytest.warns(UserWarning, match="4 predictions of epoch 0 had NaN or infinity") as warned:
+        fit(callback, module, max_epochs=1)
+    assert sum("NaN or infinity" in str(warning.message) for warning in warned) == 1
+    assert [row for row, there in enumerate(recorded(callback)) if not there] == sorted(module.hit)
+    module, callback = Bad(value, epoch=2), LearningWithRetrospection(1)
+    with pytest.warns(UserWarning, match="4 predictions of epoch 2 had NaN or infinity"):
+        fit(callback, module)
+    assert all(recorded(callback))  # the run went on, and the rows were recorded again
+    assert weights(module).isfinite().all()
+
+
+def test_an_index_that_only_the_device_knows_ends_the_run_at_the_end_of_the_epoch(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr("lit_distill.callbacks.memory._host_knows", lambda _: False)
+    steps: list[int] = []
+
+    class Count(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            steps.append(trainer.current_epoch)
+
+    callback = LearningWithRetrospection(1, num_samples=20)
+    run = trainer(max_epochs=EPOCHS, callbacks=[callback, Count()])
+    with pytest.raises(ValueError, match=r"index must be in 0..19, the training set's rows: 10 were outside"):
+        run.fit(Foreign(), toy_loader())
+    assert steps == [0] * 4
+    assert not any(recorded(callback)[20:])
+
+
+@pytest.mark.parametrize("bad", [torch.tensor([-1] * 8), torch.tensor([30] * 8)])
+def test_an_index_outside_the_set_ends_the_run_before_its_step(bad: torch.Tensor) -> None:
+    module, loader = Foreign(), DataLoader([(torch.zeros(8, 6), torch.zeros(8).long(), bad)], batch_size=None)
+    before = weights(module)
+    with pytest.raises(ValueError, match=r"index must be in 0..29, the training set's rows, got"):
+        fit(LearningWithRetrospection(1, num_samples=30, index=2), module, loader)
+    assert torch.equal(before, weights(module))
+
+
+def resume(tmp_path: Any, loader: Any, module: Foreign | None = None) -> tuple[LearningWithRetrospection, Trainer]:
+    run = fit(LearningWithRetrospection(1), max_epochs=2)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    callback = LearningWithRetrospection(1)
+    again = trainer(max_epochs=4, callbacks=callback)
+    again.fit(module or Foreign(), loader, ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    return callback, again
+
+
+def test_a_data_set_that_has_grown_goes_on(tmp_path, caplog) -> None:
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        callback, _ = resume(tmp_path, toy_loader(36))
+    assert "the training set has grown from 30 to 36 samples since the checkpoint" in caplog.text
+    assert callback.memory.num_samples == 36
+    assert all(recorded(callback))
+
+
+def test_a_data_set_that_has_shrunk_or_has_other_classes_is_refused(tmp_path) -> None:
+    with pytest.raises(ValueError, match="remembered soft labels are for 30 samples, the training set has 20"):
+        resume(tmp_path, toy_loader(20))
+    (tmp_path / "a.ckpt").unlink()
+    run = fit(LearningWithRetrospection(1), max_epochs=2)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    state = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    state["callbacks"] = {
+        key: {**value, "rows": value["rows"][:, :, :3].clone(), "num_classes": 3}
+        for key, value in state["callbacks"].items()
+    }
+    torch.save(state, tmp_path / "b.ckpt")
+    again = trainer(max_epochs=4, callbacks=LearningWithRetrospection(1))
+    module = Foreign()
+    with pytest.raises(ValueError, match="remembered soft labels have 3 classes, the logits 4"):
+        again.fit(module, toy_loader(), ckpt_path=tmp_path / "b.ckpt", weights_only=True)
+    assert again.global_step == run.global_step  # no step was taken
+
+
+def test_loading_takes_the_tensors_over_without_a_copy(tmp_path) -> None:
+    run = fit(LearningWithRetrospection(1), max_epochs=2)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    state = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    (saved,) = (value for key, value in state["callbacks"].items() if key.startswith("Learning"))
+    callback = LearningWithRetrospection(1)
+    callback.on_load_checkpoint(run, Foreign(), state)
+    assert callback.memory._rows.data_ptr() == saved["rows"].data_ptr()
+    assert not any(key.startswith("Learning") for key in state["callbacks"])  # Lightning has nothing left to copy
+
+
+def test_manual_optimization_is_the_same() -> None:
+    class Manual(Foreign):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer = self.optimizers()
+            loss = super().training_step(batch, batch_idx)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+
+    modules = [Foreign(), Manual()]
+    for module in modules:
+        fit(LearningWithRetrospection(2), module)
+    assert torch.equal(*map(weights, modules))
+
+
+def test_a_criterion_called_twice_is_refused_and_without_gradient_left_alone() -> None:
+    class Twice(Foreign):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return super().training_step(batch, batch_idx) + 0.1 * super().training_step(batch, batch_idx)
+
+    class Looks(Foreign):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            with torch.no_grad():
+                plain = self.criterion(self.net(batch[0]), batch[1])
+                torch.testing.assert_close(plain, nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(ValueError, match="called 'criterion' twice, so which prediction counts is open: compute"):
+        fit(LearningWithRetrospection(1), Twice())
+    modules = [Foreign(), Looks()]
+    for module in modules:
+        fit(LearningWithRetrospection(2), module)
+    assert torch.equal(*map(weights, modules))
+
+
+def test_targets_of_probabilities_may_be_mixed_images_and_are_refused_unless_wanted() -> None:
+    class Soft(Foreign):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return super().training_step((batch[0], nn.functional.one_hot(batch[1], 4).float()), batch_idx)
+
+    with pytest.raises(ValueError, match=r"targets of shape \(8, 4\), as mixup and cutmix make them, .* nobody's row"):
+        fit(LearningWithRetrospection(1), Soft())
+    modules = [Foreign(), Soft()]
+    fit(LearningWithRetrospection(1), modules[0])
+    fit(LearningWithRetrospection(1, soft_targets=True), modules[1])
+    torch.testing.assert_close(*map(weights, modules))
+
+
+@pytest.mark.parametrize(
+    ("options", "unrecorded"),
+    [({}, 0.0), ({"limit_train_batches": 2}, None), ({"drop_last": True}, None)],
+)
+def test_the_share_of_rows_never_recorded_is_logged(options: dict[str, Any], unrecorded: float | None) -> None:
+    """In the second epoch, of the samples it sees, those that the first left out."""
+    drop_last = options.pop("drop_last", False)
+    data = IndexedDataset(toy_data())
+    loader = DataLoader(data, 8, sampler=KeyedSampler(data, 3), drop_last=drop_last)
+    seen: list[set[int]] = []
+
+    class See(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            seen.extend([] if trainer.current_epoch < len(seen) else [set()])
+            seen[-1].update(batch.index.tolist())
+
+    callback = LearningWithRetrospection(1, max_epochs=4)
+    run = fit(callback, loader=loader, max_epochs=2, callbacks=[callback, See()], **options)
+    share = len(seen[1] - seen[0]) / len(seen[1])
+    assert run.callback_metrics["retrospection/unrecorded"] == pytest.approx(share)
+    assert (share == 0) == (unrecorded == 0)
+
+
+def test_repeated_augmentation_remembers_the_first_view_and_leaves_the_others() -> None:
+    class Repeated(KeyedSampler):
+        """Some samples three times in a row, most not at all."""
+
+        def __iter__(self) -> Any:
+            for view, index in list(super().__iter__())[:6]:
+                yield from [(view, index)] * 3
+
+        def __len__(self) -> int:
+            return 18
+
+    data, kept = IndexedDataset(toy_data()), []
+
+    class Keep(LearningWithRetrospection):
+        def remember(self, soft_labels: torch.Tensor, epoch: int) -> None:
+            kept.append((self._step[0], soft_labels))
+            super().remember(soft_labels, epoch)
+
+    callback = Keep(1, max_epochs=3, dtype="float32")
+    fit(callback, loader=DataLoader(data, 8, sampler=Repeated(data, 3)), max_epochs=1)
+    index, labels = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    read, there = callback.memory.read(torch.arange(30), epoch=2)
+    assert int(there.sum()) == 6
+    for row in index.unique().tolist():
+        assert torch.equal(read[row], labels[(index == row).nonzero()[0, 0]])
+
+
+def test_tempered_softmax_is_float32_and_without_gradient() -> None:
+    logits = torch.randn(3, 4, dtype=torch.bfloat16, requires_grad=True)
+    soft_labels = tempered_softmax(logits, 5.0)
+    assert soft_labels.dtype == torch.float32
+    assert not soft_labels.requires_grad
+    torch.testing.assert_close(soft_labels, torch.softmax(logits.float() / 5, dim=1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"top_k": 0}, "top_k must be >= 1, got 0"),
+        ({"storage": "disk"}, "storage must be 'auto', 'device' or 'host', got 'disk'"),
+    ],
+)
+def test_refuses_what_is_out_of_range(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LearningWithRetrospection(**arguments)
+
+
+def test_recall_and_remember_are_for_steps() -> None:
+    with pytest.raises(RuntimeError, match="for mix, within a training step"):
+        LearningWithRetrospection().recall(3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("storage", ["device", "host"])
+@pytest.mark.parametrize("kind", [LearningWithRetrospection, ProgressiveSelfDistillation])
+def test_a_gpu_trains_the_weights_of_the_cpu(storage: Any, kind: Any) -> None:
+    arguments = {"storage": storage} | ({"interval": 1} if kind is LearningWithRetrospection else {})
+    modules = [Foreign(), Foreign()]
+    fit(kind(**arguments), modules[0])
+    fit(kind(**arguments), modules[1], accelerator="cuda")
+    torch.testing.assert_close(*(weights(module).cpu() for module in modules), rtol=1e-3, atol=1e-3)
