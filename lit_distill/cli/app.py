@@ -2,6 +2,7 @@
 
 from argparse import ArgumentError
 from collections.abc import Sequence
+from datetime import timedelta
 from importlib.metadata import version
 import logging
 import os
@@ -14,14 +15,17 @@ from typing import Any
 import warnings
 
 from jsonargparse import DefaultHelpFormatter
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
+from lightning.pytorch.utilities import rank_zero_only
 import torch
 from typing_extensions import override
 
 from lit_distill.callbacks import LearningWithRetrospection, RunSummary, StepSeed
 from lit_distill.callbacks.summary import checkpoint_paths
+from lit_distill.checkpoint import AtomicCheckpointIO
 from lit_distill.cli.errors import one_line
 from lit_distill.cli.predictions import write_predictions
 from lit_distill.cli.run_config import SaveRunConfig, differences, from_checkpoint, recipe
@@ -116,7 +120,7 @@ class DistillCLI(LightningCLI):
         for key, line in differences(self.checkpoint_config, config):
             if self.config.subcommand == "fit" and _restored(key):
                 raise ValueError(f"{line}, but resuming restores the optimizer's state: leave it out, or start anew")
-            print(f"note: {line}", file=sys.stderr)
+            rank_zero_only(print)(f"note: {line}", file=sys.stderr)
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -168,15 +172,21 @@ class DistillCLI(LightningCLI):
             callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
         else:
             # Lightning's save_last=True keeps the last checkpoint that was saved, which is the best epoch's.
-            last = _LastCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
-            callbacks = [*callbacks, last]
+            callbacks = [*callbacks, _LastCheckpoint(save_on_train_epoch_end=True)]
+            within = {k: v for c in callbacks if isinstance(c, _BestCheckpoint) for k, v in c.within.items()}
+            if within:
+                callbacks.append(_LastCheckpoint(**within))
+        plugins = config.get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            config["plugins"] = [*plugins, AtomicCheckpointIO()]
         return super()._instantiate_trainer(config, callbacks)
 
     def before_fit(self) -> None:
         """Say who teaches."""
         teacher = self.model.teacher
         if teacher is not None:
-            print(f"teacher: {type(teacher.model).__name__}({teacher.extra_repr()})")
+            rank_zero_only(print)(f"teacher: {type(teacher.model).__name__}({teacher.extra_repr()})")
 
     def predict(self, **kwargs: Any) -> None:
         """Predict and write a CSV file."""
@@ -218,7 +228,21 @@ class _ModelInstantiator(_InstantiatorFn):
 
 
 class _BestCheckpoint(ModelCheckpoint):
-    """``ModelCheckpoint`` that knows after a resume into a new folder which checkpoint was the best before it."""
+    """``ModelCheckpoint`` that knows after a resume into a new folder which checkpoint was the best before it.
+
+    The best is chosen when a metric is new; what asks for checkpoints within the epoch is for ``last.ckpt``.
+    """
+
+    def __init__(
+        self,
+        *,
+        every_n_train_steps: int | None = None,
+        train_time_interval: timedelta | None = None,
+        **kwargs: Any,
+    ) -> None:
+        within = {"every_n_train_steps": every_n_train_steps, "train_time_interval": train_time_interval}
+        self.within: dict[str, Any] = {name: value for name, value in within.items() if value}
+        super().__init__(**kwargs, **(self.within if kwargs.get("monitor") is None else {}))
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -228,7 +252,10 @@ class _BestCheckpoint(ModelCheckpoint):
 
 
 class _LastCheckpoint(ModelCheckpoint):
-    """A class of its own, so that its state is told from that of another plain ``ModelCheckpoint``."""
+    """``last.ckpt``; a class of its own, so that its state is told from that of another plain ``ModelCheckpoint``."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(filename="last", enable_version_counter=False, **kwargs)
 
 
 class _NothingLost(Callback):

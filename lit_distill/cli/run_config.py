@@ -14,6 +14,7 @@ from torch.nn import Module
 from typing_extensions import override
 import yaml
 
+from lit_distill.checkpoint import check_archive
 from lit_distill.cli.errors import one_line
 from lit_distill.models import load_safely
 
@@ -118,6 +119,7 @@ def _recipe_path(name: str) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     checkpoint = load_safely(path, "checkpoint", mmap=True)
+    check_archive(path)
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{path} is no Lightning checkpoint: it has no state_dict")
     if isinstance(checkpoint.get(KEY), dict):

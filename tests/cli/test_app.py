@@ -15,6 +15,8 @@ import torch
 import yaml
 
 from lit_distill import DigitsCNN, FrozenTeacher, LitDistiller
+from lit_distill.callbacks import LearningWithRetrospection
+from lit_distill.checkpoint import AtomicCheckpointIO
 from lit_distill.cli import main
 from lit_distill.datamodules import DigitsDataModule
 
@@ -94,6 +96,54 @@ def test_every_choice_is_a_flag(flags: str, expected: str, monkeypatch) -> None:
         "--model.teacher": cli.model.teacher,
     }[flags.partition("=")[0].replace(".interval", "")]
     assert expected in str(shown)
+
+
+def test_the_family_and_the_compact_table_are_flags_too(capsys) -> None:
+    from lit_distill.cli.app import DistillCLI
+
+    built: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DistillCLI, "_run_subcommand", lambda cli, command: built.append(cli))
+        flags = ["--retrospection.top_k=5", "--retrospection.storage=host", "--retrospection.dtype=float32"]
+        main(["fit", "--config", "digits", *flags])
+    (memory,) = (c for c in built[0].trainer.callbacks if isinstance(c, LearningWithRetrospection))
+    assert (memory.top_k, memory.storage, memory.dtype) == (5, "host", torch.float32)
+    assert isinstance(built[0].trainer.strategy.checkpoint_io, AtomicCheckpointIO)
+    for name, flag in (("ProgressiveSelfDistillation", "alpha=0.5"), ("SelfAdaptiveTraining", "start=1")):
+        more = ["--retrospection=null", f"--trainer.callbacks+={name}", f"--trainer.callbacks.{flag}"]
+        states = load(fit(*more, epochs=2))["callbacks"]
+        assert any(key.startswith(name) for key in states)
+        assert not any(key.startswith("LearningWithRetrospection") for key in states)
+
+
+def test_a_checkpoint_within_the_epoch_is_the_last_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[tuple[str, int]] = []
+    save = AtomicCheckpointIO.save_checkpoint
+
+    def spy(self: Any, checkpoint: dict[str, Any], path: Any, **kwargs: Any) -> None:
+        saved.append((Path(path).name, checkpoint["global_step"]))
+        save(self, checkpoint, path, **kwargs)
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", spy)
+    folder = fit("--checkpoint.every_n_train_steps=2", epochs=2, batches=5)
+    assert [step for name, step in saved if name == "last.ckpt"] == [2, 4, 5, 6, 8, 10, 10]
+    assert {step for name, step in saved if name.startswith("best")} <= {5, 10}  # when there is something to compare
+    assert load(folder)["global_step"] == 10
+    assert [file.name for file in (folder / "checkpoints").glob(".*")] == []
+
+
+@pytest.mark.slow
+def test_two_processes_from_the_command_line(tmp_path) -> None:
+    """Each of them runs the command; one of them speaks."""
+    flags = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu", "--retrospection.interval=1"]
+    command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", "digits", *QUIET, *flags]
+    short = ["--trainer.max_epochs=2", "--trainer.limit_train_batches=3"]
+    done = subprocess.run([*command, *short], capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout.count("teacher: DigitsCNN") == done.stdout.count("student accuracy, class head") == 1
+    (folder,) = Path("logs").glob("*/version_*")
+    (memory,) = (v for k, v in load(folder)["callbacks"].items() if k.startswith("LearningWithRetrospection"))
+    assert int((memory["epochs"] == 1).sum()) == 2 * 3 * 64
+    assert "retrospection/unrecorded" in (folder / "metrics.csv").read_text()
 
 
 def test_two_runs_with_one_seed_are_bit_identical_and_another_seed_is_not() -> None:
