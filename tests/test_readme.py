@@ -1,0 +1,45 @@
+"""The variant that the README shows as an example is the published method."""
+
+from pathlib import Path
+import re
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from toys import Foreign, toy_loader, trainer, weights
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+EPOCHS = 5
+
+
+def by_hand() -> Foreign:
+    """Laine and Aila, "Temporal Ensembling for Semi-Supervised Learning", Algorithm 2, with weight 1."""
+    module = Foreign()
+    optimizer, loader = module.configure_optimizers(), toy_loader()
+    totals = torch.zeros(30, 4)
+    for epoch in range(1, EPOCHS + 1):
+        loader.sampler.set_epoch(epoch - 1)
+        now, targets = torch.zeros(30, 4), totals / (1 - 0.6 ** max(epoch - 1, 1))
+        for x, y, index in loader:
+            z = module.net(x)
+            p = torch.softmax(z, dim=1)
+            loss = F.cross_entropy(z, y) + (F.mse_loss(p, targets[index]) if epoch > 1 else 0.0)
+            now[index] = p.detach()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        totals = 0.6 * totals + 0.4 * now
+    return module
+
+
+def test_the_variant_of_the_readme_runs_and_equals_the_loop_written_by_hand() -> None:
+    (code,) = (
+        block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "TemporalEnsembling" in block
+    )
+    names: dict[str, Any] = {}
+    exec(code, names)
+    module = Foreign()
+    run = trainer(max_epochs=EPOCHS, callbacks=names["TemporalEnsembling"](dtype="float32"))
+    run.fit(module, toy_loader())
+    torch.testing.assert_close(weights(module), weights(by_hand()), rtol=1e-5, atol=1e-5)
+    assert run.callback_metrics["retrospection/distance"] > 0
