@@ -248,14 +248,22 @@ def wait(pid: int, seconds: float, until_there: Path | None) -> bool:
     return False
 
 
+def run(case: Case, folder: Path, *more: Callback) -> int:
+    """Run the case in ``folder`` to its end, whichever that is, and return its status."""
+    pid = forked(partial(train, folder, case, *more), folder / "log.txt")
+    _, status = os.waitpid(pid, 0)
+    while not gone(pid):
+        time.sleep(0.001)
+    return status
+
+
 def references(folder: Path, cases: list[Case]) -> dict[Case, tuple[Path, float]]:
     """Run each case without killing it; return its folder and the seconds it took."""
     runs = {}
     for i, case in enumerate(cases):
         path, start = folder / f"reference-{i}", time.monotonic()
         path.mkdir()
-        pid = forked(partial(train, path, case), path / "log.txt")
-        if os.waitpid(pid, 0)[1]:
+        if run(case, path):
             raise RuntimeError((path / "log.txt").read_text())
         runs[case] = path, time.monotonic() - start
     return runs

@@ -8,6 +8,11 @@ import pytest
 import torch
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests of a GPU last: a process that has used one cannot be forked any more."""
+    items.sort(key=lambda item: item.get_closest_marker("gpu") is not None)
+
+
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Keep a test's seeds, threads and log handlers to itself."""

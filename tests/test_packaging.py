@@ -30,7 +30,9 @@ def test_the_links_for_type_checkers_cover_the_package() -> None:
     own = {path.name for path in (ROOT / "lit_distill").iterdir() if path.name != "__pycache__"}
     linked = {path.name for path in links.iterdir() if path.name != "__pycache__"}
     assert linked == own | {"callbacks", "configs", "datamodules"}
-    assert all(path.resolve().exists() for path in links.iterdir() if path.is_symlink())
+    for path in links.iterdir():
+        assert path.is_symlink()
+        assert path.resolve().exists()
 
 
 @pytest.mark.slow

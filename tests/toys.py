@@ -58,6 +58,11 @@ def in_processes(world: int, work: Callable[[int], Any]) -> list[Any]:
         return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(world)]
 
 
+def fork_workers() -> None:
+    """Have the workers of loaders forked in this process, which a spawned process would spawn."""
+    multiprocessing.set_start_method("fork", force=True)
+
+
 def _one(rank: int, world: int, work: Callable[[int], Any], folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world)
