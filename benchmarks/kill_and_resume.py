@@ -13,13 +13,13 @@ one or two processes, with and without workers, dense and top-k.
 
 import argparse
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 import itertools
 import os
 from pathlib import Path
 import platform
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -200,29 +200,21 @@ def gone(group: int) -> bool:
 
 
 def trial(case: Case, reference: Path, seconds: float, rng: random.Random, folder: Path) -> tuple[int, list[str]]:
-    """Return how often the run was killed, and what differs from the reference at its end."""
-    folder.mkdir(parents=True)
+    """Return how often the run was killed, at least once, and what differs from the reference at its end."""
     kills = 0
-    while not (folder / "end.ckpt").exists():
-        pid = forked(partial(train, folder, case), folder / "log.txt")
-        ended_by_itself = False
-        if kills == 0 or rng.random() < 1 / 3:
-            ended_by_itself = wait(
-                pid, rng.uniform(0, seconds), folder / ".last.ckpt.part" if rng.random() < 1 / 4 else None
-            )
-            with suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-            kills += not ended_by_itself
-            with (folder / "log.txt").open("a") as file:
-                file.write(
-                    f"-- killed, when {[len(order) for order in orders(folder, case)]} batches had been trained\n"
-                )
-        if not ended_by_itself:
-            _, status = os.waitpid(pid, 0)
+    while kills == 0:  # a run that came to its end before it was killed is no trial
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        while not (folder / "end.ckpt").exists():
+            pid = forked(partial(train, folder, case), folder / "log.txt")
+            if kills == 0 or rng.random() < 1 / 3:
+                part = folder / ".last.ckpt.part" if rng.random() < 1 / 4 else None
+                kills += killed(pid, rng.uniform(0, seconds), part)
+            status = os.waitpid(pid, 0)[1]
             if status and not os.WIFSIGNALED(status):
                 return kills, [f"the resumed run failed: {(folder / 'log.txt').read_text()[-2000:]}"]
-        while not gone(pid):
-            time.sleep(0.001)
+            while not gone(pid):
+                time.sleep(0.001)
     return kills, compare(case, folder, reference)
 
 
@@ -238,14 +230,15 @@ def compare(case: Case, folder: Path, reference: Path) -> list[str]:
     return found + ([f"{missing} rows lost"] if missing else [])
 
 
-def wait(pid: int, seconds: float, until_there: Path | None) -> bool:
-    """Wait for the time and then for the file; return whether the process ended before."""
+def killed(pid: int, seconds: float, part: Path | None) -> bool:
+    """Kill the process group after the time, when there is that file; return whether it had not ended before."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end or not (until_there is None or until_there.exists()):
-        if os.waitpid(pid, os.WNOHANG) != (0, 0):
-            return True
+    while time.monotonic() < end or not (part is None or part.exists()):
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            return False
         time.sleep(0.0002)
-    return False
+    os.killpg(pid, signal.SIGKILL)
+    return True
 
 
 def run(case: Case, folder: Path, *more: Callback) -> int:
@@ -281,8 +274,8 @@ def main() -> None:
         runs = references(folder, CASES)
         for number in range(options.trials):
             case = CASES[number % len(CASES)]
-            killed, found = trial(case, *runs[case], rng, folder / f"trial-{number}")
-            kills, diverged = kills + killed, diverged + bool(found)
+            times, found = trial(case, *runs[case], rng, folder / f"trial-{number}")
+            kills, diverged = kills + times, diverged + bool(found)
             if found:
                 print(f"trial {number} ({case}): {len(found)} differences: {found[:2]} ... {found[-4:]}", flush=True)
                 print((folder / f"trial-{number}" / "log.txt").read_text(), flush=True)
