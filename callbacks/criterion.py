@@ -1,17 +1,18 @@
 """What the callbacks share that change a criterion's value in training."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 import inspect
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 
-class CriterionCallback(Callback):
+class CriterionCallback(Callback, ABC):
     """Base of callbacks that replace a criterion's value in training, in any Lightning project.
 
     All it needs of the module is a submodule ``pl_module.<criterion>(logits, target)`` that returns a scalar and is
@@ -33,6 +34,7 @@ class CriterionCallback(Callback):
         self._module: LightningModule | None = None
         self._calls: int | None = None  # of the criterion in this step; None outside of steps
         self._ever_called = False
+        self._loaded = False  # a state, since the last run
 
     @abstractmethod
     def mix(self, loss: Tensor, logits: Tensor, target: Tensor, epoch: int) -> Tensor | None:
@@ -58,7 +60,7 @@ class CriterionCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        criterion = find_submodule(pl_module, self.criterion)
+        criterion = find_submodule(pl_module, self.criterion, "criterion")
         for hook in list(criterion._forward_hooks.values()):
             other = getattr(hook, "callback", None)
             if other is not None and other is not self and other in trainer.callbacks:  # type: ignore[attr-defined]
@@ -76,6 +78,25 @@ class CriterionCallback(Callback):
 
         call_mix.callback = self  # type: ignore[attr-defined]
         self._handle = criterion.register_forward_hook(call_mix, with_kwargs=True)
+
+    @override
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn != "fit":  # a validation between two fits must not bring an older state back
+            checkpoint.get("callbacks", {}).pop(self.state_key, None)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning restores what a checkpoint has; a callback that has been through another run may have more.
+        loaded, self._loaded = self._loaded, False
+        if trainer.global_step == 0 or (trainer.fit_loop.restarting and not loaded):
+            self.forget()
+
+    def forget(self) -> None:
+        """Begin a new run without what another has left."""
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = True
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -114,8 +135,8 @@ class CriterionCallback(Callback):
         self._calls, self._ever_called = self._calls + 1, True
         if self._calls > 1:
             raise ValueError(
-                f"the training step called {self.criterion!r} twice, so which prediction counts is open: "
-                "compute the other loss with a criterion of its own"
+                f"the training step called {self.criterion!r} twice, so which prediction counts is open: compute the "
+                "other loss with a criterion of its own, and use no optimizer that repeats a step, such as LBFGS"
             )
         logits, target = _logits_and_target(criterion, args, kwargs)
         if not isinstance(loss, Tensor) or loss.dim() != 0:
@@ -126,8 +147,8 @@ class CriterionCallback(Callback):
         return self.mix(loss, self.prepare(module, logits, target), target, module.current_epoch + 1)
 
 
-def find_submodule(pl_module: nn.Module, name: str) -> nn.Module:
-    """Return the submodule of that dotted name.
+def find_submodule(pl_module: nn.Module, name: str, option: str) -> nn.Module:
+    """Return the submodule of that dotted name, which the callback was given as ``option``.
 
     Raises:
         ValueError: If there is none; names those there are.
@@ -139,13 +160,22 @@ def find_submodule(pl_module: nn.Module, name: str) -> nn.Module:
     if found is None:
         there = [child for child, _ in pl_module.named_children()]
         raise ValueError(
-            f"{type(pl_module).__name__} has no submodule {name!r} to hook; "
-            f"its submodules are {', '.join(there) or 'none'}"
+            f"{type(pl_module).__name__} has no submodule {name!r} to hook; name its {option} with {option}=, "
+            f"of its submodules {', '.join(there) or 'none'}"
         )
     return found
+
+
+def say_if_too_late(name: str, option: str, begin: int, epochs: int | None) -> None:
+    """Say so if what begins after ``begin`` epochs never does."""
+    if epochs is not None and 0 < epochs <= begin:
+        rank_zero_info(f"{name} has no effect: its {option} {begin} is not below the run's {epochs} epochs")
 
 
 def _logits_and_target(criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
     if len(args) < 2:
         args = tuple(inspect.signature(criterion.forward).bind(*args, **kwargs).arguments.values())
+    if len(args) < 2 or not all(isinstance(arg, Tensor) for arg in args[:2]):
+        got = ", ".join(type(arg).__name__ for arg in args)
+        raise ValueError(f"retrospection needs a criterion that is called with (logits, target), got ({got})")
     return args[0], args[1]

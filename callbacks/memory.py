@@ -67,6 +67,8 @@ class SoftLabelMemory:
         dtype: What a probability is stored as; float16 halves the table and is exact to 5e-4 of the value.
         device: Where the table lies. It may be another device than the soft labels': then ``index`` must be on the
             table's.
+        shared: Whether other processes record rows of the same table, to be exchanged; by default whether there are
+            other processes at all.
 
     Raises:
         ValueError: If a size is < 1.
@@ -86,6 +88,7 @@ class SoftLabelMemory:
         top_k: int | None = None,
         dtype: torch.dtype = torch.float16,
         device: torch.device | str = "cpu",
+        shared: bool | None = None,
     ) -> None:
         for name, size in {"num_samples": num_samples, "num_classes": num_classes, "top_k": top_k}.items():
             if size is not None and size < 1:
@@ -94,6 +97,7 @@ class SoftLabelMemory:
         # int16 holds the ids of 32,768 classes.
         ids = torch.int16 if num_classes <= 2**15 else torch.int32
         self.num_classes = num_classes
+        self.shared = shared
         self._rows = torch.zeros(2, num_samples, kept, dtype=dtype, device=device)
         self._classes = None if kept == num_classes else torch.zeros(2, num_samples, kept, dtype=ids, device=device)
         self._epochs = torch.zeros(2, num_samples, dtype=torch.int32, device=device)  # 0: never recorded
@@ -141,6 +145,8 @@ class SoftLabelMemory:
             ValueError: If an index is not an integer, or, as far as the host can tell without waiting, outside the
                 table; elsewhere such a row is left out, and `check` raises.
         """
+        if not len(index):
+            return
         compact = self._compact(soft_labels)
         if compact.values.device == self.device:
             self._write(index, compact, epoch)
@@ -178,9 +184,7 @@ class SoftLabelMemory:
         epochs = self._epochs.index_select(1, index)
         recorded_in, slot = torch.where(epochs < epoch, epochs, 0).max(dim=0)
         row = slot * self.num_samples + index
-        values, classes = (
-            None if table is None else table.flatten(0, 1).index_select(0, row) for table in (self._rows, self._classes)
-        )
+        values, classes = (None if table is None else table.index_select(0, row) for table in self._flat())
         fetched = Fetched(values, classes, (recorded_in > 0) & inside)  # type: ignore[arg-type]
         return fetched if device is None else fetched.send(device)
 
@@ -203,7 +207,8 @@ class SoftLabelMemory:
         global order stands: sample n of a process before sample n + 1 of any other, and lower ranks first.
         """
         self._catch_up()
-        exchange(self, group)
+        if self._is_shared():
+            exchange(self, group)
         self._fresh.clear()
 
     def check(self) -> int:
@@ -227,7 +232,7 @@ class SoftLabelMemory:
         if count:
             raise ValueError(
                 f"index must be in 0..{self.num_samples - 1}, the training set's rows: {count} were outside since the "
-                "last check; nothing of that epoch is kept"
+                "last check"
             )
 
     def to(self, device: torch.device | str) -> "SoftLabelMemory":
@@ -259,11 +264,37 @@ class SoftLabelMemory:
                 "resume with the data set of the checkpoint"
             )
         self._catch_up()
-        grown = SoftLabelMemory(num_samples, self.num_classes, self.top_k, self.dtype, self.device)
+        grown = SoftLabelMemory(num_samples, self.num_classes, self.top_k, self.dtype, self.device, self.shared)
         for ours, theirs in zip(self._tables(), grown._tables(), strict=True):
             theirs[:, : self.num_samples] = ours
         grown._fresh, grown._fresh_epoch = self._fresh, self._fresh_epoch
         return grown
+
+    def converted(self, top_k: int | None, dtype: torch.dtype, rows: int = 1 << 16) -> "SoftLabelMemory":
+        """Return a table with the same soft labels that keeps ``top_k`` of them as ``dtype``; itself if it does.
+
+        Args:
+            top_k: See the class.
+            dtype: See the class.
+            rows: Rows converted at once, which bounds the additional memory.
+        """
+        kept = self.num_classes if top_k is None else min(top_k, self.num_classes)
+        if (kept, dtype) == (self.top_k, self.dtype):
+            return self
+        self._catch_up()
+        new = SoftLabelMemory(self.num_samples, self.num_classes, top_k, dtype, self.device, self.shared)
+        new._epochs, new._fresh, new._fresh_epoch = self._epochs, self._fresh, self._fresh_epoch
+        everything = torch.ones(rows, dtype=torch.bool, device=self.device)
+        ours, theirs = self._flat(), new._flat()
+        for start in range(0, 2 * self.num_samples, rows):
+            part = slice(start, start + rows)
+            values, classes = (None if table is None else table[part] for table in ours)
+            fetched = Fetched(values, classes, everything[: len(values)])  # type: ignore[arg-type]
+            compact = new._compact(self.expand(fetched)[0])
+            for table, converted in zip(theirs, compact, strict=False):
+                if table is not None:
+                    table[part] = converted  # type: ignore[assignment]
+        return new
 
     def state_dict(self) -> dict[str, Any]:
         """Return the table as plain tensors; they are the table's own, not copies."""
@@ -292,6 +323,7 @@ class SoftLabelMemory:
             said = ", ".join(f"{k} {tuple(v.shape) if isinstance(v, Tensor) else v}" for k, v in state.items())
             raise ValueError(f"no table of remembered soft labels: {said}")
         memory.num_classes = int(num_classes)  # type: ignore[arg-type]
+        memory.shared = None
         memory._set(rows, epochs, classes)
         memory._start()
         return memory
@@ -347,9 +379,13 @@ class SoftLabelMemory:
                 new = torch.full_like(was, epoch) if part is None else part.index_select(0, first)
                 flat.index_copy_(0, row, torch.where(keep.view(-1, *[1] * (was.dim() - 1)), was, new))
         self._refused += torch.stack([(~inside).sum(), (~finite).sum()])
-        if has_others():
-            self._fresh.append(torch.where(keep, -1, index).int())
+        if self._is_shared():
+            # Only where this very occurrence was recorded: of a vector that is not finite, another's value may stand.
+            self._fresh.append(torch.where(keep | ~(finite & inside), -1, index).int())
             self._fresh_epoch = epoch
+
+    def _is_shared(self) -> bool:
+        return has_others() if self.shared is None else self.shared
 
     def _valid(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return the index, made harmless, and where it is inside the table; where the host knows it, raise instead."""
@@ -367,6 +403,10 @@ class SoftLabelMemory:
 
     def _tables(self) -> list[Tensor]:
         return [table for table in (self._rows, self._epochs, self._classes) if table is not None]
+
+    def _flat(self) -> tuple[Tensor, Tensor | None]:
+        """Return the values and classes of both slots one below the other, views of the table."""
+        return self._rows.flatten(0, 1), None if self._classes is None else self._classes.flatten(0, 1)
 
     def _each(self, move: Callable[[Tensor], Tensor]) -> None:
         self._set(move(self._rows), move(self._epochs), None if self._classes is None else move(self._classes))

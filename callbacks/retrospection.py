@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
+from lit_distill.callbacks.criterion import say_if_too_late
 from lit_distill.callbacks.soft_labels import SoftLabelCallback, number_of_epochs, tempered_softmax
 from lit_distill.losses import retrospection_loss, retrospection_weight
 
@@ -77,10 +78,22 @@ class LearningWithRetrospection(SoftLabelCallback):
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._epochs = number_of_epochs(trainer, self.max_epochs)
-            if self.interval >= self._epochs:
-                rank_zero_info(
-                    f"retrospection has no effect: its interval {self.interval} is not below max_epochs {self._epochs}"
-                )
+            say_if_too_late("retrospection", "interval", self.interval, self._epochs)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        return {**state, "temperature": self.temperature} if state else {}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        then = state_dict.get("temperature", self.temperature)
+        if then != self.temperature:
+            rank_zero_info(
+                f"the remembered soft labels are of temperature {then}, this run has {self.temperature}: they are "
+                "taken as they are until recorded anew"
+            )
 
     @override
     def weight(self, epoch: int) -> float:

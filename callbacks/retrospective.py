@@ -9,7 +9,7 @@ from torch import Tensor, distributed, nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lit_distill.callbacks.criterion import CriterionCallback, find_submodule
+from lit_distill.callbacks.criterion import CriterionCallback, find_submodule, say_if_too_late
 from lit_distill.callbacks.exchange import has_others
 from lit_distill.losses import retrospective_loss
 
@@ -57,7 +57,7 @@ class RetrospectiveLoss(CriterionCallback):
         self.snapshot: nn.Module | None = None
         self._taken = 0  # the epoch at whose end the snapshot's weights were the network's
         self._restored: dict[str, Any] = {}
-        self._given: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # to the network in this step
+        self._given: list[tuple[tuple[Any, ...], dict[str, Any]]] = []  # to the network in this step
         self._listener: RemovableHandle | None = None
 
     @override
@@ -65,39 +65,44 @@ class RetrospectiveLoss(CriterionCallback):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
+        say_if_too_late(type(self).__name__, "interval", self.interval, trainer.max_epochs)
 
         def listen(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if network.training and torch.is_grad_enabled():
-                self._given = args, kwargs
+                self._given.append((args, kwargs))
 
-        network = find_submodule(pl_module, self.network)
+        network = find_submodule(pl_module, self.network, "network")
         self._listener = network.register_forward_pre_hook(listen, with_kwargs=True)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step == 0:
-            self.snapshot, self._taken, self._restored = None, 0, {}
+        super().on_train_start(trainer, pl_module)
         if self._restored:
             self._take(pl_module, self._restored)
             self._restored = {}
 
     @override
+    def forget(self) -> None:
+        self.snapshot, self._taken, self._restored = None, 0, {}
+
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        self._given = None
+        self._given = []
         # By number: after a checkpoint of an epoch's last step Lightning calls no hook of that epoch's end.
         due = trainer.current_epoch // self.interval * self.interval
         if due > self._taken:
             self._taken = due
-            self._take(pl_module, find_submodule(pl_module, self.network).state_dict())
+            self._take(pl_module, find_submodule(pl_module, self.network, "network").state_dict())
 
     @override
     def mix(self, loss: Tensor, logits: Tensor, target: Tensor, epoch: int) -> Tensor | None:
         if self.snapshot is None:
             return None
-        if self._given is None:
-            raise ValueError(f"the training step did not call {self.network!r}: name its network with network=")
-        args, kwargs = self._given
+        if len(self._given) != 1:
+            how = "twice, and a snapshot can follow one call" if self._given else "not at all"
+            raise ValueError(f"the training step called {self.network!r} {how}: name its network with network=")
+        args, kwargs = self._given[0]
         with torch.no_grad():
             past = self.snapshot(*args, **kwargs)
         past = getattr(past, "logits", past)
@@ -112,19 +117,20 @@ class RetrospectiveLoss(CriterionCallback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
         self._taken, self._restored = state_dict["taken"], state_dict["snapshot"]
 
     def _take(self, pl_module: LightningModule, weights: dict[str, Any]) -> None:
         if self.snapshot is None:
-            self.snapshot = copy.deepcopy(find_submodule(pl_module, self.network)).eval().requires_grad_(False)
+            self.snapshot = (
+                copy.deepcopy(find_submodule(pl_module, self.network, "network")).eval().requires_grad_(False)
+            )
             if self._listener is not None:  # which has been copied with the network
                 self.snapshot._forward_pre_hooks.pop(self._listener.id, None)
                 self.snapshot._forward_pre_hooks_with_kwargs.pop(self._listener.id, None)
         self.snapshot.load_state_dict(weights)
         if has_others():
-            for (
-                buffer
-            ) in self.snapshot.buffers():  # those of a norm differ between the processes, until DDP's next step
+            for buffer in self.snapshot.buffers():  # a norm's differ between the processes until DDP's next step
                 distributed.broadcast(buffer, src=0)
 
     @override
@@ -132,4 +138,4 @@ class RetrospectiveLoss(CriterionCallback):
         super()._release()
         if self._listener is not None:
             self._listener.remove()
-        self._listener = self._given = None
+        self._listener, self._given = None, []

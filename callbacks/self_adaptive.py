@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from lightning.pytorch import LightningModule, Trainer
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
+from lit_distill.callbacks.criterion import say_if_too_late
 from lit_distill.callbacks.soft_labels import SoftLabelCallback, tempered_softmax
 
 
@@ -36,7 +38,6 @@ class SelfAdaptiveTraining(SoftLabelCallback):
         2002.10319, Algorithm 1.
 
     Example:
-        >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(max_epochs=200, callbacks=SelfAdaptiveTraining(start=60), logger=False)
     """
 
@@ -48,6 +49,12 @@ class SelfAdaptiveTraining(SoftLabelCallback):
             raise ValueError(f"momentum must be in [0, 1], got {momentum}")
         self.start = start
         self.momentum = momentum
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            say_if_too_late(type(self).__name__, "start", self.start, trainer.max_epochs)
 
     @override
     def weight(self, epoch: int) -> float:

@@ -78,11 +78,14 @@ class SoftLabelCallback(CriterionCallback):
         self._length = 0  # N
         self._epoch = 0  # the one that the sums are of, counted from 1
         self._sums: dict[str, Tensor] = {}
+        self._pending: dict[str, Tensor] = {}  # of the step under way
         self._world_size = 0  # that the state was saved with
         self._step: tuple[Tensor, Fetched | None] | None = None  # the batch's rows, and what was fetched ahead for them
         self._ahead: tuple[Tensor, Fetched] | None = None
         self._unhook: Any = None
+        self._outside = 0  # indices that only the device could tell
         self._told_not_finite = False
+        self._recalled = False  # in this step
         self._finite = torch.ones(1, 1, dtype=torch.bool)  # which rows of this batch have finite logits
 
     @abstractmethod
@@ -96,11 +99,15 @@ class SoftLabelCallback(CriterionCallback):
             Soft labels ``(B, K)``, float32, zeros where nothing was; and ``(B,)`` bool, True where something was.
         """
         memory, index, fetched = self._now()
+        self._recalled = True
         return memory.read(index, epoch, self._finite.device) if fetched is None else memory.expand(fetched)
 
     def remember(self, soft_labels: Tensor, epoch: int) -> None:
         """Have ``soft_labels`` ``(B, K)`` remembered for this batch; rows of logits not finite are left out."""
         memory, index, _ = self._now()
+        if soft_labels.shape != (len(index), memory.num_classes):
+            expected = (len(index), memory.num_classes)
+            raise ValueError(f"soft labels to remember must be (B, K) = {expected}, got {tuple(soft_labels.shape)}")
         memory.record(index, soft_labels.detach().masked_fill(~self._finite, float("nan")), epoch)
 
     def count(self, recorded: Tensor, **rows: Tensor) -> None:
@@ -110,7 +117,7 @@ class SoftLabelCallback(CriterionCallback):
         values |= {"recorded": recorded, "rows": torch.ones_like(recorded)}
         exact = torch.float32 if recorded.device.type == "mps" else torch.float64
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0) + value.sum(dtype=exact)
+            self._pending[name] = value.sum(dtype=exact)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -121,9 +128,8 @@ class SoftLabelCallback(CriterionCallback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         self._length = self.num_samples or _length_of_training_set(trainer)
-        if trainer.global_step == 0:  # a new run, also where the callback has been through another
-            self.memory, self._sums, self._epoch, self._told_not_finite = None, {}, 0, False
         if self.memory is None:
             return
         if self._world_size not in (0, trainer.world_size):
@@ -136,8 +142,13 @@ class SoftLabelCallback(CriterionCallback):
                 f"the training set has grown from {self.memory.num_samples} to {self._length} samples since the "
                 "checkpoint; nothing is remembered yet for the new ones"
             )
-        self.memory = self._place(self.memory.resize(self._length), trainer, pl_module)
+        self.memory = self._place(self._as_asked(self.memory.resize(self._length)), trainer, pl_module)
         self._sums = self._of_rank_0({k: v.to(pl_module.device) for k, v in self._sums.items()}, trainer)
+
+    @override
+    def forget(self) -> None:
+        self.memory, self._sums, self._pending = None, {}, {}
+        self._epoch, self._outside, self._told_not_finite = 0, 0, False
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -155,6 +166,10 @@ class SoftLabelCallback(CriterionCallback):
     def on_train_batch_end(self, *args: Any) -> None:
         super().on_train_batch_end(*args)
         self._step = None
+        # Only now is the step done, and part of what a checkpoint has behind it.
+        for name, value in self._pending.items():
+            self._sums[name] = self._sums.get(name, 0) + value
+        self._pending = {}
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -165,8 +180,9 @@ class SoftLabelCallback(CriterionCallback):
             recorded, rows = sums.pop("recorded"), sums.pop("rows")
             means |= {name: value / recorded.clamp(min=1) for name, value in sums.items()}
             means["unrecorded"] = 1 - recorded / rows
+        prefix = "retrospection" if self.criterion == "criterion" else f"retrospection/{self.criterion}"
         for name, value in means.items():
-            pl_module.log(f"retrospection/{name}", value.float(), on_step=False, on_epoch=True, sync_dist=True)
+            pl_module.log(f"{prefix}/{name}", value.float(), on_step=False, on_epoch=True, sync_dist=True)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -184,6 +200,7 @@ class SoftLabelCallback(CriterionCallback):
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
         # Taken out of the checkpoint, which Lightning would copy for `load_state_dict`: the table is there once only.
         state = checkpoint.get("callbacks", {}).pop(self.state_key, None)
         if state:
@@ -195,6 +212,7 @@ class SoftLabelCallback(CriterionCallback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
         self.memory = SoftLabelMemory.from_state_dict(state_dict)
         self._epoch = state_dict.get("epoch", 0)
         self._sums = dict(state_dict.get("sums", {}))
@@ -207,6 +225,16 @@ class SoftLabelCallback(CriterionCallback):
         if self._unhook is not None:
             self._unhook()
             self._unhook = None
+
+    @override
+    def _mix(self, *args: Any) -> Tensor | None:
+        self._recalled = False
+        mixed = super()._mix(*args)
+        if mixed is None and self._recalled:
+            raise ValueError(
+                f"{type(self).__name__}.mix recalled soft labels but returned no loss: is a return missing?"
+            )
+        return mixed
 
     @override
     def prepare(self, module: LightningModule, logits: Tensor, target: Tensor) -> Tensor:
@@ -240,7 +268,16 @@ class SoftLabelCallback(CriterionCallback):
         """Leave the sums over all processes to the first of them."""
         return sums if trainer.global_rank == 0 else {name: torch.zeros_like(value) for name, value in sums.items()}
 
+    def _as_asked(self, memory: SoftLabelMemory) -> SoftLabelMemory:
+        """Return the checkpoint's table as this callback would have made it."""
+        asked = memory.converted(self.top_k, self.dtype)
+        if asked is not memory:
+            kept = [f"top_k={table.top_k} of {table.num_classes} in {table.dtype}" for table in (memory, asked)]
+            rank_zero_info(f"the remembered soft labels go on as {kept[1]}; the checkpoint has {kept[0]}")
+        return asked
+
     def _place(self, memory: SoftLabelMemory, trainer: Trainer, pl_module: LightningModule) -> SoftLabelMemory:
+        memory.shared = trainer.world_size > 1
         device, host = pl_module.device, self.storage == "host"
         if self.storage == "auto" and device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
@@ -256,16 +293,34 @@ class SoftLabelCallback(CriterionCallback):
         name = "on_before_batch_transfer"
         data: Any = getattr(trainer, "datamodule", None)
         owner: Any = data if data is not None and is_overridden(name, data) else pl_module
-        hook = getattr(owner, name)
+        shared = vars(owner).get(name)
+        listeners = getattr(shared, "listeners", None)
+        before = shared if listeners is None else shared.before
+        if listeners is None:  # one for all callbacks that send ahead
+            hook, listeners = getattr(owner, name), []
 
-        def ahead(batch: Any, dataloader_idx: int) -> Any:
+            def ahead(batch: Any, dataloader_idx: int) -> Any:
+                for listener in listeners:
+                    listener(batch)
+                return hook(batch, dataloader_idx)
+
+            ahead.listeners, ahead.before = listeners, before  # type: ignore[attr-defined]
+            setattr(owner, name, ahead)
+
+        def fetch(batch: Any) -> None:
             if trainer.training and self.memory is not None:
                 index = index_of(batch, self.index)
                 self._ahead = index, self.memory.fetch(index, trainer.current_epoch + 1, pl_module.device)
-            return hook(batch, dataloader_idx)
 
-        setattr(owner, name, ahead)
-        self._unhook = lambda: delattr(owner, name)
+        def unhook() -> None:
+            listeners.remove(fetch)
+            if not listeners:
+                delattr(owner, name)
+                if before is not None:
+                    setattr(owner, name, before)
+
+        listeners.append(fetch)
+        self._unhook = unhook
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
         """End the epoch: exchange its rows, and return the sums over all processes."""
@@ -282,12 +337,13 @@ class SoftLabelCallback(CriterionCallback):
         mine = torch.stack([part.to(pl_module.device, exact) for part in parts])
         refused, sums = trainer.strategy.reduce(mine, reduce_op="sum").split([2, len(self._sums)])
         outside, not_finite = (int(count) for count in refused.tolist())
-        self.memory.raise_outside(outside)
+        self._outside += outside  # for good: nothing of this table is to be saved
+        self.memory.raise_outside(self._outside)
         if not_finite and not self._told_not_finite:
             self._told_not_finite = True
             rank_zero_warn(
                 f"{not_finite} predictions of epoch {trainer.current_epoch} had NaN or infinity among their logits: "
-                "they were not remembered, nor will later ones be"
+                "such predictions are not remembered; this is said once"
             )
         self.memory.exchange()
         return dict(zip(self._sums, sums, strict=True))
@@ -342,7 +398,8 @@ def index_of(batch: Any, where: str | int) -> Tensor:
     if not isinstance(index, Tensor):  # a plain tuple has a *method* called index
         raise ValueError(
             f"the training batch, a {type(batch).__name__}, has no tensor at index={where!r}: wrap the training set in "
-            "lit_distill.datamodules.IndexedDataset(dataset), or say with index= where the batch has the samples' rows"
+            "lit_distill.datamodules.IndexedDataset(dataset), or say where the batch has the samples' rows, by "
+            "position (index=2), key or attribute"
         )
     return index
 

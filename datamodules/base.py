@@ -62,6 +62,7 @@ class ImageDataModule(LightningDataModule):
         self.seed = seed
         self._state: dict[str, Any] = {}  # of the checkpoint that the trainer named below resumes
         self._state_is_for: Any = None
+        self._sampler: _TrainingSampler | None = None
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the keyed loader of the training set; its batches start at the epoch that training has reached."""
@@ -70,7 +71,7 @@ class ImageDataModule(LightningDataModule):
         if self.trainer is None:
             sampler = KeyedSampler(data, seed)
         else:
-            sampler = _TrainingSampler(self.trainer, data, seed)
+            self._sampler = sampler = _TrainingSampler(self.trainer, data, seed)
             sampler.begin(self._state if self._state_is_for is self.trainer else {}, self.batch_size)
         return self._loader(data, self.batch_size, kind=_ResumableLoader, sampler=sampler)
 
@@ -88,11 +89,12 @@ class ImageDataModule(LightningDataModule):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Return how far training has come: the epoch, the batches trained of it, and their size over all ranks."""
-        if self.trainer is None:
+        """Return how far training has come: the epoch, and how many batches, samples and of how many it has trained."""
+        if self.trainer is None or self._sampler is None:
             return {}
         epoch, batches = progress_of(self.trainer)
-        return {"epoch": epoch, "batches": batches, "batch_size": self.batch_size * self.trainer.world_size}
+        samples = self._sampler.samples(epoch, batches)
+        return {"epoch": epoch, "batches": batches, "samples": samples, "length": len(self._sampler.dataset)}  # type: ignore[arg-type]
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -128,23 +130,33 @@ class _TrainingSampler(KeyedSampler):
         self.trainer = trainer
         self._stopped = (0, 0)
         self._more_batches = 0
+        self._size = 1  # of a step over all ranks
 
     def begin(self, state: dict[str, Any], batch_size: int) -> None:
         """Begin at the progress of a checkpoint's ``state``, or at the trainer's if that is further."""
         # A schedule that asks for the number of steps has the loader made, and read ahead, before Lightning restores
-        # its own progress; the state is restored before. Batches are those *trained*: workers may have read more.
-        size = batch_size * self.num_replicas
+        # its own progress; the state is restored before. Samples are those *trained*: workers may have read more.
+        self._size = size = batch_size * self.num_replicas
         then, now = (state.get("epoch", 0), state.get("batches", 0)), progress_of(self.trainer)
-        done_size = state.get("batch_size", size) if then >= now else size
         self._stopped = epoch, batches = max(then, now)
-        done = batches * done_size
+        done = state.get("samples", batches * size) if then >= now else batches * size
         self._more_batches = done // size - batches
-        self.resume(epoch, done)
+        self.resume(epoch, done, state.get("length"))
         if batches:
             rank_zero_info(
                 f"epoch {epoch} goes on after {done} of {self.total_size} samples; "
                 "means that Lightning keeps over it, such as train/loss, are of the others only"
             )
+        if self._more_batches:
+            rank_zero_info(
+                f"a step is of {size} samples now, and was of others before: the run will not repeat the other's bits"
+            )
+
+    def samples(self, epoch: int, batches: int) -> int:
+        """Return the samples behind that many batches of the epoch, as Lightning counts batches."""
+        began, done, _ = self._resumed
+        before = done if began == epoch else 0
+        return before + (batches - before // self._size) * self._size if batches else 0
 
     @override
     def set_epoch(self, epoch: int) -> None:

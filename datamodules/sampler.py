@@ -1,7 +1,7 @@
 """A sampler that says which view of which sample is wanted."""
 
 from collections.abc import Iterator, Sized
-from itertools import chain, islice
+from itertools import cycle, islice
 from typing import Any
 
 from torch import distributed
@@ -52,30 +52,41 @@ class KeyedSampler(DistributedSampler[Any]):
                 rank = distributed.get_rank() if running else 0
         super().__init__(dataset, num_replicas, rank, shuffle, derive_seed(seed, _ORDER), drop_last)  # type: ignore[arg-type]
 
-        self._resumed = (0, 0)
+        self._resumed = (0, 0, len(dataset))
 
-    def resume(self, epoch: int, done: int) -> None:
+    def resume(self, epoch: int, done: int, length: int | None = None) -> None:
         """Begin in ``epoch``, and in that epoch alone leave out the first ``done`` samples of its order.
 
-        ``done`` counts those of all ranks; the rest is dealt out anew among the ranks there are now. Where they cannot
-        share it evenly, samples repeat as at the end of an epoch, or are left out with ``drop_last``.
+        The rest is dealt out anew among the ranks there are now. Where they cannot share it evenly, samples repeat as
+        at the end of an epoch, or are left out with ``drop_last``.
+
+        Args:
+            epoch: Counted from 0.
+            done: Samples of all ranks.
+            length: Rows that the data set had then, if it has grown since.
         """
         self.set_epoch(epoch)
-        self._resumed = (epoch, done)
+        self._resumed = (epoch, done, len(self.dataset) if length is None else length)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch, done = self._resumed
-        indices = super().__iter__() if self.epoch != epoch or not done else self._rest(done)
+        epoch, done, length = self._resumed
+        indices = super().__iter__() if self.epoch != epoch or not done else self._rest(done, length)
         for index in indices:
             yield self.epoch, index
 
-    def _rest(self, done: int) -> Iterator[int]:
-        # Sample n of rank r has place done + n * ranks + r in the order, where the full epoch has another rank's.
-        rank, ranks = self.rank, self.num_replicas
-        skip, self.rank = divmod(done + rank, ranks)
-        try:
-            samples = list(super().__iter__())
-        finally:
-            self.rank = rank
-        even = (self.total_size - done + (0 if self.drop_last else ranks - 1)) // ranks
-        return islice(chain(samples[skip:], samples), even)
+    def _rest(self, done: int, length: int) -> Iterator[int]:
+        rest = self._order(len(self.dataset))  # type: ignore[arg-type]
+        if length == len(rest):
+            rest = list(islice(cycle(rest), done, max(done, self.total_size)))
+        else:
+            trained = set(self._order(length)[:done])
+            rest = [index for index in rest if index not in trained]
+        ranks = self.num_replicas
+        each = len(rest) // ranks if self.drop_last else -(-len(rest) // ranks)
+        return islice(cycle(rest or [0]), self.rank, each * ranks, ranks)
+
+    def _order(self, length: int) -> list[int]:
+        """Return the epoch's order of that many rows, over all ranks."""
+        whole: DistributedSampler[Any] = DistributedSampler(range(length), 1, 0, self.shuffle, self.seed)  # type: ignore[arg-type]
+        whole.set_epoch(self.epoch)
+        return list(whole)

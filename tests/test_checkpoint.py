@@ -57,6 +57,29 @@ def test_a_damaged_file_is_named(tmp_path, how: str) -> None:
         AtomicCheckpointIO().load_checkpoint(path)
 
 
+@pytest.mark.slow
+def test_any_flipped_bit_is_found_or_does_no_harm(tmp_path) -> None:
+    path, content = tmp_path / "a.ckpt", {"weights": torch.randn(5), "lists": [1, {"a": 2.5}], "text": "abc"}
+    torch.save(content, path)
+    data = path.read_bytes()
+    found = 0
+    for place in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(bytes(flipped))
+        try:
+            loaded = AtomicCheckpointIO().load_checkpoint(path, weights_only=True)
+        except ValueError as error:
+            assert f"the checkpoint {path} is damaged" in str(error)  # noqa: PT017
+            assert "\n" not in str(error)  # noqa: PT017
+            found += 1
+        else:
+            assert torch.equal(loaded["weights"], content["weights"]), place
+            assert loaded["lists"] == content["lists"]
+            assert loaded["text"] == content["text"]
+    assert found > 8 * len(data) / 2
+
+
 def test_what_is_no_file_is_left_to_whoever_loads_it(tmp_path) -> None:
     check_archive(tmp_path)
     check_archive(tmp_path / "missing.ckpt")

@@ -129,12 +129,12 @@ class DistillCLI(LightningCLI):
     def _num_classes(self, data: LightningDataModule) -> int | None:
         """Return the student's class count: the one given, else the data's."""
         arguments = self.config[self.subcommand].model.student.get("init_args") or {}
-        if arguments.get("num_classes") is None:
+        if "num_classes" in arguments and arguments["num_classes"] is None:
             found = getattr(data, "num_classes", None)
-            if found is None and "num_classes" in arguments:
+            if found is None:
                 raise ValueError(f"{type(data).__name__} has no num_classes: give --model.student.num_classes")
             arguments["num_classes"] = found
-        return arguments["num_classes"]  # type: ignore[no-any-return]
+        return arguments.get("num_classes")
 
     @override
     def _add_instantiators(self) -> None:
@@ -172,10 +172,11 @@ class DistillCLI(LightningCLI):
             callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
         else:
             # Lightning's save_last=True keeps the last checkpoint that was saved, which is the best epoch's.
-            callbacks = [*callbacks, _LastCheckpoint(save_on_train_epoch_end=True)]
-            within = {k: v for c in callbacks if isinstance(c, _BestCheckpoint) for k, v in c.within.items()}
-            if within:
-                callbacks.append(_LastCheckpoint(**within))
+            best = next((callback for callback in callbacks if isinstance(callback, _BestCheckpoint)), None)
+            where = None if best is None else best.dirpath
+            callbacks = [*callbacks, _LastCheckpoint(dirpath=where, save_on_train_epoch_end=True)]
+            if best is not None and best.within:
+                callbacks.append(_LastCheckpoint(dirpath=where, **best.within))
         plugins = config.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):

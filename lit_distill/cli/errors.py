@@ -29,6 +29,12 @@ _NOISE = (
 _MEANINGS = {
     r"Target (-?\d+) is out of bounds": r"a target is \1, which is none of the student's classes: check num_classes",
     r"found <class 'PIL": "the data set returns Pillow images: end its transform with v2.ToImage() of torchvision",
+    r"Found more than one stateful callback of type `(\w+)`": (
+        r"two callbacks of class \1 would write over each other's state: remove one, or give each its own criterion"
+    ),
+    r"You restored a checkpoint with current_epoch=(\d+), but you have set Trainer\(max_epochs=(\d+)\)": (
+        r"the checkpoint has \1 epochs behind it, and max_epochs is \2: set --trainer.max_epochs higher to train on"
+    ),
     r"stack expects each tensor to be equal size, but got (\[.*?\]) at entry 0 and (\[.*?\])": (
         r"images of different sizes, \1 and \2, make no batch: resize or crop them in the transform"
     ),
@@ -63,7 +69,14 @@ def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
     if text.startswith("Error(s) in loading state_dict"):
         details = [line.strip() for line in text.split("\n")[1:]]
         more = f" (and {len(details) - 1} more)" if details[1:] else ""
-        return f"the checkpoint does not fit the model: {details[0]}{more}"
+        kind, _, keys = details[0].partition(": ")
+        first = keys.split(", ")
+        shown = ", ".join(first[:3]) + (f", ... {len(first)} in all" if len(first) > 3 else "")
+        return f"the checkpoint does not fit the model: {kind}{shown and ': '}{shown}{more}"
+    required = re.fullmatch(r"the following arguments are required: (.+)", text)
+    if required:
+        flags = ", ".join(f"--{name.partition('.')[2] or name}" for name in required[1].split(", "))
+        return f"required: {flags}; or begin with a recipe, such as --config digits"
     key = re.search(r'Parser key "([^"]+)"', text)
     where = f"{key[1]}: " if key else ""
     text = re.sub(r'([\w.]+: )*Parser key "[^"]+":', "", text) if key else text

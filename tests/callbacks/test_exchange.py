@@ -53,6 +53,32 @@ def test_equals_one_process(world: int, top_k: int | None, dtype: torch.dtype, c
             assert torch.equal(value, table[name]), name
 
 
+def test_a_vector_that_is_not_finite_has_no_place_in_the_order() -> None:
+    """Process 1 sees row 2 not finite and then finite, process 0 finite in between: its place is the earliest."""
+    bad, early, late = torch.tensor([float("nan"), 0.0]), torch.tensor([0.25, 0.75]), torch.tensor([0.5, 0.5])
+
+    def work(rank: int) -> Any:
+        memory = SoftLabelMemory(4, 2)
+        rows = [(0, late), (2, early), (1, late)] if rank == 0 else [(2, bad), (3, late), (2, late)]
+        memory.record(torch.tensor([row for row, _ in rows]), torch.stack([label for _, label in rows]), epoch=1)
+        memory.exchange()
+        return memory.read(torch.tensor([2]), epoch=2)
+
+    for soft_labels, recorded in in_processes(2, work):
+        assert recorded.tolist() == [True]
+        assert soft_labels[0].tolist() == early.tolist()
+
+
+def test_processes_that_share_nothing_keep_their_rows() -> None:
+    def work(rank: int) -> Any:
+        memory = SoftLabelMemory(4, 2, shared=False)
+        memory.record(torch.tensor([rank]), torch.tensor([[0.25, 0.75]]), epoch=1)
+        memory.exchange()
+        return memory.read(torch.arange(4), epoch=2)[1].tolist()
+
+    assert in_processes(2, work) == [[True, False, False, False], [False, True, False, False]]
+
+
 def test_one_process_that_recorded_nothing_gets_everything() -> None:
     def work(rank: int) -> Any:
         memory = SoftLabelMemory(4, 2)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -247,3 +249,30 @@ def test_never_waits_for_the_gpu(host: bool, top_k: int | None) -> None:
     assert read.device.type == "cuda"
     assert recorded.all()
     torch.testing.assert_close(read.cpu(), on_cpu.read(index, 2)[0], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "before", [(None, torch.float32), (None, torch.float16), (3, torch.float16), (5, torch.float32)]
+)
+@pytest.mark.parametrize("after", [(None, torch.float32), (3, torch.float16), (2, torch.float32)])
+def test_a_converted_table_is_one_that_had_recorded_what_it_reads(before: Any, after: Any) -> None:
+    memory = SoftLabelMemory(11, 7, *before)
+    for epoch in (1, 2):
+        memory.record(torch.arange(0, 11, epoch), torch.randn(11, 7).softmax(dim=1)[::epoch], epoch)
+    converted = memory.converted(*after, rows=4)
+    assert (converted is memory) == (before == after)
+    assert (converted.top_k, converted.dtype) == (after[0] or 7, after[1])
+    for epoch in (1, 2, 3):
+        soft_labels, recorded = memory.read(torch.arange(11), epoch)
+        expected = SoftLabelMemory(11, 7, *after)
+        expected.record(torch.arange(11)[recorded], soft_labels[recorded], 1)
+        read, there = converted.read(torch.arange(11), epoch)
+        assert torch.equal(there, recorded)
+        torch.testing.assert_close(read, expected.read(torch.arange(11), 2)[0], rtol=1e-3, atol=1e-6)
+
+
+def test_an_empty_batch_is_nothing_to_record() -> None:
+    memory = SoftLabelMemory(3, 2)
+    memory.record(torch.empty(0, dtype=torch.int64), torch.empty(0, 2), epoch=1)
+    assert memory.read(torch.empty(0, dtype=torch.int64), epoch=2)[0].shape == (0, 2)
+    assert memory.check() == 0

@@ -307,7 +307,10 @@ def check_refused(
 
 def test_says_before_the_first_step_what_is_missing() -> None:
     lwr = LearningWithRetrospection
-    check_refused("no submodule 'loss' to hook; its submodules are net, criterion", lwr(criterion="loss"))
+    check_refused(
+        "no submodule 'loss' to hook; name its criterion with criterion=, of its submodules net, criterion",
+        lwr(criterion="loss"),
+    )
     check_refused("needs the number of epochs .* got max_epochs=-1", lwr(), max_epochs=-1, max_steps=3)
     with pytest.raises(RuntimeError, match="more than one stateful callback"):  # Lightning's own refusal
         trainer(callbacks=[lwr(), lwr(temperature=3.0)])
@@ -344,7 +347,7 @@ def test_says_when_the_step_computes_its_loss_without_the_criterion() -> None:
 def test_says_when_the_interval_leaves_it_nothing_to_do(caplog) -> None:
     with caplog.at_level("INFO", logger="lightning.pytorch"):
         trainer(max_epochs=2, callbacks=LearningWithRetrospection(2)).fit(Foreign(), toy_loader())
-    assert "retrospection has no effect: its interval 2 is not below max_epochs 2" in caplog.text
+    assert "retrospection has no effect: its interval 2 is not below the run's 2 epochs" in caplog.text
 
 
 def test_an_iterable_data_set_with_rows_in_its_batches_needs_only_their_number() -> None:

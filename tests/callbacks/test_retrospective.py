@@ -99,12 +99,23 @@ def test_distils_with_two_heads_and_keeps_out_of_the_module(tmp_path) -> None:
 
 
 def test_says_what_it_misses() -> None:
-    with pytest.raises(ValueError, match="Foreign has no submodule 'student' to hook; its submodules are net"):
+    with pytest.raises(
+        ValueError,
+        match="Foreign has no submodule 'student' to hook; name its network with network=, of its submodules net",
+    ):
         trainer(max_epochs=2, callbacks=RetrospectiveLoss(1)).fit(Foreign(), toy_loader())
     module = Foreign()
     module.other = nn.Linear(6, 4)
-    with pytest.raises(ValueError, match="did not call 'other': name its network with network="):
+    with pytest.raises(ValueError, match="called 'other' not at all: name its network with network="):
         trainer(max_epochs=2, callbacks=RetrospectiveLoss(1, network="other")).fit(module, toy_loader())
+
+    class Twice(Foreign):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            self.net(batch[0] + 1)
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(ValueError, match="called 'net' twice, and a snapshot can follow one call: name its network"):
+        trainer(max_epochs=2, callbacks=RetrospectiveLoss(1, network="net")).fit(Twice(), toy_loader())
     with pytest.raises(ValueError, match=r"'net.0' must return the criterion's logits \(8, 4\), got \(8, 16\)"):
         trainer(max_epochs=2, callbacks=RetrospectiveLoss(1, network="net.0")).fit(Foreign(), toy_loader())
     for arguments, message in (

@@ -46,6 +46,12 @@ def test_equals_the_loop_written_by_hand(start: int, momentum: float) -> None:
         assert run.callback_metrics["retrospection/unrecorded"] == 0
 
 
+def test_says_when_it_begins_too_late(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        trainer(max_epochs=2, callbacks=SelfAdaptiveTraining()).fit(Foreign(), toy_loader())
+    assert "SelfAdaptiveTraining has no effect: its start 60 is not below the run's 2 epochs" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [({"start": -1}, "start must be >= 0, got -1"), ({"momentum": 2.0}, r"momentum must be in \[0, 1\], got 2.0")],

@@ -9,7 +9,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 from toys import Foreign, toy_data, toy_loader, trainer, weights
 
-from lit_distill.callbacks import LearningWithRetrospection, ProgressiveSelfDistillation, SoftLabelMemory
+from lit_distill.callbacks import (
+    LearningWithRetrospection,
+    ProgressiveSelfDistillation,
+    SoftLabelCallback,
+    SoftLabelMemory,
+)
 from lit_distill.callbacks.soft_labels import tempered_softmax
 from lit_distill.datamodules import IndexedDataset, KeyedSampler
 
@@ -68,6 +73,40 @@ def test_sends_ahead_beside_a_data_module_that_has_its_own_hook() -> None:
     assert torch.equal(weights(module), weights(other))
 
 
+class Two(Foreign):
+    """Two networks, each with a criterion of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other, self.second = nn.Linear(6, 4), nn.CrossEntropyLoss()
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return super().training_step(batch, batch_idx) + self.second(self.other(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize("storage", ["device", "host"])
+def test_two_callbacks_on_two_criteria_keep_apart(storage: Any, tmp_path) -> None:
+    def callbacks() -> list[LearningWithRetrospection]:
+        first = LearningWithRetrospection(1, update_rate=0.5, storage=storage)
+        return [first, LearningWithRetrospection(2, update_rate=0.9, criterion="second", storage=storage)]
+
+    module, both = Two(), callbacks()
+    run = trainer(max_epochs=EPOCHS, callbacks=both)
+    run.fit(module, toy_loader())
+    assert "on_before_batch_transfer" not in vars(module)
+    assert run.callback_metrics["retrospection/weight"] == pytest.approx(0.5)
+    assert run.callback_metrics["retrospection/second/weight"] == pytest.approx(0.1)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    again = callbacks()
+    trainer(max_epochs=EPOCHS + 1, callbacks=again).fit(
+        Two(), toy_loader(), ckpt_path=tmp_path / "a.ckpt", weights_only=True
+    )
+    assert all(callback.memory is not None for callback in again)
+    lone = Foreign()
+    fit(LearningWithRetrospection(1, update_rate=0.5), lone)
+    torch.testing.assert_close(weights(module.net), weights(lone.net))
+
+
 class Bad(Foreign):
     """Puts a value among the logits of the first sample of a batch, out of the loss's way."""
 
@@ -118,6 +157,9 @@ def test_an_index_that_only_the_device_knows_ends_the_run_at_the_end_of_the_epoc
         run.fit(Foreign(), toy_loader())
     assert steps == [0] * 4
     assert not any(recorded(callback)[20:])
+    with pytest.raises(ValueError, match="10 were outside"):  # nor is that table ever written
+        run.save_checkpoint(tmp_path / "a.ckpt")
+    assert not (tmp_path / "a.ckpt").exists()
 
 
 @pytest.mark.parametrize("bad", [torch.tensor([-1] * 8), torch.tensor([30] * 8)])
@@ -163,6 +205,92 @@ def test_a_data_set_that_has_shrunk_or_has_other_classes_is_refused(tmp_path) ->
     with pytest.raises(ValueError, match="remembered soft labels have 3 classes, the logits 4"):
         again.fit(module, toy_loader(), ckpt_path=tmp_path / "b.ckpt", weights_only=True)
     assert again.global_step == run.global_step  # no step was taken
+
+
+@pytest.mark.parametrize(("top_k", "dtype"), [(2, "float16"), (None, "float32")])
+def test_resuming_with_another_table_converts_it_and_says_so(tmp_path, caplog, top_k: Any, dtype: Any) -> None:
+    fit(LearningWithRetrospection(1, max_epochs=4), max_epochs=2).save_checkpoint(tmp_path / "a.ckpt")
+    callback = LearningWithRetrospection(1, temperature=2.0, top_k=top_k, dtype=dtype)
+    run = trainer(max_epochs=4, callbacks=callback)
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        run.fit(Foreign(), toy_loader(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert (callback.memory.top_k, callback.memory.dtype) == (top_k or 4, callback.dtype)
+    assert f"go on as top_k={top_k or 4} of 4 in torch.{dtype}; the checkpoint has top_k=4 of 4" in caplog.text
+    assert "the remembered soft labels are of temperature 5.0, this run has 2.0" in caplog.text
+    assert all(recorded(callback))
+
+
+@pytest.mark.parametrize("kind", [LearningWithRetrospection, ProgressiveSelfDistillation])
+def test_a_callback_of_another_run_forgets_it_when_a_checkpoint_has_nothing_for_it(tmp_path, kind: Any) -> None:
+    plain = trainer(max_epochs=2)
+    plain.fit(Foreign(), toy_loader())
+    plain.save_checkpoint(tmp_path / "plain.ckpt")
+    modules = []
+    used = kind(max_epochs=4)
+    fit(used, Foreign(seed=5))
+    for callback in (used, kind(max_epochs=4)):
+        modules.append(Foreign())
+        run = trainer(max_epochs=4, callbacks=callback)
+        run.fit(modules[-1], toy_loader(), ckpt_path=tmp_path / "plain.ckpt", weights_only=True)
+    assert torch.equal(*map(weights, modules))
+
+
+def test_a_validation_between_fits_brings_nothing_back(tmp_path) -> None:
+    def run(validate: bool) -> torch.Tensor:
+        module, callback = Foreign(), LearningWithRetrospection(1, max_epochs=6)
+        whole = trainer(max_epochs=2, callbacks=callback)
+        whole.fit(module, toy_loader())
+        whole.save_checkpoint(tmp_path / "old.ckpt")
+        whole.fit_loop.max_epochs = 4
+        whole.fit(module, toy_loader())
+        if validate:
+            state = {name: value.clone() for name, value in module.state_dict().items()}
+            whole.validate(module, toy_loader(12), ckpt_path=tmp_path / "old.ckpt", verbose=False, weights_only=True)
+            module.load_state_dict(state)
+        whole.fit_loop.max_epochs = 6
+        whole.fit(module, toy_loader())
+        return weights(module)
+
+    assert torch.equal(run(False), run(True))
+
+
+def test_a_variant_with_a_mistake_is_told_so() -> None:
+    class Forgot(ProgressiveSelfDistillation):
+        def mix(self, *args: Any) -> Any:
+            super().mix(*args)
+
+    with pytest.raises(ValueError, match=r"Forgot.mix recalled soft labels but returned no loss: is a return missing"):
+        fit(Forgot())
+
+    class Few(ProgressiveSelfDistillation):
+        def remember(self, soft_labels: torch.Tensor, epoch: int) -> None:
+            super().remember(soft_labels[:, :2], epoch)
+
+    with pytest.raises(ValueError, match=r"soft labels to remember must be \(B, K\) = \(8, 4\), got \(8, 2\)"):
+        fit(Few())
+
+    class Nothing(SoftLabelCallback):
+        pass
+
+    with pytest.raises(TypeError, match="abstract class Nothing"):
+        Nothing()
+
+
+def test_a_criterion_that_is_not_called_with_logits_and_target_is_named() -> None:
+    class OfOne(nn.Module):
+        def forward(self, both: dict[str, torch.Tensor]) -> torch.Tensor:
+            return nn.functional.cross_entropy(both["logits"], both["target"])
+
+    class Odd(Foreign):
+        def __init__(self) -> None:
+            super().__init__()
+            self.criterion = OfOne()
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return self.criterion({"logits": self.net(batch[0]), "target": batch[1]})
+
+    with pytest.raises(ValueError, match=r"a criterion that is called with \(logits, target\), got \(dict\)"):
+        fit(LearningWithRetrospection(1), Odd())
 
 
 def test_loading_takes_the_tensors_over_without_a_copy(tmp_path) -> None:

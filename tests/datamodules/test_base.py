@@ -153,6 +153,40 @@ def test_another_number_of_ranks_takes_up_the_rest_of_the_epoch(tmp_path, first,
         assert f"epoch 0 goes on after {done} of {rows} samples" in caplog.text
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize("sizes", [(4, 12, 8), (4, 8, 4), (12, 4, 5), (5, 5, 5)])
+def test_batches_may_change_their_size_again_and_again_within_an_epoch(tmp_path, sizes: tuple[int, ...]) -> None:
+    seen: list[int] = []
+    before = None
+    for size, stop in zip(sizes, (3, 5, None), strict=True):  # steps of the whole run
+        folder = tmp_path / f"{stop}"
+        callbacks = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+        run, module = trainer(max_epochs=1, callbacks=callbacks, enable_checkpointing=True), Collect()
+        run.fit(module, FewDigits(47, batch_size=size, seed=7), ckpt_path=before, weights_only=True)
+        steps = None if stop is None else stop - run.global_step + len(module.batches)
+        seen += [row for _, batch in module.batches[:steps] for row in batch.index.tolist()]
+        before = folder / f"step={stop}.ckpt"
+    assert sorted(seen) == list(range(47))
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_set_that_grows_within_an_epoch_is_trained_once(tmp_path) -> None:
+    first, second = Collect(), Collect()
+    for module, rows, before in ((first, 40, None), (second, 47, tmp_path / "0" / "step=3.ckpt")):
+        callbacks = ModelCheckpoint(
+            tmp_path / str(int(module is second)), "{step}", every_n_train_steps=1, save_top_k=-1
+        )
+        run = trainer(max_epochs=2, callbacks=callbacks, enable_checkpointing=True)
+        run.fit(module, FewDigits(rows, batch_size=8, seed=7), ckpt_path=before, weights_only=True)
+    done = [row for epoch, batch in first.batches[:3] for row in batch.index.tolist()]
+    rest = [row for epoch, batch in second.batches if epoch == 0 for row in batch.index.tolist()]
+    assert sorted(done + rest) == list(range(47))
+    again = [row for epoch, batch in second.batches if epoch == 1 for row in batch.index.tolist()]
+    assert sorted(again) == list(range(47))
+
+
 def test_two_ranks_see_as_a_set_what_one_process_sees(tmp_path) -> None:
     one = {
         (epoch, row): image
