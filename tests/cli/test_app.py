@@ -48,6 +48,36 @@ def same_weights(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
     )
 
 
+class Plain(torch.nn.Module):
+    """A student of somebody's own, without any of this project's arguments."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.net = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(64, width), torch.nn.ReLU(), torch.nn.Linear(width, 10)
+        )
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.net(image)
+        return out
+
+
+def test_a_student_need_not_take_num_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "somebodys", sys.modules[__name__])
+    monkeypatch.setattr(Plain, "__module__", "somebodys")
+    folder = fit("--model.student=somebodys.Plain", "--model.student.width=8")
+    assert load(folder)["state_dict"]["student.net.1.weight"].shape == (8, 64)
+    main(["test", "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), *QUIET])
+
+
+def test_both_checkpoints_are_where_the_best_one_is_wanted() -> None:
+    for name in ("a", "b"):
+        fit_flags = ["--trainer.logger=false", f"--checkpoint.dirpath=mine/{name}", "--trainer.max_epochs=1"]
+        main(["fit", "--config", "digits", *QUIET, *fit_flags, "--trainer.limit_train_batches=2"])
+        assert sorted(path.name for path in Path("mine", name).iterdir()) == ["best-epoch=0.ckpt", "last.ckpt"]
+    assert not Path("checkpoints").exists()
+
+
 def test_a_fit_ends_with_a_table_and_the_places_of_its_files(capsys) -> None:
     folder = fit(epochs=2)
     out = capsys.readouterr().out
