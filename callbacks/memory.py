@@ -109,6 +109,7 @@ class SoftLabelMemory:
         self._fresh: list[Tensor] = []
         self._fresh_epoch = 0
         self._later: deque[tuple[Any, Tensor, Fetched, int]] = deque()
+        self._checked: tuple[Tensor, int] | None = None
 
     @property
     def num_samples(self) -> int:
@@ -135,11 +136,11 @@ class SoftLabelMemory:
         """Bytes of the table: both slots of every row, their classes and epochs."""
         return sum(table.nbytes for table in self._tables())
 
-    def record(self, index: Tensor, soft_labels: Tensor, epoch: int) -> None:
+    def record(self, index: Tensor, soft_labels: Tensor, epoch: int, where: Tensor | None = None) -> None:
         """Remember ``soft_labels`` ``(B, K)`` for the rows ``index`` ``(B,)``, as of ``epoch`` >= 1.
 
         A row that was already recorded in this epoch keeps its first value, as does the first of several equal
-        indices in the batch; a vector that is not finite is not recorded.
+        indices in the batch; a vector that is not finite, or not marked in ``where`` ``(B,)`` bool, is not recorded.
 
         Raises:
             ValueError: If an index is not an integer, or, as far as the host can tell without waiting, outside the
@@ -148,6 +149,8 @@ class SoftLabelMemory:
         if not len(index):
             return
         compact = self._compact(soft_labels)
+        if where is not None:
+            compact = compact._replace(recorded=compact.recorded & where)
         if compact.values.device == self.device:
             self._write(index, compact, epoch)
             return
@@ -182,10 +185,11 @@ class SoftLabelMemory:
             self._catch_up()
         index, inside = self._valid(index)
         epochs = self._epochs.index_select(1, index)
-        recorded_in, slot = torch.where(epochs < epoch, epochs, 0).max(dim=0)
-        row = slot * self.num_samples + index
+        older, newer = (epochs * (epochs < epoch)).unbind()
+        row = torch.add(index, (newer > older).long(), alpha=self.num_samples)
         values, classes = (None if table is None else table.index_select(0, row) for table in self._flat())
-        fetched = Fetched(values, classes, (recorded_in > 0) & inside)  # type: ignore[arg-type]
+        recorded = torch.maximum(older, newer) > 0
+        fetched = Fetched(values, classes, recorded if inside is None else recorded & inside)  # type: ignore[arg-type]
         return fetched if device is None else fetched.send(device)
 
     def expand(self, fetched: Fetched) -> tuple[Tensor, Tensor]:
@@ -364,35 +368,42 @@ class SoftLabelMemory:
     def _write(self, index: Tensor, compact: Fetched, epoch: int) -> None:
         index, inside = self._valid(index)
         values, classes, finite = compact
-        newest = self._newest(index)
-        again = self._epochs.flatten().index_select(0, newest * self.num_samples + index) == epoch
-        slot = torch.where(again, newest, 1 - newest)
+        good = finite if inside is None else finite & inside
+        epochs = self._epochs.index_select(1, index)
+        newest, again = epochs[1] > epochs[0], (epochs == epoch).any(dim=0)
+        # The newest slot if it is of this epoch, else the other.
+        row = torch.add(index, (newest == again).long(), alpha=self.num_samples)
         # Equal indices write equal values, those of the first of them, so the order of the writes does not matter.
-        same = (index[:, None] == index[None, :]) & (finite & inside)[None, :]
-        first = same.int().argmax(dim=1)
-        keep = again | ~same.any(dim=1)
-        row = slot * self.num_samples + index
-        for table, part in ((self._rows, values), (self._classes, classes), (self._epochs, None)):
+        there, first = ((index[:, None] == index) & good).max(dim=1)
+        keep = again | ~there
+        for table, part in zip((*self._flat(), self._epochs.flatten()), (values, classes, None), strict=True):
             if table is not None:
-                flat = table.flatten(0, 1)
-                was = flat.index_select(0, row)
-                new = torch.full_like(was, epoch) if part is None else part.index_select(0, first)
-                flat.index_copy_(0, row, torch.where(keep.view(-1, *[1] * (was.dim() - 1)), was, new))
-        self._refused += torch.stack([(~inside).sum(), (~finite).sum()])
+                was = table.index_select(0, row)
+                if part is None:
+                    new = was.masked_fill(~keep, epoch)
+                else:
+                    new = torch.where(keep[:, None], was, part.index_select(0, first))
+                table.index_copy_(0, row, new)
+        refused = (~finite).sum() if inside is None else torch.stack([(~inside).sum(), (~finite).sum()])
+        self._refused[0 if inside is not None else 1 :] += refused
         if self._is_shared():
             # Only where this very occurrence was recorded: of a vector that is not finite, another's value may stand.
-            self._fresh.append(torch.where(keep | ~(finite & inside), -1, index).int())
+            self._fresh.append(torch.where(keep | ~good, -1, index).int())
             self._fresh_epoch = epoch
 
     def _is_shared(self) -> bool:
         return has_others() if self.shared is None else self.shared
 
-    def _valid(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the index, made harmless, and where it is inside the table; where the host knows it, raise instead."""
-        check_index(index, self.num_samples)
-        index = index.to(self.device).long()
-        inside = (index >= 0) & (index < self.num_samples)
-        return index.clamp(0, self.num_samples - 1), inside
+    def _valid(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the index, and where it is inside the table; None for everywhere, where the host knows or raises."""
+        if self._checked is None or self._checked[0] is not index or self._checked[1] != index._version:
+            check_index(index, self.num_samples)
+            self._checked = index, index._version  # recorded after it was read, as a rule
+        known, index = _host_knows(index), index.to(self.device).long()
+        if known:
+            return index, None
+        # Outside it is made harmless.
+        return index.clamp(0, self.num_samples - 1), (index >= 0) & (index < self.num_samples)
 
     def _catch_up(self, wait: bool = True) -> None:
         while self._later and (wait or self._later[0][0] is None or self._later[0][0].query()):

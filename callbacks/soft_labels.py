@@ -77,8 +77,10 @@ class SoftLabelCallback(CriterionCallback):
         self.memory: SoftLabelMemory | None = None
         self._length = 0  # N
         self._epoch = 0  # the one that the sums are of, counted from 1
-        self._sums: dict[str, Tensor] = {}
-        self._pending: dict[str, Tensor] = {}  # of the step under way
+        self._names: tuple[str, ...] = ()  # of what is summed
+        self._sums: Tensor | None = None  # one of each name
+        self._rows = 0  # that the sums are of
+        self._pending: tuple[tuple[str, ...], Tensor, int] | None = None  # the same of the step under way
         self._world_size = 0  # that the state was saved with
         self._step: tuple[Tensor, Fetched | None] | None = None  # the batch's rows, and what was fetched ahead for them
         self._ahead: tuple[Tensor, Fetched] | None = None
@@ -86,7 +88,7 @@ class SoftLabelCallback(CriterionCallback):
         self._outside = 0  # indices that only the device could tell
         self._told_not_finite = False
         self._recalled = False  # in this step
-        self._finite = torch.ones(1, 1, dtype=torch.bool)  # which rows of this batch have finite logits
+        self._finite = torch.ones(1, dtype=torch.bool)  # which rows of this batch have finite logits
 
     @abstractmethod
     def weight(self, epoch: int) -> float:
@@ -108,16 +110,15 @@ class SoftLabelCallback(CriterionCallback):
         if soft_labels.shape != (len(index), memory.num_classes):
             expected = (len(index), memory.num_classes)
             raise ValueError(f"soft labels to remember must be (B, K) = {expected}, got {tuple(soft_labels.shape)}")
-        memory.record(index, soft_labels.detach().masked_fill(~self._finite, float("nan")), epoch)
+        memory.record(index, soft_labels.detach(), epoch, self._finite)
 
     def count(self, recorded: Tensor, **rows: Tensor) -> None:
         """Add to the epoch's means: ``recorded`` ``(B,)`` bool, and values by row ``(B,)``, averaged where recorded."""
         # Summed here and logged once an epoch: Lightning's log would cost more than all the rest of the step's work.
-        values = {name: torch.where(recorded, value.detach(), 0) for name, value in rows.items()}
-        values |= {"recorded": recorded, "rows": torch.ones_like(recorded)}
+        ones = torch.ones_like(recorded, dtype=torch.float32)
+        columns = torch.where(recorded, torch.stack([*(value.detach() for value in rows.values()), ones]), 0)
         exact = torch.float32 if recorded.device.type == "mps" else torch.float64
-        for name, value in values.items():
-            self._pending[name] = value.sum(dtype=exact)
+        self._pending = (*rows, "recorded"), columns.sum(dim=1, dtype=exact), len(recorded)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -143,11 +144,14 @@ class SoftLabelCallback(CriterionCallback):
                 "checkpoint; nothing is remembered yet for the new ones"
             )
         self.memory = self._place(self._as_asked(self.memory.resize(self._length)), trainer, pl_module)
-        self._sums = self._of_rank_0({k: v.to(pl_module.device) for k, v in self._sums.items()}, trainer)
+        if self._sums is not None:
+            self._sums = self._sums.to(pl_module.device)
+        self._leave_to_rank_0(trainer)
 
     @override
     def forget(self) -> None:
-        self.memory, self._sums, self._pending = None, {}, {}
+        self.memory, self._pending = None, None
+        self._names, self._sums, self._rows = (), None, 0
         self._epoch, self._outside, self._told_not_finite = 0, 0, False
 
     @override
@@ -167,9 +171,10 @@ class SoftLabelCallback(CriterionCallback):
         super().on_train_batch_end(*args)
         self._step = None
         # Only now is the step done, and part of what a checkpoint has behind it.
-        for name, value in self._pending.items():
-            self._sums[name] = self._sums.get(name, 0) + value
-        self._pending = {}
+        if self._pending is not None:
+            self._names, sums, rows = self._pending
+            self._sums, self._rows = sums if self._sums is None else self._sums + sums, self._rows + rows
+            self._pending = None
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -195,7 +200,8 @@ class SoftLabelCallback(CriterionCallback):
             return
         # Every process comes here, but the state that is written is the first one's.
         sums = self._gather(trainer, pl_module)
-        self._sums = self._of_rank_0(sums, trainer)
+        self._take_over(sums)
+        self._leave_to_rank_0(trainer)
         checkpoint["callbacks"][self.state_key] = {**self.state_dict(), "sums": sums, "world_size": trainer.world_size}
 
     @override
@@ -215,7 +221,7 @@ class SoftLabelCallback(CriterionCallback):
         super().load_state_dict(state_dict)
         self.memory = SoftLabelMemory.from_state_dict(state_dict)
         self._epoch = state_dict.get("epoch", 0)
-        self._sums = dict(state_dict.get("sums", {}))
+        self._take_over(state_dict.get("sums", {}))
         self._world_size = state_dict.get("world_size", 0)
 
     @override
@@ -256,17 +262,23 @@ class SoftLabelCallback(CriterionCallback):
         elif self.memory.num_classes != classes:
             raise ValueError(f"the remembered soft labels have {self.memory.num_classes} classes, the logits {classes}")
         # What is not finite is the criterion's to answer for: here such a row has no gradient, nor is it remembered.
-        self._finite = logits.detach().isfinite().all(dim=1, keepdim=True)
-        return torch.where(self._finite, logits, 0)
+        self._finite = logits.detach().sum(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32)).isfinite()
+        return torch.where(self._finite[:, None], logits, 0)
 
     def _now(self) -> tuple[SoftLabelMemory, Tensor, Fetched | None]:
         if self.memory is None or self._step is None:
             raise RuntimeError("recall and remember are for mix, within a training step")
         return self.memory, *self._step
 
-    def _of_rank_0(self, sums: dict[str, Tensor], trainer: Trainer) -> dict[str, Tensor]:
+    def _take_over(self, sums: dict[str, Tensor]) -> None:
+        self._names = tuple(name for name in sums if name != "rows")
+        self._sums = torch.stack([sums[name] for name in self._names]) if sums else None
+        self._rows = int(sums["rows"]) if sums else 0
+
+    def _leave_to_rank_0(self, trainer: Trainer) -> None:
         """Leave the sums over all processes to the first of them."""
-        return sums if trainer.global_rank == 0 else {name: torch.zeros_like(value) for name, value in sums.items()}
+        if trainer.global_rank > 0 and self._sums is not None:
+            self._sums, self._rows = torch.zeros_like(self._sums), 0
 
     def _as_asked(self, memory: SoftLabelMemory) -> SoftLabelMemory:
         """Return the checkpoint's table as this callback would have made it."""
@@ -325,17 +337,17 @@ class SoftLabelCallback(CriterionCallback):
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
         """End the epoch: exchange its rows, and return the sums over all processes."""
         sums = self._gather(trainer, pl_module)
-        self._epoch, self._sums = 0, {}
+        self._epoch, self._sums, self._rows = 0, None, 0
         return sums
 
     def _gather(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
         """Bring the rows and sums of all processes together, which all of them do at the same point."""
         if self.memory is None:
             return {}
-        parts = [*self.memory.refused(), *self._sums.values()]
         exact = torch.float32 if pl_module.device.type == "mps" else torch.float64
-        mine = torch.stack([part.to(pl_module.device, exact) for part in parts])
-        refused, sums = trainer.strategy.reduce(mine, reduce_op="sum").split([2, len(self._sums)])
+        sums = torch.zeros(0) if self._sums is None else torch.cat([self._sums, self._sums.new_tensor([self._rows])])
+        mine = torch.cat([self.memory.refused().to(pl_module.device, exact), sums.to(pl_module.device, exact)])
+        refused, sums = trainer.strategy.reduce(mine, reduce_op="sum").split([2, len(sums)])
         outside, not_finite = (int(count) for count in refused.tolist())
         self._outside += outside  # for good: nothing of this table is to be saved
         self.memory.raise_outside(self._outside)
@@ -346,7 +358,7 @@ class SoftLabelCallback(CriterionCallback):
                 "such predictions are not remembered; this is said once"
             )
         self.memory.exchange()
-        return dict(zip(self._sums, sums, strict=True))
+        return dict(zip((*self._names, "rows"), sums, strict=True)) if len(sums) else {}
 
 
 def number_of_epochs(trainer: Trainer, given: int | None) -> int:
