@@ -59,7 +59,7 @@ CASES = {
     "--model.criterion=torch.nn.CrossEntropyLoss --model.criterion.label_smoothing=1.5": "label_smoothing must be in",
     "--retrospection.interval=0": "interval must be >= 1, got 0",
     "--retrospection.temperature=0": "temperature must be > 0, got 0",
-    "--retrospection.criterion=loss": "no submodule 'loss' to hook; name its criterion with criterion=, of its submodules",
+    "--retrospection.criterion=loss": "no submodule 'loss' to hook; name its criterion with criterion=, of",
     "--trainer.max_epochs=-1": "retrospection needs the number of epochs for its schedule, got max_epochs=-1",
     "--model.teacher=null": "HardDistillation needs a teacher, got teacher=None",
     "--model.teacher.model.num_classes=7 --model.teacher.model.pretrained=false": "student has 10, the teacher has 7",
