@@ -20,10 +20,24 @@ def check_temperature(temperature: float) -> float:
     return float(temperature)
 
 
-def check_same_classes(student_logits: Tensor, teacher: Tensor, name: str = "teacher logits") -> None:
-    """Raise ``ValueError`` unless both are ``(B, K)`` of the same size; shapes live on the host."""
+def check_weights(**weights: float) -> None:
+    """Raise ``ValueError`` unless every weight is >= 0."""
+    for name, weight in weights.items():
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"{name} must be >= 0, got {weight}")
+
+
+def as_labels(target: Tensor) -> Tensor:
+    """Return the classes ``(B,)``, the likeliest where the target is ``(B, K)`` probabilities."""
+    return target if target.dim() == 1 else target.argmax(dim=1)
+
+
+def check_same_classes(student_logits: Tensor, teacher: Tensor, name: str = "teacher logits", least: int = 1) -> None:
+    """Raise ``ValueError`` unless both are ``(B, K)`` of the same size, K >= ``least``; shapes live on the host."""
     if student_logits.dim() != 2 or student_logits.shape != teacher.shape:
         raise ValueError(
             f"student logits and {name} must have one shape (B, K), "
             f"got {tuple(student_logits.shape)} and {tuple(teacher.shape)}"
         )
+    if student_logits.shape[1] < least:
+        raise ValueError(f"this loss is for {least} or more classes, got {student_logits.shape[1]}")
