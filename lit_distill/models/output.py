@@ -1,8 +1,14 @@
 """What a student returns."""
 
-from typing import NamedTuple
+import math
+from typing import Literal, NamedTuple, get_args
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+Head = Literal["class", "distill", "mean_logits", "mean_probs"]
+HEADS: tuple[Head, ...] = get_args(Head)
 
 
 class StudentOutput(NamedTuple):
@@ -12,7 +18,6 @@ class StudentOutput(NamedTuple):
     tensor instead; [`StudentOutput.of`][] lets that head serve both.
 
     Example:
-        >>> import torch
         >>> StudentOutput.of(torch.zeros(2, 3)).distill_logits.shape
         torch.Size([2, 3])
     """
@@ -26,3 +31,25 @@ class StudentOutput(NamedTuple):
         if isinstance(output, Tensor):
             return cls(output, output)
         return cls(*output)
+
+    def log_probs(self, head: Head = "mean_probs") -> Tensor:
+        """Return the logarithms of the predicted probabilities, ``(B, K)``, float32.
+
+        Args:
+            head: Of the ``"class"`` head or the ``"distill"`` head alone, of the mean of their logits (DeiT's code), or
+                the mean of their softmaxes (DeiT's paper).
+
+        Raises:
+            ValueError: If there is no such head.
+        """
+        logits, distill_logits = self.logits.float(), self.distill_logits.float()
+        if head == "class":
+            return F.log_softmax(logits, dim=1)
+        if head == "distill":
+            return F.log_softmax(distill_logits, dim=1)
+        if head == "mean_logits":
+            return F.log_softmax((logits + distill_logits) / 2, dim=1)
+        if head != "mean_probs":
+            raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
+        both = torch.stack([F.log_softmax(logits, dim=1), F.log_softmax(distill_logits, dim=1)])
+        return torch.logsumexp(both, dim=0) - math.log(2)

@@ -49,11 +49,7 @@ class PixelInput(nn.Module):
                 raise ValueError(f"mean and std need one value a channel each, got {len(mean)} and {len(std)} values")
             if min(std) <= 0:
                 raise ValueError(f"every std must be > 0, got {list(std)}")
-        if isinstance(input_size, int):
-            input_size = (input_size, input_size)
-        if input_size is not None and (len(input_size) != 2 or min(input_size) < 1):
-            raise ValueError(f"input_size must be a positive (height, width), got {tuple(input_size)}")
-        self.input_size = None if input_size is None else [int(side) for side in input_size]
+        self.input_size = None if input_size is None else list(as_pair(input_size, "input_size"))
         self.register_buffer("scale", torch.tensor(255.0), persistent=False)
         self.register_buffer("mean", _per_channel(mean), persistent=False)
         self.register_buffer("std", _per_channel(std), persistent=False)
@@ -67,6 +63,22 @@ class PixelInput(nn.Module):
         if self.mean is not None and self.std is not None:
             image = (image - self.mean) / self.std
         return image
+
+
+def as_pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
+    """Return ``(height, width)``, of a square for one int.
+
+    Raises:
+        ValueError: If it is not one or two numbers >= 1.
+
+    Example:
+        >>> as_pair(8, "image_size")
+        (8, 8)
+    """
+    sides = (value, value) if isinstance(value, int) else tuple(int(side) for side in value)
+    if len(sides) != 2 or min(sides) < 1:
+        raise ValueError(f"{name} must be one or two numbers >= 1, got {value}")
+    return sides
 
 
 def _per_channel(values: Sequence[float] | None) -> Tensor | None:

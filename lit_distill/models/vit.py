@@ -1,117 +1,20 @@
 """A vision transformer with a class token and a distillation token."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+import math
+from pathlib import Path
+from typing import Any, Literal, Self
 
-from einops import pack, rearrange, repeat, unpack
-from einops.layers.torch import Rearrange
+from timm.layers import resample_abs_pos_embed  # type: ignore[attr-defined]  # exported, but not declared so
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lit_distill.models.output import StudentOutput
-from lit_distill.models.pixels import PixelInput
-
-
-class PatchTokenizer(nn.Sequential):
-    """Cut an image into patches and project each to one token: ``(B, C, H, W)`` to ``(B, N, D)``.
-
-    Args:
-        image_size: Height and width in pixels, or one int for a square.
-        patch_size: Height and width of a patch in pixels; must divide ``image_size``.
-        dim: Width D of a token.
-        channels: Channels C of the image.
-        norm: Layer norm before and after the projection, as in vit-pytorch since 2022; its first releases have none.
-            The one before takes mean and contrast from every patch, so leave both out for patches of few pixels.
-
-    Raises:
-        ValueError: If ``patch_size`` does not divide ``image_size``, or ``norm`` would leave nothing of patches of one
-            value.
-
-    Example:
-        >>> PatchTokenizer(image_size=8, patch_size=2, dim=32, channels=1)(torch.rand(4, 1, 8, 8)).shape
-        torch.Size([4, 16, 32])
-    """
-
-    def __init__(
-        self,
-        image_size: int | Sequence[int],
-        patch_size: int | Sequence[int],
-        dim: int,
-        channels: int = 3,
-        norm: bool = True,
-    ) -> None:
-        (height, width), (p1, p2) = _pair(image_size, "image_size"), _pair(patch_size, "patch_size")
-        if height % p1 or width % p2:
-            raise ValueError(
-                f"patch_size must divide image_size, got patch_size {p1}x{p2} and image_size {height}x{width}"
-            )
-        patch_dim = channels * p1 * p2
-        if norm and patch_dim == 1:
-            raise ValueError("a patch of one value is nothing but its mean to a layer norm: set patch_norm to False")
-        super().__init__(
-            Rearrange("b c (h p1) (w p2) -> b (h w) (p1 p2 c)", p1=p1, p2=p2),
-            nn.LayerNorm(patch_dim) if norm else nn.Identity(),
-            nn.Linear(patch_dim, dim),
-            nn.LayerNorm(dim) if norm else nn.Identity(),
-        )
-
-
-class FeedForward(nn.Sequential):
-    """Pre-norm two-layer perceptron, ``(B, N, D)`` to ``(B, N, D)``."""
-
-    def __init__(self, dim: int, hidden_dim: int, dropout: float = 0.0) -> None:
-        super().__init__(
-            nn.LayerNorm(dim),
-            nn.Linear(dim, hidden_dim),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden_dim, dim),
-            nn.Dropout(dropout),
-        )
-
-
-class Attention(nn.Module):
-    """Pre-norm multi-head self-attention with inner width ``heads * dim_head``; q, k and v have no bias."""
-
-    def __init__(self, dim: int, heads: int = 8, dim_head: int = 64, dropout: float = 0.0) -> None:
-        super().__init__()
-        inner_dim = heads * dim_head
-        self.heads = heads
-        self.dropout = dropout
-        self.norm = nn.LayerNorm(dim)
-        self.to_qkv = nn.Linear(dim, inner_dim * 3, bias=False)
-        # One head as wide as the tokens needs no mixing of heads.
-        single = heads == 1 and dim_head == dim
-        self.to_out = nn.Identity() if single else nn.Sequential(nn.Linear(inner_dim, dim), nn.Dropout(dropout))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Attend over ``(B, N, D)`` tokens."""
-        q, k, v = rearrange(self.to_qkv(self.norm(tokens)), "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
-        out: Tensor = self.to_out(rearrange(x, "b h n d -> b n (h d)"))
-        return out
-
-
-class Transformer(nn.Module):
-    """``depth`` residual blocks of attention and feed-forward and a last layer norm, ``(B, N, D)`` to ``(B, N, D)``."""
-
-    def __init__(self, dim: int, depth: int, heads: int, dim_head: int, mlp_dim: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(
-            nn.ModuleList([Attention(dim, heads, dim_head, dropout), FeedForward(dim, mlp_dim, dropout)])
-            for _ in range(depth)
-        )
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Encode ``(B, N, D)`` tokens."""
-        for block in self.layers:
-            attention, feed_forward = block.children()
-            tokens = tokens + attention(tokens)
-            tokens = tokens + feed_forward(tokens)
-        out: Tensor = self.norm(tokens)
-        return out
+from lit_distill.models.pixels import PixelInput, as_pair
+from lit_distill.models.tokenizers import PatchTokenizer
+from lit_distill.models.transformer import Transformer, norm_or_not
+from lit_distill.models.vit_pytorch import from_vit_pytorch, is_vit_pytorch
+from lit_distill.models.weights import load_strictly, pick, read_state_dict
 
 
 class DistillableViT(nn.Module):
@@ -143,6 +46,9 @@ class DistillableViT(nn.Module):
         tokenizer: Replaces the patch embedding; ``patch_size`` and ``patch_norm`` are then unused.
         encoder: Replaces the transformer; ``depth``, ``heads``, ``mlp_dim``, ``dim_head`` and ``dropout`` are then
             unused.
+        weights: Start from a file: a state dict or checkpoint of this network, for images of any size, or of
+            vit-pytorch's, see `load_vit_pytorch`. Where they are for other classes, the heads are new.
+        new_token: Start from ``weights`` that have no distillation token with a new one.
 
     Shape:
         image ``(B, C, H, W)``, ``uint8`` 0..255 or float 0..1, to `StudentOutput` with two ``(B, K)``; to a plain
@@ -182,6 +88,8 @@ class DistillableViT(nn.Module):
         std: Sequence[float] | None = None,
         tokenizer: nn.Module | None = None,
         encoder: nn.Module | None = None,
+        weights: str | Path | None = None,
+        new_token: bool = False,
     ) -> None:
         super().__init__()
         sizes = {"num_classes": num_classes, "dim": dim, "heads": heads, "mlp_dim": mlp_dim, "dim_head": dim_head}
@@ -198,12 +106,12 @@ class DistillableViT(nn.Module):
         if pool not in ("cls", "mean"):
             raise ValueError(f"pool must be 'cls' or 'mean', got {pool!r}")
         self.num_classes = num_classes
-        self.image_size = _pair(image_size, "image_size")
+        self.image_size = as_pair(image_size, "image_size")
         self.channels = channels
         self.pool = pool
         self.pixels = PixelInput(mean, std)
-        self.tokenizer = tokenizer or PatchTokenizer(image_size, patch_size, dim, channels, patch_norm)
-        self.encoder = encoder or Transformer(dim, depth, heads, dim_head, mlp_dim, dropout)
+        self.tokenizer: nn.Module = tokenizer or PatchTokenizer(image_size, patch_size, dim, channels, patch_norm)
+        self.encoder: nn.Module = encoder or Transformer(dim, depth, heads, dim_head, mlp_dim, dropout)
 
         with torch.no_grad():
             shape = self.tokenizer(torch.zeros(1, channels, *self.image_size)).shape
@@ -212,11 +120,13 @@ class DistillableViT(nn.Module):
         self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
         self.pos_embedding = nn.Parameter(torch.randn(1, 1 + shape[1], dim) * position_std)
         self.dropout = nn.Dropout(emb_dropout)
-        self.head = nn.Linear(dim, num_classes)
+        self.head: nn.Module = nn.Linear(dim, num_classes)
         self.distillation_token: nn.Parameter | None = None
         if distillation_token:
             self.distillation_token = nn.Parameter(torch.randn(1, 1, dim))
             self.distillation_head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_classes))
+        if weights is not None:
+            self._start_from(weights, new_token)
 
     def forward(self, image: Tensor) -> StudentOutput | Tensor:
         """Return the logits of both heads, or of the only one."""
@@ -226,16 +136,101 @@ class DistillableViT(nn.Module):
                 f"expected images (B, C, H, W) = (B, {', '.join(map(str, expected))}), got {tuple(image.shape)}"
             )
         tokens = self.tokenizer(self.pixels(image))
-        batch = len(tokens)
-        tokens, _ = pack([repeat(self.cls_token, "1 1 d -> b 1 d", b=batch), tokens], "b * d")
-        tokens = tokens + self.pos_embedding
+        batch = tokens.shape[0]
+        tokens = torch.cat([self.cls_token.expand(batch, -1, -1), tokens], dim=1) + self.pos_embedding
         if self.distillation_token is None:
             logits: Tensor = self.head(self._pooled(self.encoder(self.dropout(tokens))))
             return logits
-        distill = repeat(self.distillation_token, "1 1 d -> b 1 d", b=batch)
-        tokens, packing = pack([tokens, distill], "b * d")
-        tokens, distill = unpack(self.encoder(self.dropout(tokens)), packing, "b * d")
-        return StudentOutput(self.head(self._pooled(tokens)), self.distillation_head(distill.squeeze(1)))
+        tokens = torch.cat([tokens, self.distillation_token.expand(batch, -1, -1)], dim=1)
+        tokens = self.encoder(self.dropout(tokens))
+        return StudentOutput(self.head(self._pooled(tokens[:, :-1])), self.distillation_head(tokens[:, -1]))
+
+    def load_vit_pytorch(self, state_dict: Mapping[str, Tensor], new_token: bool = False) -> Self:
+        """Take over the weights of vit-pytorch's ``ViT``, ``DistillableViT`` or ``DistillWrapper``, and return self.
+
+        Of any release: where layer norms stand, and whether mean pooling has a class token, is taken over with them.
+
+        Args:
+            state_dict: What the network or the wrapper saved, on any device.
+            new_token: Keep this network's new distillation token and head where the weights have none.
+
+        Raises:
+            ValueError: If the weights are not vit-pytorch's or are for another network; if they have a distillation
+                token and this network has none, or the other way round without ``new_token``.
+
+        Source:
+            github.com/lucidrains/vit-pytorch, releases 0.6 to 1.26.
+        """
+        state = from_vit_pytorch(state_dict)
+        self._check_token(state, new_token)
+        load_strictly(self, {**self._token_state(state), **state}, "vit-pytorch's state dict")
+        return self
+
+    def _start_from(self, weights: str | Path, new_token: bool) -> None:
+        state = read_state_dict(weights)
+        if not is_vit_pytorch(state):
+            state = pick(state, "cls_token")
+        if is_vit_pytorch(state):
+            state = from_vit_pytorch(state)
+        if "cls_token" in state:
+            self._check_token(state, new_token)
+        self.lay_out(state)
+        own = self.state_dict()
+        for key in own.keys() & state.keys():
+            if "head." in key and state[key].shape != own[key].shape:
+                state[key] = own[key]
+        position = state.get("pos_embedding")
+        if position is not None and position.shape != own["pos_embedding"].shape:
+            prefix = self.cls_token.shape[1]
+            state["pos_embedding"] = resample_abs_pos_embed(position, list(self._grid()), num_prefix_tokens=prefix)
+        load_strictly(self, {**self._token_state(state), **state}, weights)
+
+    def _token_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the token and head that are to stay new."""
+        if self.distillation_token is None or "distillation_token" in state:
+            return {}
+        return {key: value for key, value in self.state_dict().items() if key.startswith("distillation_")}
+
+    def _check_token(self, state: Mapping[str, Tensor], new_token: bool) -> None:
+        has, wanted = "distillation_token" in state, self.distillation_token is not None
+        if has and not wanted:
+            raise ValueError("the weights have a distillation token, this network has none: set distillation_token")
+        if wanted and not has and not new_token:
+            raise ValueError(
+                "the weights have no distillation token: set new_token for a new one, or distillation_token to False"
+            )
+
+    def _grid(self) -> tuple[int, int]:
+        """Return rows and columns of the patch tokens, as the image's shape tells them."""
+        tokens, (height, width) = self.pos_embedding.shape[1] - self.cls_token.shape[1], self.image_size
+        rows = round(math.sqrt(tokens * height / width))
+        return rows, tokens // rows
+
+    def lay_out(self, state: Mapping[str, Tensor], prefix: str = "") -> None:
+        """Have layer norms and class token where the weights have them: vit-pytorch's releases differ."""
+        names = {key.removeprefix(prefix) for key in state if key.startswith(prefix)}
+        if "cls_token" not in names:  # of another network
+            return
+        for part, module in (("tokenizer.", self.tokenizer), ("encoder.", self.encoder)):
+            if isinstance(module, (PatchTokenizer, Transformer)):
+                module.lay_out({name.removeprefix(part) for name in names if name.startswith(part)})
+        dim, normed = self.pos_embedding.shape[2], "head.0.weight" in names
+        if normed != isinstance(self.head, nn.Sequential):
+            linear = self.head[-1] if isinstance(self.head, nn.Sequential) else self.head
+            norm = norm_or_not(normed, nn.Identity(), dim, self.pos_embedding)
+            self.head = nn.Sequential(norm, linear) if normed else linear
+        if self.distillation_token is not None and "distillation_token" in names:
+            head = self.distillation_head
+            head[0] = norm_or_not("distillation_head.0.weight" in names, head[0], dim, self.pos_embedding)
+        cls = state.get(f"{prefix}cls_token")
+        if cls is not None and cls.dim() == 3 and cls.shape[1] < 2 and cls.shape[1] != self.cls_token.shape[1]:
+            patches = self.pos_embedding.shape[1] - self.cls_token.shape[1]
+            self.cls_token = nn.Parameter(self.cls_token.new_zeros(1, cls.shape[1], dim))
+            self.pos_embedding = nn.Parameter(self.pos_embedding.new_zeros(1, cls.shape[1] + patches, dim))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.lay_out(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that weight decay leaves alone, by name, as timm's models tell it."""
@@ -243,10 +238,3 @@ class DistillableViT(nn.Module):
 
     def _pooled(self, tokens: Tensor) -> Tensor:
         return tokens.mean(dim=1) if self.pool == "mean" else tokens[:, 0]
-
-
-def _pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
-    height, width = (value, value) if isinstance(value, int) else value
-    if height < 1 or width < 1:
-        raise ValueError(f"{name} must be >= 1, got {value}")
-    return height, width

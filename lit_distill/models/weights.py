@@ -14,6 +14,9 @@ from torch import Tensor, nn
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict from safetensors, or from a PyTorch file with ``weights_only=True``.
 
+    A checkpoint that holds its state dict under one of the usual names, such as ``model`` or ``state_dict``, is looked
+    into; weights that were averaged over the training, such as ``model_ema``, go before others.
+
     Args:
         path: The file. Anything but ``.safetensors`` is taken for a PyTorch file.
 
@@ -28,10 +31,28 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         Traceback (most recent call last):
         ValueError: no weights file at no/such.pt
     """
-    state = load_safely(path)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"expected a state dict (name to tensor) in {path}, got {_contents(state)}")
+    loaded = load_safely(path)
+    state = _nested(loaded)
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"expected a state dict (name to tensor) in {path}, got {_contents(loaded)}")
     return state
+
+
+def pick(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Return the part of ``state`` that a network is in, under the network's own names.
+
+    Args:
+        state: A network's state dict, or that of something with the network inside: DDP, `torch.compile`, an average,
+            a `LightningModule` with a criterion.
+        name: A parameter that the network has for sure.
+
+    Example:
+        >>> pick({"module.fc.weight": torch.zeros(1), "n_averaged": torch.ones(1)}, "fc.weight")
+        {'fc.weight': tensor([0.])}
+    """
+    prefixes = sorted((key.removesuffix(name) for key in state if key == name or key.endswith(f".{name}")), key=len)
+    prefix = next((prefix for prefix in prefixes if "teacher" not in prefix), "")
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def load_safely(path: str | Path, what: str = "weights", mmap: bool = False) -> Any:
@@ -71,6 +92,9 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: str | Path) 
     Raises:
         ValueError: If a key is missing or unexpected or has another shape; names the first three of each.
     """
+    lay_out = getattr(model, "lay_out", None)
+    if lay_out is not None:  # a network that follows its weights, see DistillableViT
+        lay_out(state)
     own = model.state_dict()
     differences = {
         "missing": [key for key in own if key not in state],
@@ -85,6 +109,22 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: str | Path) 
         said = [f"{len(keys)} {what} ({_first(keys)})" for what, keys in differences.items() if keys]
         raise ValueError(f"the weights in {path} do not fit {type(model).__name__}: keys {'; '.join(said)}")
     model.load_state_dict(state)
+
+
+# Where checkpoints have the weights, averaged ones first: of timm, DeiT, Lightning, torchvision's and others' scripts.
+_NESTS = (
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema"),
+    *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params", "module"),
+)
+
+
+def _nested(loaded: Any) -> Any:
+    while isinstance(loaded, dict) and not all(isinstance(value, Tensor) for value in loaded.values()):
+        inner = next((loaded[name] for name in _NESTS if isinstance(loaded.get(name), dict) and loaded[name]), None)
+        if inner is None:
+            return loaded
+        loaded = inner
+    return loaded
 
 
 def _first(keys: list[str], count: int = 3) -> str:

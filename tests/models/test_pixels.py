@@ -36,8 +36,8 @@ def test_statistics_follow_the_network_and_stay_out_of_its_state_dict() -> None:
         ({"mean": [0.5]}, "go together"),
         ({"mean": [0.5], "std": [0.5, 0.5]}, "got 1 and 2 values"),
         ({"mean": [0.5], "std": [0.0]}, "every std must be > 0"),
-        ({"input_size": 0}, "input_size must be a positive"),
-        ({"input_size": (1, 2, 3)}, "input_size must be a positive"),
+        ({"input_size": 0}, "input_size must be one or two numbers >= 1"),
+        ({"input_size": (1, 2, 3)}, "input_size must be one or two numbers >= 1"),
     ],
 )
 def test_refuses_statistics_and_sizes_that_make_no_sense(arguments: dict, message: str) -> None:

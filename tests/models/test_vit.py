@@ -137,8 +137,8 @@ def test_patch_tokenizer_and_transformer_keep_their_shapes() -> None:
     ("arguments", "message"),
     [
         ({"patch_size": 3}, "patch_size must divide image_size, got patch_size 3x3 and image_size 8x8"),
-        ({"patch_size": 0}, "patch_size must be >= 1, got 0"),
-        ({"image_size": 0}, "image_size must be >= 1, got 0"),
+        ({"patch_size": 0}, "patch_size must be one or two numbers >= 1, got 0"),
+        ({"image_size": 0}, "image_size must be one or two numbers >= 1, got 0"),
         ({"num_classes": 0}, "num_classes must be >= 1, got 0"),
         ({"heads": 0}, "heads must be >= 1, got 0"),
         ({"depth": -1}, "depth must be >= 0, got -1"),

@@ -1,0 +1,177 @@
+"""Any timm classifier as a student."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from timm.data import resolve_model_data_config  # type: ignore[attr-defined]
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+import torch
+from torch import Tensor, nn
+
+from lit_distill.models.output import StudentOutput
+from lit_distill.models.pixels import PixelInput, as_pair
+from lit_distill.models.timm_net import timm_net
+from lit_distill.models.weights import pick, read_state_dict
+
+_PLACE = "model.norm_pre.distillation_token"
+
+
+class TimmStudent(nn.Module):
+    """A timm classifier that learns from labels and from a teacher.
+
+    - Architectures that timm has with a second head (``deit_*_distilled_*``, ``pit_*_distilled_*``, LeViT,
+      EfficientFormer, ...) answer with both, in training and in evaluation.
+    - A vision transformer (timm's ``VisionTransformer`` and ``Eva``, so ``vit_*``, ``deit3_*``, DINO, SigLIP, ...) is
+      given a distillation token after its class and register tokens, without position embedding, and a head for it.
+    - In any other one head serves both losses.
+
+    Args:
+        name: As ``timm.list_models()`` has it, with or without a tag.
+        num_classes: Classes K, >= 1. Where weights are for other classes, the head is new.
+        pretrained: Start from timm's pretrained weights, downloaded unless they are in the local cache.
+        weights: Start from a file: a state dict or checkpoint of timm's network, or of a student like this one, whose
+            token is then kept; so the student of one run can go on at another size in the next.
+        distillation_token: False leaves a vision transformer as it is, with one head for both losses.
+        img_size: Side of the images in pixels, or ``(height, width)``; images of another size are resized. By default
+            timm's for this network and these weights, whose position embeddings are resampled to a size given.
+        patch_size: Side of a patch in pixels, where the architecture has patches.
+        in_chans: Channels C of the images.
+        drop_path_rate: Probability of leaving out a block in training, in 0..1.
+        mean: Per-channel mean of the pixels in 0..1 units; by default timm's for this network.
+        std: Per-channel standard deviation, with ``mean``.
+        timm_kwargs: Further arguments of ``timm.create_model``.
+
+    Shape:
+        image ``(B, C, H, W)``, ``uint8`` 0..255 or float 0..1, to `StudentOutput` with two ``(B, K)``; to a plain
+        ``(B, K)`` tensor where there is one head.
+
+    Raises:
+        ValueError: If timm has no such model or refuses the arguments, the weights are missing or for another
+            architecture, or there is no mean and std for ``in_chans`` channels.
+
+    Source:
+        Wightman, "PyTorch Image Models", github.com/huggingface/pytorch-image-models; the token as in Touvron et al.,
+        arXiv 2012.12877.
+
+    Example:
+        >>> student = TimmStudent("vit_tiny_patch16_224", num_classes=10, img_size=32)
+        >>> student(torch.rand(2, 3, 32, 32)).distill_logits.shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int,
+        pretrained: bool = False,
+        weights: str | Path | None = None,
+        distillation_token: bool = True,
+        img_size: int | Sequence[int] | None = None,
+        patch_size: int | None = None,
+        in_chans: int = 3,
+        drop_path_rate: float | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        **timm_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be >= 1, got {num_classes}")
+        given = {"patch_size": patch_size, "drop_path_rate": drop_path_rate}
+        args = {key: value for key, value in given.items() if value is not None} | {"in_chans": in_chans} | timm_kwargs
+        size = None if img_size is None else as_pair(img_size, "img_size")
+        start, token = (None, {}) if weights is None else _parted(read_state_dict(weights))
+        self.model = timm_net(name, num_classes, pretrained, start or weights, size, args, new_head=True)
+        config: Any = resolve_model_data_config(self.model)  # type: ignore[no-untyped-call]
+        if mean is None and std is None:
+            mean, std = config["mean"], config["std"]
+            if len(mean) != in_chans:
+                raise ValueError(f"{name} was made for {len(mean)} channels: give mean and std for yours")
+        self.num_classes = num_classes
+        self.pixels = PixelInput(mean, std, size or config["input_size"][1:])
+        self.distillation_head: nn.Sequential | None = None
+        if distillation_token and _takes_a_token(self.model):
+            vit: Any = self.model
+            width: int = vit.embed_dim
+            vit.norm_pre = _TokenBefore(vit.norm_pre, self._at, width)
+            head = nn.Linear(width, num_classes)
+            nn.init.trunc_normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+            # Where timm normalises after pooling, the token would come as the last block left it.
+            normed = not isinstance(vit.norm, nn.Identity)
+            self.distillation_head = nn.Sequential(nn.Identity() if normed else nn.LayerNorm(width), head)
+            for module in vit.blocks.modules():
+                if hasattr(module, "num_prefix_tokens"):  # of Eva's attention: those that are not rotated
+                    module.num_prefix_tokens += 1
+            own = self.state_dict()
+            kept = {key: value for key, value in token.items() if key in own and value.shape == own[key].shape}
+            self.load_state_dict(own | kept)
+        self.train()
+
+    @property
+    def _at(self) -> int:
+        """Where the distillation token stands: after the class token and the registers."""
+        place: int = self.model.num_prefix_tokens  # type: ignore[assignment]
+        return place
+
+    def forward(self, image: Tensor) -> StudentOutput | Tensor:
+        """Return the logits of both heads, or of the only one."""
+        image = self.pixels(image)
+        if self.distillation_head is None:
+            output: StudentOutput | Tensor = self.model(image)
+            return output if isinstance(output, Tensor) else StudentOutput(*output)
+        tokens = self.model.forward_features(image)  # type: ignore[operator]
+        before, token, after = tokens.tensor_split([self._at, self._at + 1], dim=1)
+        logits = self.model.forward_head(torch.cat([before, after], dim=1))  # type: ignore[operator]
+        return StudentOutput(logits, self.distillation_head(token.squeeze(1)))
+
+    def train(self, mode: bool = True) -> Self:
+        """Change the mode of all but the modules that choose between timm's two heads and their mean."""
+        super().train(mode)
+        for module in self.model.modules():
+            if hasattr(module, "distilled_training"):
+                # Their children have a mode of their own, so that nothing else is affected.
+                module.distilled_training = True  # type: ignore[assignment]
+                module.training = True
+        return self
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that weight decay leaves alone, by name, as timm's models tell it."""
+        own: set[str] = getattr(self.model, "no_weight_decay", set)()
+        return {f"model.{name}" for name in own} | {_PLACE}
+
+
+class _TokenBefore(nn.Module):
+    """Puts the distillation token among the tokens, before the module that timm has at this place."""
+
+    def __init__(self, module: nn.Module, place: int, width: int) -> None:
+        super().__init__()
+        self.module = module
+        self.place = place
+        self.distillation_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, width), std=0.02))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        before, after = tokens.tensor_split([self.place], dim=1)
+        token = self.distillation_token.expand(tokens.shape[0], -1, -1)  # len() would fix an exported batch
+        out: Tensor = self.module(torch.cat([before, token, after], dim=1))
+        return out
+
+
+def _parted(state: dict[str, Tensor]) -> tuple[dict[str, Tensor] | None, dict[str, Tensor]]:
+    """Return timm's part of the weights of a student with a token, if that is what they are, and the student's own."""
+    found = next((key for key in state if key.endswith(_PLACE)), None)
+    if found is None:
+        return None, {}
+    student = pick(state, _PLACE)
+    own = {key: value for key, value in student.items() if key == _PLACE or key.startswith("distillation_head.")}
+    timms = {
+        key.replace("model.norm_pre.module.", "model.norm_pre."): student[key] for key in student.keys() - own.keys()
+    }
+    return {key.removeprefix("model."): value for key, value in timms.items()}, own
+
+
+def _takes_a_token(model: nn.Module) -> bool:
+    return isinstance(model, (VisionTransformer, Eva)) and not isinstance(model, VisionTransformerDistilled)

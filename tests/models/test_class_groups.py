@@ -1,0 +1,56 @@
+from typing import Any
+
+import pytest
+import torch
+
+from lit_distill.models import ClassGroups
+
+
+@pytest.mark.parametrize("groups", [[[0, 2], [1]], [[4], [0, 1, 2, 3]], [[0], [1], [2, 3, 4]], [[2, 1], [1, 3, 0]]])
+def test_adds_the_probabilities_of_a_group_and_shares_out_the_rest(groups: list[list[int]]) -> None:
+    logits = 5 * torch.randn(8, 5)
+    p = torch.softmax(logits.double(), dim=1)
+    expected = torch.stack([p[:, group].sum(dim=1) for group in groups], dim=1)
+    expected = expected / expected.sum(dim=1, keepdim=True)
+    combined = ClassGroups(groups, 5)(logits)
+    torch.testing.assert_close(torch.softmax(combined, dim=1).double(), expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(combined, torch.stack([logits[:, g].logsumexp(dim=1) for g in groups], dim=1))
+
+
+def test_extreme_logits_stay_finite() -> None:
+    logits = torch.tensor([[1e4, -1e4, 0.0, -3e4]])
+    assert ClassGroups([[0], [1, 3], [2]], 4)(logits).tolist() == [[1e4, -1e4, 0.0]]
+
+
+def test_follows_the_datas_order_of_names() -> None:
+    groups, logits = ClassGroups({"dog": [1, 2], "cat": [0]}, 3), torch.randn(4, 3)
+    before = groups(logits)
+    groups.order(["cat", "dog"])
+    assert groups.names == ["cat", "dog"]
+    assert torch.equal(groups(logits), before[:, [1, 0]])
+    with pytest.raises(ValueError, match="the teacher's classes are for cat, dog, the data has cat, fox"):
+        groups.order(["cat", "fox"])
+
+
+def test_notes_overlaps_and_what_is_in_no_group() -> None:
+    assert ClassGroups([[0, 1], [2]], 3).notes() == []
+    assert ClassGroups([[0, 1], [2]], None).notes() == []
+    notes = ClassGroups({"cat": [281, 282], "dog": [151, 282]}, 1000).notes()
+    assert notes == [
+        "class 282 of the teacher is in the groups of cat and dog",
+        "997 of the 1000 classes of the teacher in no group: 0-150, 152-280, 283-999",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({}, "classes must have a group of the teacher's classes for each class, got none"),
+        ({"cat": [0], "dog": []}, "classes: dog has no class of the teacher, it needs one or more"),
+        ({"cat": [0, 5]}, r"classes: cat names class 5, but the teacher has classes 0..4"),
+        ([[0], [-1]], r"classes: 1 names class -1, but the teacher has classes 0..4"),
+    ],
+)
+def test_refuses_groups_that_name_what_is_not_there(groups: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ClassGroups(groups, 5)
