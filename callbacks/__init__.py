@@ -9,6 +9,7 @@ from lit_distill.callbacks.self_adaptive import SelfAdaptiveTraining
 from lit_distill.callbacks.soft_labels import SoftLabelCallback
 from lit_distill.callbacks.step_seed import StepSeed
 from lit_distill.callbacks.summary import RunSummary
+from lit_distill.callbacks.teacher_check import TeacherCheck
 
 __all__ = [
     "CriterionCallback",
@@ -20,4 +21,5 @@ __all__ = [
     "SoftLabelCallback",
     "SoftLabelMemory",
     "StepSeed",
+    "TeacherCheck",
 ]

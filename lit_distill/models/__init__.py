@@ -1,15 +1,21 @@
 """Students, the frozen teacher, and what they are made of. No Lightning here."""
 
+from lit_distill.models.class_groups import ClassGroups
 from lit_distill.models.classes import count_classes
 from lit_distill.models.digits_cnn import DigitsCNN
 from lit_distill.models.output import StudentOutput
 from lit_distill.models.pixels import PixelInput
+from lit_distill.models.saved import load_student
 from lit_distill.models.teacher import FrozenTeacher
-from lit_distill.models.vit import Attention, DistillableViT, FeedForward, PatchTokenizer, Transformer
+from lit_distill.models.timm_student import TimmStudent
+from lit_distill.models.tokenizers import PatchTokenizer, TokensToToken
+from lit_distill.models.transformer import Attention, FeedForward, Transformer
+from lit_distill.models.vit import DistillableViT
 from lit_distill.models.weights import load_safely, load_strictly, read_state_dict
 
 __all__ = [
     "Attention",
+    "ClassGroups",
     "DigitsCNN",
     "DistillableViT",
     "FeedForward",
@@ -17,9 +23,12 @@ __all__ = [
     "PatchTokenizer",
     "PixelInput",
     "StudentOutput",
+    "TimmStudent",
+    "TokensToToken",
     "Transformer",
     "count_classes",
     "load_safely",
     "load_strictly",
+    "load_student",
     "read_state_dict",
 ]

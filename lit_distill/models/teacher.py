@@ -1,44 +1,56 @@
 """The frozen teacher."""
 
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-import timm
 import torch
 from torch import Tensor, nn
 
+from lit_distill.models.class_groups import ClassGroups
 from lit_distill.models.classes import count_classes
 from lit_distill.models.output import StudentOutput
 from lit_distill.models.pixels import PixelInput
-from lit_distill.models.weights import load_strictly, read_state_dict
+from lit_distill.models.sources import named_network
+from lit_distill.models.weights import load_strictly, pick, read_state_dict
+
+Precision = Literal["32", "bf16", "fp16"]
+_DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class FrozenTeacher(nn.Module):
     """A network that only ever answers: always in eval mode, no gradient, float32 logits.
 
     Args:
-        model: A module that maps images to logits, or the name of a timm model. A module is taken over: its parameters
-            stop requiring gradients.
-        weights: File with the weights, safetensors or a state dict in a PyTorch file. A timm name without it gets
-            timm's pretrained weights, which are downloaded unless they are in the local cache.
-        num_classes: Classes K. By default read from the model, or for a timm name from the weights.
-        mean: Per-channel mean of the teacher's training data, in 0..1 units. By default timm's for a timm name, else
-            the image is taken as it comes.
+        model: A module that maps images to logits, which is taken over: its parameters stop requiring gradients. Or a
+            name: of timm, with or without a tag; of torchvision, as ``torchvision.models.resnet50``; a dotted path to
+            a class or function of yours; or the path of a checkpoint of `LitDistiller` or of an exported student.
+        weights: File with the weights: safetensors or a PyTorch file, a state dict or a checkpoint with one inside. Or
+            torchvision's name of some, such as ``ResNet50_Weights.IMAGENET1K_V2``. Without it a name of timm or
+            torchvision gets their pretrained weights, downloaded unless they are in the local cache.
+        num_classes: Classes K of the network. By default read from the model, or for a name from the weights.
+        classes: What the student's classes are among the teacher's: for each, by name or in order, the numbers of the
+            teacher's classes it stands for, such as ``{cat: [281, 282], dog: [151, 152, 153]}``. Their logits are
+            combined by logsumexp, which adds probabilities up; what is in no group is left out.
+        mean: Per-channel mean of the teacher's training data, in 0..1 units. By default timm's or torchvision's for
+            their names, else the image is taken as it comes.
         std: Per-channel standard deviation, with ``mean``.
         input_size: ``(height, width)`` or one int in pixels, the size that the teacher was trained at; images of
-            another size are resized. By default the image keeps its size, except for a timm name with timm's own
-            weights, or whose architecture takes one size only: those get timm's.
-        model_args: Further arguments of ``timm.create_model``, such as ``in_chans``; only with a timm name.
+            another size are resized. By default the image keeps its size, except for a name with its library's own
+            weights, or whose architecture takes one size only: those get the library's.
+        precision: What the network computes in, whatever the student does; by default what the trainer says.
+        channels_last: Lay images and weights out by pixel, which is faster for convolutions in half precision.
+        model_args: Further arguments of a name's network, such as ``in_chans`` of timm's.
 
     Shape:
-        image ``(B, C, H, W)``, ``uint8`` 0..255 or float 0..1, to logits ``(B, K)``, float32. A model with two heads
-        answers with the mean of their logits.
+        image ``(B, C, H, W)``, ``uint8`` 0..255 or float 0..1, to logits ``(B, K)``, float32; K is the number of
+        ``classes`` where these are given. A model with two heads answers with the mean of their logits.
 
     Raises:
-        ValueError: If the timm name is unknown, the weights are missing, unreadable or for another architecture, or
-            ``num_classes`` is not what the model has.
+        ValueError: If the name is unknown, the weights are missing, unreadable, for another architecture or lack the
+            head, ``num_classes`` is not what the model has, ``classes`` names one that it lacks, or it cannot take
+            images of ``input_size``.
 
     Example:
         >>> teacher = FrozenTeacher(nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(12, 5)))
@@ -48,37 +60,51 @@ class FrozenTeacher(nn.Module):
 
     def __init__(
         self,
-        model: nn.Module | str,
+        model: str | nn.Module,
         weights: str | Path | None = None,
         num_classes: int | None = None,
+        classes: Mapping[str, Sequence[int]] | Sequence[Sequence[int]] | None = None,
         *,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         input_size: int | Sequence[int] | None = None,
+        precision: Precision | None = None,
+        channels_last: bool = False,
         model_args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if precision not in (None, *_DTYPES):
+            raise ValueError(f"precision must be '32', 'bf16' or 'fp16', got {precision!r}")
+        name = model if isinstance(model, str) else type(model).__name__
         if isinstance(model, str):
-            name, model = model, _timm_model(model, weights, num_classes, dict(model_args or {}))
-            config = getattr(model, "pretrained_cfg", {})
+            network = named_network(model, weights, num_classes, input_size, dict(model_args or {}))
+            model = network.model
             if mean is None and std is None:
-                mean, std = config.get("mean"), config.get("std")
-                if mean is not None and (model_args or {}).get("in_chans", len(mean)) != len(mean):
-                    raise ValueError(f"{name} was made for {len(mean)} channels: give mean and std for yours")
-            if input_size is None and (weights is None or config.get("fixed_input_size")):
-                input_size = config.get("input_size", ())[1:] or None
+                mean, std = network.mean, network.std
+            input_size = network.input_size if input_size is None else input_size
         else:
             if model_args:
-                raise ValueError("model_args go with the name of a timm model, got them with a module")
+                raise ValueError("model_args go with the name of a model, got them with a module")
             if weights is not None:
-                load_strictly(model, read_state_dict(weights), weights)
-        own = getattr(model, "num_classes", None)
-        if num_classes is not None and isinstance(own, int) and num_classes != own:
-            raise ValueError(f"num_classes is {num_classes}, but the teacher {type(model).__name__} has {own}")
-        self.num_classes = num_classes or count_classes(model)
+                own = next(iter(model.state_dict()), "")
+                load_strictly(model, pick(read_state_dict(weights), own), weights)
+        has = getattr(model, "num_classes", None)
+        if num_classes is not None and isinstance(has, int) and num_classes != has:
+            raise ValueError(f"num_classes is {num_classes}, but the teacher {type(model).__name__} has {has}")
+        known = num_classes or count_classes(model)
+        self.groups = None if classes is None else ClassGroups(classes, known)
+        self.num_classes = known if self.groups is None else len(self.groups.names)
         self.pixels = PixelInput(mean, std, input_size)
+        self.precision = precision
+        self.channels_last = channels_last
         self.model = model.requires_grad_(False)
+        if channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        if precision is not None:
+            self.model.to(_DTYPES[precision])
         self.eval()
+        if self.pixels.input_size is not None:
+            self._try(name)
 
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode, whatever is asked: batch statistics of the student's data are none of the teacher's."""
@@ -89,43 +115,49 @@ class FrozenTeacher(nn.Module):
         """Return the teacher's logits ``(B, K)``, float32 and without a graph."""
         if any(module.training for module in self.model.modules()):  # somebody reached past this module
             self.model.eval()
-        output = self.model(self.pixels(image))
+        image = self.pixels(image)
+        if self.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+        if self.precision is not None:
+            image = image.to(_DTYPES[self.precision])
+        with nullcontext() if self.precision is None else torch.autocast(image.device.type, enabled=False):
+            output = self.model(image)
         if isinstance(output, Tensor):
-            return output.float()
-        logits, distill_logits = StudentOutput.of(output)
-        return (logits.float() + distill_logits.float()) / 2
+            logits = output.float()
+        else:
+            both = StudentOutput.of(output)
+            logits = (both.logits.float() + both.distill_logits.float()) / 2
+        return logits if self.groups is None else self.groups(logits)
 
     def extra_repr(self) -> str:
         """Show in ``print(teacher)`` what it makes of an image."""
         size = "as they come" if self.pixels.input_size is None else "x".join(map(str, self.pixels.input_size))
-        return f"classes={self.num_classes}, images={size}, normalised={self.pixels.mean is not None}"
+        precision = "" if self.precision is None else f", precision={self.precision}"
+        return f"classes={self.num_classes}, images={size}, normalised={self.pixels.mean is not None}{precision}"
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def move(tensor: Tensor) -> Tensor:
+            """Follow to another device, but stay in the precision that was chosen."""
+            moved = fn(tensor)
+            return moved if self.precision is None or moved.dtype == tensor.dtype else tensor.to(moved.device)
 
-def _timm_model(name: str, weights: str | Path | None, num_classes: int | None, args: dict[str, Any]) -> nn.Module:
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")
-        raise ValueError(f"timm has no model {name!r}; near it: {', '.join(_nearest(name, near))}")
-    if weights is None:
+        return super()._apply(move, recurse)  # type: ignore[no-untyped-call,no-any-return]
+
+    def _try(self, name: str) -> None:
+        """Find out now whether the network takes images of its size, and not at the first step."""
         try:
-            model: nn.Module = timm.create_model(name, pretrained=True, **args)
-        except Exception as error:  # hub, network and cache errors have no common base
-            reason = str(error).split("\n")[0]
-            raise ValueError(
-                f"could not get timm's pretrained weights of {name}; give a local file as weights: {reason}"
-            ) from error
-        return model
-    state = read_state_dict(weights)
-    if num_classes is None:
-        # The classifier's rows tell the class count; a head of another size would have to be made up.
-        classifier = timm.get_pretrained_cfg_value(name, "classifier")
-        head = state.get(f"{classifier}.weight") if isinstance(classifier, str) else None
-        num_classes = None if head is None else len(head)
-    if num_classes is not None:
-        args["num_classes"] = num_classes
-    model = timm.create_model(name, pretrained=False, **args)
-    load_strictly(model, state, weights)
-    return model
+            channels = self._channels()
+            logits = self(torch.zeros(1, channels, *self.pixels.input_size or ()))
+        except Exception as error:  # whatever a network raises
+            said = str(error).split("\n")[0] or type(error).__name__
+            size = "x".join(map(str, self.pixels.input_size or ()))
+            raise ValueError(f"the teacher {name} cannot take images of {size} pixels: {said}") from error
+        if self.num_classes is None:
+            self.num_classes = logits.shape[1]
 
-
-def _nearest(name: str, among: Sequence[str]) -> list[str]:
-    return get_close_matches(name, among or timm.list_models(), n=3, cutoff=0.0)
+    def _channels(self) -> int:
+        if self.pixels.mean is not None:
+            return len(self.pixels.mean)
+        own = getattr(self.model, "channels", None)
+        first = next((m.in_channels for m in self.model.modules() if isinstance(m, nn.Conv2d)), 3)
+        return own if isinstance(own, int) else first

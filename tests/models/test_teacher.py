@@ -1,11 +1,16 @@
+from typing import Any
+
 import pytest
 from safetensors.torch import save_file
 import timm
 import torch
 from torch import nn
+import torchvision
 from torchvision.models import squeezenet1_0
+from torchvision.transforms.v2 import functional as tv
 
-from lit_distill import DigitsCNN, DistillableViT, FrozenTeacher, StudentOutput
+from lit_distill import DigitsCNN, DistillableViT, FrozenTeacher, StudentOutput, load_student
+from lit_distill.cli import main
 from lit_distill.models import count_classes
 
 
@@ -77,7 +82,7 @@ def test_loads_local_weights_of_a_timm_name_with_their_own_class_count(tmp_path)
 
 def test_never_makes_up_a_head(tmp_path) -> None:
     save_file(timm.create_model("resnet10t", num_classes=7).state_dict(), tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match=r"fc.weight \(7, 512\) instead of \(3, 512\)"):
+    with pytest.raises(ValueError, match=r"num_classes is 3, but the weights of resnet10t are for 7 classes"):
         FrozenTeacher("resnet10t", tmp_path / "w.safetensors", num_classes=3)
 
 
@@ -107,3 +112,174 @@ def test_class_counts_are_read_where_they_can_be() -> None:
     assert count_classes(timm.create_model("resnet10t", num_classes=7)) == 7
     assert count_classes(nn.Conv2d(3, 4, 1)) is None
     assert FrozenTeacher(squeezenet1_0(num_classes=4)).num_classes == 4
+
+
+TORCHVISION = "squeezenet1_1"
+
+
+@pytest.fixture(scope="module")
+def squeezenet() -> nn.Module:
+    torch.manual_seed(0)
+    return torchvision.models.get_model(TORCHVISION, num_classes=6).eval()
+
+
+def normalised(image: torch.Tensor) -> torch.Tensor:
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return (image - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+
+
+def test_a_torchvision_name_with_a_file(tmp_path, squeezenet: nn.Module) -> None:
+    torch.save(squeezenet.state_dict(), tmp_path / "w.pt")
+    image = torch.rand(2, 3, 64, 64)
+    teacher = FrozenTeacher(f"torchvision.models.{TORCHVISION}", tmp_path / "w.pt")
+    assert (teacher.num_classes, teacher.pixels.input_size) == (6, None)
+    torch.testing.assert_close(teacher(image), squeezenet(normalised(image)))
+    with pytest.raises(ValueError, match="num_classes is 3, but the teacher SqueezeNet has 6"):
+        FrozenTeacher(f"torchvision.models.{TORCHVISION}", tmp_path / "w.pt", num_classes=3)
+
+
+def test_a_torchvision_name_with_torchvisions_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    there, asked = torchvision.models.get_model(TORCHVISION).eval(), []
+
+    def download(url: str, **kwargs: Any) -> Any:
+        asked.append((url, kwargs["weights_only"], kwargs["check_hash"]))
+        return there.state_dict()
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    image = torch.rand(2, 3, 300, 300)
+    expected = there(normalised(tv.resize(image, [224, 224], antialias=True)))
+    for name, weights in (
+        (f"torchvision.models.{TORCHVISION}", None),
+        (f"torchvision.models.{TORCHVISION}", "IMAGENET1K_V1"),
+        (TORCHVISION, "SqueezeNet1_1_Weights.IMAGENET1K_V1"),
+    ):
+        teacher = FrozenTeacher(name, weights)
+        assert (teacher.num_classes, teacher.pixels.input_size) == (1000, [224, 224])
+        torch.testing.assert_close(teacher(image), expected)
+    assert [safely for _, *safely in asked] == [[True, True]] * 3
+    with pytest.raises(ValueError, match=r"no weights SqueezeNet1_1_Weights.V9 .*; it has SqueezeNet1_1_W"):
+        FrozenTeacher(TORCHVISION, "SqueezeNet1_1_Weights.V9")
+    with pytest.raises(ValueError, match="torchvision has no model 'resnt18'; near it: resnet18"):
+        FrozenTeacher("torchvision.models.resnt18")
+
+    def offline(url: str, **kwargs: Any) -> Any:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(ValueError, match=r"could not get .*SqueezeNet1_1.* give a local file as weights: no route"):
+        FrozenTeacher(TORCHVISION, "SqueezeNet1_1_Weights.IMAGENET1K_V1")
+
+
+def test_a_dotted_path_with_arguments(tmp_path) -> None:
+    source, image = DigitsCNN(width=4).eval(), torch.rand(2, 1, 8, 8)
+    torch.save({"net": source.state_dict(), "epoch": 1}, tmp_path / "w.pt")
+    teacher = FrozenTeacher("lit_distill.models.DigitsCNN", tmp_path / "w.pt", model_args={"width": 4})
+    assert torch.equal(teacher(image), source(image))
+    for name, message in (
+        ("lit_distill.models.NoSuchNet", "'lit_distill.models.NoSuchNet' is no model of timm and cannot be imported"),
+        ("no_such_package.Net", "cannot be imported: No module named 'no_such_package'"),
+        ("pathlib.PurePath", "pathlib.PurePath makes a PurePosixPath, expected a torch.nn.Module"),
+        ("torch.nn.Linear", "cannot make torch.nn.Linear with no arguments: .*missing 2 required"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            FrozenTeacher(name)
+
+
+NESTS: list[Any] = [
+    lambda state: state,
+    lambda state: {"model": state, "epoch": 3},
+    lambda state: {"state_dict": {f"module.{k}": v for k, v in state.items()}, "arch": "x"},
+    lambda state: {"state_dict": {f"model.{k}": v for k, v in state.items()} | {"criterion.weight": torch.ones(5)}},
+    lambda state: {"state_dict": {f"student._orig_mod.{k}": v for k, v in state.items()}},
+    lambda state: {"model": {k: torch.zeros_like(v) for k, v in state.items()}, "model_ema": state},
+    lambda state: {"state_dict": {k: torch.zeros_like(v) for k, v in state.items()}, "state_dict_ema": state},
+    lambda state: {"ema": {f"module.{k}": v for k, v in state.items()} | {"n_averaged": torch.tensor(3)}},
+    lambda state: {"checkpoint": 1, "model": {"state_dict": state}},
+]
+
+
+@pytest.mark.parametrize("number", range(len(NESTS)))
+def test_finds_the_weights_in_any_common_nesting(tmp_path, number: int) -> None:
+    torch.manual_seed(3)
+    source, image = timm.create_model("resnet10t", num_classes=5).eval(), torch.rand(2, 3, 32, 32)
+    torch.save(NESTS[number](source.state_dict()), tmp_path / "w.pt")
+    for teacher in (
+        FrozenTeacher("resnet10t", tmp_path / "w.pt"),
+        FrozenTeacher("timm.models.resnet10t", tmp_path / "w.pt", 5),
+        FrozenTeacher(timm.create_model("resnet10t", num_classes=5), tmp_path / "w.pt"),
+    ):
+        torch.testing.assert_close(teacher(image), source(teacher.pixels(image)))
+
+
+@pytest.mark.parametrize("heads", [True, False])
+def test_a_checkpoint_of_the_command_line(tmp_path, heads: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    token = "--model.distillation=HardDistillation --model.alpha=0.3" if heads else "--model.distillation=null"
+    main(f"fit --config digits --trainer.max_epochs=1 --trainer.limit_train_batches=2 {token}".split())
+    (path,) = tmp_path.glob("logs/digits/version_0/checkpoints/last.ckpt")
+    student = load_student(path)
+    image = torch.rand(3, 1, 8, 8)
+    output = StudentOutput.of(student(image))
+    teacher = FrozenTeacher(str(path))
+    assert teacher.num_classes == 10
+    torch.testing.assert_close(teacher(image), (output.logits + output.distill_logits) / 2)
+    with pytest.raises(ValueError, match="weights and model_args go with the name of a model"):
+        FrozenTeacher(str(path), weights="w.pt")
+
+
+def test_a_head_that_is_not_in_the_weights_is_an_error(tmp_path) -> None:
+    state = timm.create_model("resnet10t", num_classes=5).state_dict()
+    torch.save({key: value for key, value in state.items() if not key.startswith("fc")}, tmp_path / "w.pt")
+    for arguments in (("resnet10t", tmp_path / "w.pt"), ("resnet10t", tmp_path / "w.pt", 5)):
+        with pytest.raises(ValueError, match=r"the weights in .* are not for resnet10t: Missing key\(s\).*fc"):
+            FrozenTeacher(*arguments)
+    torch.save(state, tmp_path / "r.pt")
+    with pytest.raises(ValueError, match=r"do not fit SqueezeNet: keys \d+ missing"):
+        FrozenTeacher(f"torchvision.models.{TORCHVISION}", tmp_path / "r.pt")
+
+
+def test_groups_of_classes_teach_fewer() -> None:
+    model, image = convnet(9), torch.rand(4, 3, 8, 8)
+    teacher = FrozenTeacher(model, classes={"cat": [3, 4], "dog": [0, 1, 8]})
+    assert teacher.num_classes == 2
+    probabilities = torch.softmax(model(image), dim=1)
+    expected = torch.stack([probabilities[:, [3, 4]].sum(1), probabilities[:, [0, 1, 8]].sum(1)], dim=1)
+    torch.testing.assert_close(torch.softmax(teacher(image), 1), expected / expected.sum(1, keepdim=True))
+    with pytest.raises(ValueError, match=r"dog names class 9, but the teacher has classes 0..8"):
+        FrozenTeacher(convnet(9), classes={"cat": [0], "dog": [9]})
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_computes_in_its_own_precision_whatever_the_module_does(
+    precision: Any, dtype: Any, channels_last: bool
+) -> None:
+    torch.manual_seed(0)
+    model, image = convnet(), torch.rand(4, 3, 8, 8)
+    exact = model.eval()(image)
+    teacher, seen = FrozenTeacher(model, precision=precision, channels_last=channels_last), []
+    model[0].register_forward_hook(lambda module, args, out: seen.append((out.dtype, args[0].stride()[1] == 1)))
+    for moved in (teacher, teacher.bfloat16(), teacher.double(), teacher.float()):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = moved(image)
+        assert {p.dtype for p in model.parameters()} == {dtype}
+        assert logits.dtype == torch.float32
+        torch.testing.assert_close(logits, exact, rtol=0, atol=1e-6 if precision == "32" else 0.05)
+    assert seen == [(dtype, channels_last)] * 4
+
+
+def test_a_size_that_the_network_cannot_take_is_found_out_at_once(tmp_path) -> None:
+    flat = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(2 * 16, 5))
+    FrozenTeacher(flat, input_size=4)
+    with pytest.raises(ValueError, match=r"the teacher Sequential cannot take images of 5x5 pixels: .*mat1 and mat2"):
+        FrozenTeacher(flat, input_size=5)
+    save_file(timm.create_model("vit_tiny_patch16_224", num_classes=7).state_dict(), tmp_path / "vit.safetensors")
+    with pytest.raises(ValueError, match="patches of 16 pixels, of which 100 is no multiple"):
+        FrozenTeacher("vit_tiny_patch16_224", tmp_path / "vit.safetensors", input_size=100)
+    larger = FrozenTeacher("vit_tiny_patch16_224", tmp_path / "vit.safetensors", input_size=256)
+    assert larger(torch.rand(1, 3, 64, 64)).shape == (1, 7)
+    with pytest.raises(ValueError, match="precision must be '32', 'bf16' or 'fp16', got 'half'"):
+        FrozenTeacher(flat, precision="half")  # type: ignore[arg-type]

@@ -1,0 +1,76 @@
+"""What the teacher knows, before anybody learns from it."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+# Of more classes the table of who was taken for whom would not be small.
+_MOST_CLASSES = 2000
+
+
+class TeacherCheck(Callback):
+    """Measure the teacher's accuracy on the validation set before the first step, and say so.
+
+    A teacher that is right on less than ``chance + 0.25 (1 - chance)`` of the images is called out with a warning, and
+    one whose answers become right when its classes change places is told in which order they are. Needs a module with
+    ``pl_module.teacher(image)`` that returns logits ``(B, K)``, and batches that begin with image and target.
+
+    Example:
+        >>> trainer = Trainer(callbacks=TeacherCheck(), logger=False)
+    """
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        teacher: Any = getattr(pl_module, "teacher", None)
+        loaders = trainer.val_dataloaders
+        if teacher is None or loaders is None or trainer.global_step > 0:
+            return
+        answers = self._ask(trainer, teacher, loaders if isinstance(loaders, list) else [loaders])
+        images, classes = int(answers.sum()), teacher.num_classes or len(answers)
+        if not images:
+            return
+        accuracy, chance = float(answers.diagonal().sum() / images), 1 / classes
+        least = chance + 0.25 * (1 - chance)
+        rank_zero_info(f"teacher: accuracy {accuracy:.2%} on {images} images of the validation set")
+        if accuracy >= least:
+            return
+        said = f"the teacher is right on {accuracy:.1%} of the validation set, where chance is {chance:.1%}: "
+        taken_for = answers.argmax(dim=1)
+        in_place = float(answers.gather(1, taken_for[:, None]).sum() / images)
+        if len(answers) == classes == len(set(taken_for.tolist())) and in_place >= least:
+            groups = ", ".join(str([k]) for k in taken_for.tolist()[:20]) + (", ..." if classes > 20 else "")
+            rank_zero_warn(
+                f"{said}its classes look permuted, in another order it would be right on {in_place:.1%}; "
+                f"give the teacher classes=[{groups}]"
+            )
+        else:
+            rank_zero_warn(
+                f"{said}a student will learn little from it; check the teacher's weights, its mean, std and "
+                "input_size, and that its classes are the data's"
+            )
+
+    def _ask(self, trainer: Trainer, teacher: Any, loaders: list[Any]) -> Tensor:
+        """Return how many images of each class (row) the teacher takes for each class (column), over all processes.
+
+        Of many classes, only how many it takes for what they are (place 0, 0) and for another class (place 0, 1).
+        """
+        few = teacher.num_classes is not None and teacher.num_classes <= _MOST_CLASSES
+        answers = torch.zeros(2, 2) if not few else torch.zeros(teacher.num_classes, teacher.num_classes)
+        answers = answers.to(trainer.strategy.root_device)
+        # Loaders draw from torch's generator: the run is to be the same with and without this callback.
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), trainer.precision_plugin.forward_context():
+            for loader, limit in zip(loaders, trainer.num_val_batches, strict=False):
+                for number, batch in enumerate(loader):
+                    if number >= limit:
+                        break
+                    batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+                    image, target = batch[0], batch[1]
+                    answer = teacher(image).argmax(dim=1)
+                    labels = target if target.dim() == 1 else target.argmax(dim=1)
+                    place = labels * len(answers) + answer if few else (labels != answer).long()
+                    answers += torch.bincount(place, minlength=answers.numel()).view_as(answers)
+        return trainer.strategy.reduce(answers, reduce_op="sum")

@@ -1,0 +1,142 @@
+"""Write a trained student for use without this project's training code, and check what was written."""
+
+from collections.abc import Mapping, Sequence
+import copy
+from importlib.metadata import version
+from importlib.util import find_spec
+import json
+from pathlib import Path
+import tempfile
+from typing import Any
+import warnings
+
+from safetensors.torch import save_file
+import torch
+from torch import Tensor, nn
+
+from lit_distill.models.output import HEADS, Head, StudentOutput
+from lit_distill.models.saved import load_student
+
+_TOLERANCE = 1e-4  # of ONNX Runtime's outputs, which computes in another order
+
+
+def export_student(
+    student: nn.Module,
+    path: str | Path,
+    card: Mapping[str, Any],
+    image_shape: Sequence[int],
+    *,
+    head: Head = "mean_probs",
+    onnx: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Write ``student.safetensors``, ``student.json`` and perhaps ``student.onnx`` into a new folder.
+
+    Each is read back and compared with the student on random images before the folder is put in its place; until then
+    there is nothing.
+
+    Args:
+        student: Images to `StudentOutput` or to one ``(B, K)`` tensor.
+        path: The folder.
+        card: What is written to ``student.json``; its ``student`` says how to make the network, for `load_student`.
+        image_shape: ``(C, H, W)`` of the images.
+        head: What the ONNX output ``probabilities`` is made of; see `StudentOutput.log_probs`.
+        onnx: Write ``student.onnx`` too: a float image batch 0..1 of any size B to ``probabilities``, ``logits`` and
+            ``distill_logits``, each ``(B, K)``. Needs the extra ``lit-distill[onnx]``.
+        overwrite: Replace the folder if it exists.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If the folder exists, its parent does not, the extra is missing, or what was written answers
+            otherwise than the student.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists and is not overwritten: choose another folder, or add --overwrite")
+    if path.exists() and not (path / "student.json").is_file():
+        raise ValueError(f"{path} is not an earlier export and is not overwritten: choose another folder")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent} for {path.name}: make it first")
+    if head not in HEADS:
+        raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
+    if onnx:
+        missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+        if missing:
+            raise ValueError(f"ONNX needs {', '.join(missing)}: pip install 'lit-distill[onnx]'")
+    student = student.eval().float().cpu()
+    with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=f".{path.name}-") as temporary:
+        folder = Path(temporary) / path.name
+        folder.mkdir()
+        state = {key: value.contiguous().clone() for key, value in student.state_dict().items()}
+        save_file(state, folder / "student.safetensors")
+        files = ["student.safetensors", *(["student.onnx"] if onnx else [])]
+        said = {**card, "image_shape": list(image_shape), "head": head, "files": files, "made_with": _versions()}
+        (folder / "student.json").write_text(json.dumps(said, indent=2) + "\n")
+        image = torch.rand(3, *image_shape, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            expected = StudentOutput.of(student(image))
+            _compare("student.safetensors", expected, StudentOutput.of(_reloaded(student, folder, card)(image)), 0.0)
+        if onnx:
+            _write_onnx(student, image[:2], head, folder / "student.onnx")
+            outputs = _run_onnx(folder / "student.onnx", image)
+            probabilities = expected.log_probs(head).exp()
+            _compare("student.onnx", (probabilities, *expected), outputs, _TOLERANCE)
+        if path.exists():
+            path.rename(Path(temporary) / "before")
+        folder.rename(path)
+    return path
+
+
+def _reloaded(student: nn.Module, folder: Path, card: Mapping[str, Any]) -> nn.Module:
+    if card.get("student"):
+        return load_student(folder)
+    empty = copy.deepcopy(student)
+    for parameter in empty.parameters():
+        parameter.zero_()
+    return load_student(folder, empty)
+
+
+class _ForOnnx(nn.Module):
+    def __init__(self, student: nn.Module, head: Head) -> None:
+        super().__init__()
+        self.student = student
+        self.head: Head = head
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        output = StudentOutput.of(self.student(image))
+        return output.log_probs(self.head).exp(), output.logits, output.distill_logits
+
+
+def _write_onnx(student: nn.Module, image: Tensor, head: Head, path: Path) -> None:
+    with warnings.catch_warnings(action="ignore"):  # of torch's exporter, about itself
+        torch.onnx.export(
+            _ForOnnx(student, head).eval(),
+            (image,),
+            path,
+            input_names=["image"],
+            output_names=["probabilities", "logits", "distill_logits"],
+            dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def _run_onnx(path: Path, image: Tensor) -> list[Tensor]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return [torch.from_numpy(output) for output in session.run(None, {"image": image.numpy()})]
+
+
+def _compare(name: str, expected: Sequence[Tensor], got: Sequence[Tensor], tolerance: float) -> None:
+    for ours, theirs in zip(expected, got, strict=True):
+        difference = float((ours - theirs).abs().max()) if ours.shape == theirs.shape else float("inf")
+        if not difference <= tolerance:
+            raise ValueError(f"{name} answers otherwise than the student, by {difference:.1e}: nothing was written")
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("lit-distill", "torch", "torchvision", "timm")}

@@ -1,0 +1,125 @@
+"""A trained student as files, and back."""
+
+from collections.abc import Mapping
+import json
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+from torch import Tensor, nn
+
+from lit_distill.models.weights import load_safely, load_strictly, read_state_dict
+
+# What a checkpoint says beside its weights: class names and the shape of the images it was trained on.
+ABOUT = "lit_distill_about"
+
+
+def load_student(path: str | Path, student: nn.Module | None = None) -> nn.Module:
+    """Bring a trained student back, without Lightning and without its teacher.
+
+    Args:
+        path: The folder of an export, or a checkpoint of `LitDistiller`.
+        student: The network that the weights are for, where the file does not say how to make it: a checkpoint of
+            Python code, not of the command line.
+
+    Returns:
+        The student in eval mode, with what its card says as ``student.card``, a dict.
+
+    Raises:
+        ValueError: If there is no such file, it is damaged, no student's, or would run code.
+
+    Example:
+        >>> load_student("no/such/folder")
+        Traceback (most recent call last):
+        ValueError: no checkpoint file at no/such/folder
+    """
+    path = Path(path)
+    if (path / "student.json").is_file():
+        card = _read_card(path / "student.json")
+        weights, described = path / "student.safetensors", card.get("student")
+        state = read_state_dict(weights)
+    elif path.is_dir():
+        raise ValueError(f"{path} is a directory without student.json: no export of a student")
+    else:
+        checkpoint = load_safely(path, "checkpoint")
+        card, state = card_of(checkpoint, path), student_state(checkpoint["state_dict"])
+        weights, described = path, card["student"]
+    if student is None:
+        if not described:
+            raise ValueError(f"{path} was saved by Python code and does not say how to make its student: give student=")
+        student = build(without_weights(described), path)
+    load_strictly(student, state, weights)
+    student.eval().card = card
+    return student
+
+
+def card_of(checkpoint: Any, path: str | Path) -> dict[str, Any]:
+    """Return what a checkpoint says of its student, as plain containers.
+
+    Raises:
+        ValueError: If it is no checkpoint of a `LitDistiller`.
+    """
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, Mapping) else None
+    if not isinstance(state, Mapping) or not any(str(key).startswith("student.") for key in state):
+        raise ValueError(f"{path} is no checkpoint of a LitDistiller: it has no student")
+    arguments = checkpoint.get("hyper_parameters") or {}
+    config = checkpoint.get("lit_distill_config") or {}
+    summary = (checkpoint.get("callbacks") or {}).get("RunSummary") or {}
+    return {
+        "student": arguments.get("student"),
+        **(checkpoint.get(ABOUT) or {}),
+        "metrics": summary.get("last") or {},
+        "trained": {
+            "epochs": checkpoint.get("epoch", -1) + 1,
+            "steps": checkpoint.get("global_step"),
+            "lightning": checkpoint.get("pytorch-lightning_version"),
+            "config": config or {key: value for key, value in arguments.items() if not key.startswith("_")},
+        },
+    }
+
+
+def student_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the student's part of a `LitDistiller`'s state dict."""
+    return {key.removeprefix("student."): value for key, value in state.items() if key.startswith("student.")}
+
+
+def build(config: Any, path: str | Path) -> Any:
+    """Make the modules that ``{"class_path": ..., "init_args": ...}`` describes; anything else is returned.
+
+    Only classes of `torch.nn.Module` are made: a file must not be able to have anything else called.
+
+    Raises:
+        ValueError: If a class is missing or is no module, or refuses its arguments.
+    """
+    if isinstance(config, Mapping) and "class_path" in config:
+        name = str(config["class_path"])
+        try:
+            kind = resolve_name(name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(f"{path} needs {name}, which cannot be imported: {error}") from error
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+            raise ValueError(f"refused {path}: it asks for {name}, which is no torch.nn.Module")
+        arguments = {**(config.get("init_args") or {}), **(config.get("dict_kwargs") or {})}
+        return kind(**{key: build(value, path) for key, value in arguments.items()})
+    if isinstance(config, Mapping):
+        return {key: build(value, path) for key, value in config.items()}
+    return [build(value, path) for value in config] if isinstance(config, list) else config
+
+
+def without_weights(config: Any) -> Any:
+    """Return a student's description without the files and downloads that it started from."""
+    if not isinstance(config, Mapping) or "class_path" not in config:
+        return config
+    arguments = dict(config.get("init_args") or {})
+    arguments |= {key: value for key, value in {"weights": None, "pretrained": False}.items() if key in arguments}
+    return {**config, "init_args": arguments}
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    if not isinstance(card, dict):
+        raise ValueError(f"{path} is no card of a student")
+    return card

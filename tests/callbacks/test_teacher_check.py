@@ -1,0 +1,92 @@
+from typing import Any
+import warnings
+
+from lightning.pytorch import Callback
+import pytest
+import torch
+from torch import nn
+from toys import trainer, weights
+
+from lit_distill import DigitsCNN, DistillableViT, FrozenTeacher, HardDistillation, LitDistiller
+from lit_distill.callbacks import TeacherCheck
+from lit_distill.datamodules import DigitsDataModule
+
+
+def fit(teacher: nn.Module, *callbacks: Callback, **kwargs: Any) -> LitDistiller:
+    torch.manual_seed(1)
+    student = DistillableViT(8, 4, 10, dim=8, depth=1, heads=1, mlp_dim=8, channels=1, dropout=0.1)
+    module = LitDistiller(student, teacher, distillation=HardDistillation())
+    options = {
+        "max_epochs": 1,
+        "limit_train_batches": 2,
+        "limit_val_batches": 3,
+        "callbacks": list(callbacks),
+        **kwargs,
+    }
+    trainer(**options).fit(module, datamodule=DigitsDataModule(eval_batch_size=100, seed=3))
+    return module
+
+
+def permuted(order: list[int]) -> FrozenTeacher:
+    return FrozenTeacher(DigitsCNN(pretrained=True), classes=[[k] for k in order])
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_prints_the_accuracy_and_changes_nothing(caplog: pytest.LogCaptureFixture, steps: int) -> None:
+    with caplog.at_level("INFO", logger="lightning.pytorch"), warnings.catch_warnings():
+        checked = fit(DigitsCNN(pretrained=True), TeacherCheck(), num_sanity_val_steps=steps)
+    teacher, data = FrozenTeacher(DigitsCNN(pretrained=True)), DigitsDataModule(eval_batch_size=300)
+    data.setup()
+    image, target, _ = next(iter(data.val_dataloader()))
+    accuracy = teacher(image).argmax(dim=1).eq(target).float().mean()
+    assert f"teacher: accuracy {accuracy:.2%} on 300 images of the validation set" in caplog.text
+    plain = fit(DigitsCNN(pretrained=True), num_sanity_val_steps=steps)
+    assert torch.equal(weights(checked.student), weights(plain.student))
+
+
+def test_calls_out_a_teacher_that_knows_nothing() -> None:
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match=r"right on [\d.]+% of .*, where chance is 10.0%: a student will"):
+        fit(DigitsCNN(), TeacherCheck())
+
+
+def test_calls_out_a_permutation_with_the_order_that_undoes_it() -> None:
+    order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+    back = [order.index(k) for k in range(10)]
+    with pytest.warns(
+        UserWarning, match="its classes look permuted, in another order it would be right on 9"
+    ) as warned:
+        fit(permuted(order), TeacherCheck())
+    said = next(str(w.message) for w in warned if "permuted" in str(w.message))
+    assert said.endswith(f"give the teacher classes={[[k] for k in back]}")
+
+
+def test_says_which_classes_are_in_no_group(caplog: pytest.LogCaptureFixture) -> None:
+    class Two(DigitsDataModule):
+        num_classes, class_names = 2, ("odd", "even")
+
+        def setup(self, stage: str | None = None) -> None:
+            super().setup(stage)
+            for part in (self.train_set, self.val_set):
+                part.targets = [int(target % 2 == 0) for target in part.targets]
+
+    teacher = FrozenTeacher(DigitsCNN(pretrained=True), classes={"even": [0, 2, 4, 6], "odd": [1, 3, 5, 7, 9]})
+    student = DistillableViT(8, 4, 2, dim=8, depth=1, heads=1, mlp_dim=8, channels=1)
+    module = LitDistiller(student, teacher, distillation=HardDistillation())
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        trainer(max_epochs=1, limit_train_batches=1, callbacks=TeacherCheck()).fit(module, datamodule=Two())
+    assert "1 of the 10 classes of the teacher in no group: 8" in caplog.text
+    assert teacher.groups.names == ["odd", "even"]  # in the data's order
+    accuracy = float(caplog.text.partition("teacher: accuracy ")[2].partition("%")[0])
+    assert accuracy > 90
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
+def test_is_silent_without_a_teacher_or_validation(caplog: pytest.LogCaptureFixture) -> None:
+    student = DistillableViT(8, 4, 10, dim=8, depth=1, heads=1, mlp_dim=8, channels=1)
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        run = trainer(max_epochs=1, limit_train_batches=1, callbacks=TeacherCheck(), limit_val_batches=0)
+        run.fit(LitDistiller(student, DigitsCNN()), datamodule=DigitsDataModule())
+        run = trainer(max_epochs=1, limit_train_batches=1, callbacks=TeacherCheck())
+        run.fit(LitDistiller(student), datamodule=DigitsDataModule())
+    assert "teacher: accuracy" not in caplog.text
