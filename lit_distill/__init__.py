@@ -1,32 +1,46 @@
 """Distil a teacher into a vision transformer with PyTorch Lightning."""
 
 from lit_distill.losses import (
+    DIST,
+    DKD,
     HardDistillation,
     SoftDistillation,
+    StandardizedDistillation,
+    dist_loss,
+    dkd_loss,
     hard_distillation_loss,
     retrospection_loss,
     retrospection_weight,
     retrospective_loss,
     soft_distillation_loss,
+    standardized_distillation_loss,
 )
-from lit_distill.models import DigitsCNN, DistillableViT, FrozenTeacher, StudentOutput
+from lit_distill.models import DigitsCNN, DistillableViT, FrozenTeacher, StudentOutput, TimmStudent, load_student
 from lit_distill.module import LitDistiller
 from lit_distill.schedule import WarmupCosine
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DIST",
+    "DKD",
     "DigitsCNN",
     "DistillableViT",
     "FrozenTeacher",
     "HardDistillation",
     "LitDistiller",
     "SoftDistillation",
+    "StandardizedDistillation",
     "StudentOutput",
+    "TimmStudent",
     "WarmupCosine",
+    "dist_loss",
+    "dkd_loss",
     "hard_distillation_loss",
+    "load_student",
     "retrospection_loss",
     "retrospection_weight",
     "retrospective_loss",
     "soft_distillation_loss",
+    "standardized_distillation_loss",
 ]

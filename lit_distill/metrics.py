@@ -1,9 +1,7 @@
 """What validation and testing measure."""
 
-import math
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric
@@ -25,6 +23,7 @@ class DistillationMetrics(nn.ModuleDict):
         teacher: Whether there is a teacher.
 
     Example:
+        >>> import torch
         >>> metrics = DistillationMetrics(teacher=False)
         >>> logits = torch.tensor([[5.0, 0.0], [0.0, 5.0]])
         >>> metrics.update_with(StudentOutput(logits, logits), None, torch.tensor([0, 0]))
@@ -47,7 +46,7 @@ class DistillationMetrics(nn.ModuleDict):
     def update_with(self, output: StudentOutput, teacher_logits: Tensor | None, target: Tensor) -> None:
         """Take in a batch: logits ``(B, K)``, targets ``(B,)`` or ``(B, K)``."""
         logits, distill_logits = output.logits.float(), output.distill_logits.float()
-        log_probs = mean_log_probs(output)
+        log_probs = output.log_probs()
         labels = target if target.dim() == 1 else target.argmax(dim=1)
         decisions = {
             "accuracy_class": logits,
@@ -66,9 +65,3 @@ class DistillationMetrics(nn.ModuleDict):
     def metric(self, name: str) -> Any:
         """Return the torchmetrics metric ``name``."""
         return self[name]
-
-
-def mean_log_probs(output: StudentOutput) -> Tensor:
-    """Return the logarithm of the mean of the two heads' softmaxes, ``(B, K)``, float32."""
-    both = torch.stack([F.log_softmax(logits.float(), dim=1) for logits in output])
-    return torch.logsumexp(both, dim=0) - math.log(2)

@@ -7,14 +7,17 @@ from typing import Any, Literal, Self
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]  # exported, but not declared so
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lit_distill.metrics import DistillationMetrics, mean_log_probs
+from lit_distill.metrics import DistillationMetrics
 from lit_distill.models import FrozenTeacher, StudentOutput, count_classes
+from lit_distill.models.output import HEADS, Head
+from lit_distill.models.saved import ABOUT, without_weights
 from lit_distill.schedule import WarmupCosine
 
 
@@ -42,9 +45,11 @@ class LitDistiller(LightningModule):
         scheduler: Makes the scheduler from the optimizer; `WarmupCosine` is given the run's number of steps unless it
             has one. None keeps the learning rate.
         scheduler_interval: When the scheduler steps, ``"step"`` or ``"epoch"``.
+        head: What predicts: the ``"class"`` head, the ``"distill"`` head, or both by ``"mean_logits"`` (DeiT's code) or
+            ``"mean_probs"``, the mean of their softmaxes (DeiT's paper).
 
     Shape:
-        ``predict_step`` returns probabilities ``(B, K)``, the mean of the two heads' softmaxes.
+        ``predict_step`` returns probabilities ``(B, K)``.
 
     Raises:
         ValueError: If ``alpha`` or the criterion's label smoothing is not in 0..1; before the first step, if there is a
@@ -74,6 +79,7 @@ class LitDistiller(LightningModule):
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.05),
         scheduler: LRSchedulerCallable | None = WarmupCosine,
         scheduler_interval: Literal["step", "epoch"] = "step",
+        head: Head = "mean_probs",
     ) -> None:
         super().__init__()
         if not 0 <= alpha <= 1:
@@ -83,6 +89,8 @@ class LitDistiller(LightningModule):
             raise ValueError(f"label_smoothing must be in [0, 1], got {smoothing}")
         if scheduler_interval not in ("step", "epoch"):
             raise ValueError(f"scheduler_interval must be 'step' or 'epoch', got {scheduler_interval!r}")
+        if head not in HEADS:
+            raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
         self._save_hyperparameters()
         self.student = student
         self.teacher = teacher  # type: ignore[assignment]  # see __setattr__
@@ -92,6 +100,8 @@ class LitDistiller(LightningModule):
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.scheduler_interval = scheduler_interval
+        self.head: Head = head
+        self._about: dict[str, Any] = {}
         self.val_metrics = DistillationMetrics(teacher=self.teacher is not None)
         self.test_metrics = DistillationMetrics(teacher=self.teacher is not None)
 
@@ -104,6 +114,7 @@ class LitDistiller(LightningModule):
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         image, target = batch[0], batch[1]
+        self._about["image_shape"] = list(image.shape[1:])
         output = StudentOutput.of(self.student(image))
         loss: Tensor = self.criterion(output.logits.float(), target)
         terms = {"train/criterion": loss.detach()}
@@ -129,7 +140,7 @@ class LitDistiller(LightningModule):
     @override
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
         image = batch if isinstance(batch, Tensor) else batch[0]
-        return mean_log_probs(self(image)).exp()
+        return self(image).log_probs(self.head).exp()  # type: ignore[no-any-return]
 
     @override
     def setup(self, stage: str) -> None:
@@ -138,10 +149,19 @@ class LitDistiller(LightningModule):
                 f"{type(self.distillation).__name__} needs a teacher, got teacher=None: "
                 "give one, or set distillation to None"
             )
+        data = getattr(self._trainer, "datamodule", None)
+        names = getattr(data, "class_names", None)
+        if names is not None:
+            self._about["class_names"] = [str(name) for name in names]
+            if self.teacher is not None and self.teacher.groups is not None and self.teacher.groups.named:
+                self.teacher.groups.order(self._about["class_names"])
+        if stage == "fit" and self.teacher is not None and self.teacher.groups is not None:
+            for note in self.teacher.groups.notes():
+                rank_zero_info(f"teacher: {note}")
         counts = {
             "student": count_classes(self.student),
             "teacher": None if self.teacher is None else self.teacher.num_classes,
-            "data": getattr(getattr(self._trainer, "datamodule", None), "num_classes", None),
+            "data": getattr(data, "num_classes", None),
         }
         known = {name: count for name, count in counts.items() if count is not None}
         if len(set(known.values())) > 1:
@@ -177,6 +197,15 @@ class LitDistiller(LightningModule):
         groups = [{"params": plain["params"], "weight_decay": 0.0}, {"params": decayed["params"]}]
         return [group for group in groups if group["params"]]
 
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[ABOUT] = {**self._about, "head": self.head}
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        about = checkpoint.get(ABOUT) or {}
+        self._about = {**{key: value for key, value in about.items() if key != "head"}, **self._about}
+
     @classmethod
     @override
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
@@ -208,7 +237,7 @@ class LitDistiller(LightningModule):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.teacher is not None:
-            self.teacher._apply(fn)  # type: ignore[no-untyped-call]
+            self.teacher._apply(fn)
         return self
 
     def _measure(self, batch: Any, metrics: DistillationMetrics, stage: str) -> None:
@@ -226,5 +255,7 @@ class LitDistiller(LightningModule):
         # The command line describes modules and callables by class path; objects would make the file unsafe to load.
         if "_instantiator" in self.hparams:
             self.save_hyperparameters()
+            # A checkpoint brings its weights: what they once started from may be gone by then.
+            self.hparams["student"] = without_weights(self.hparams.get("student"))
         else:
-            self.save_hyperparameters("alpha", "scheduler_interval")
+            self.save_hyperparameters("alpha", "scheduler_interval", "head")

@@ -1,8 +1,11 @@
 """What keeps one test's process state from the next."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 import logging
+import multiprocessing
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,19 @@ import torch
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the tests of a GPU last: a process that has used one cannot be forked any more."""
     items.sort(key=lambda item: item.get_closest_marker("gpu") is not None)
+
+
+@pytest.fixture(scope="module")
+def away() -> Iterator[Callable[..., Any]]:
+    """Call a function in a process of its own.
+
+    For what forks, which Lightning refuses where another test has asked for GPUs, be there any or not; and for what
+    must not be done in a process that forks later, such as an export to ONNX.
+    """
+    from toys import fork_workers  # not above: Lightning would log elsewhere if it were imported before the tests
+
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), fork_workers) as process:
+        yield lambda function, *args: process.submit(function, *args).result()
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.cli import ReduceLROnPlateau
 import pytest
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from toys import trainer
 
 from lit_distill import DistillableViT, FrozenTeacher, HardDistillation, LitDistiller, SoftDistillation, StudentOutput
+from lit_distill.models.output import HEADS
 
 
 def vit(classes: int = 5, **kwargs: Any) -> DistillableViT:
@@ -203,7 +204,7 @@ def test_checkpoints_of_python_code_load_safely_and_without_the_teacher(tmp_path
     run.save_checkpoint(tmp_path / "a.ckpt")
     checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
     assert not [key for key in checkpoint["state_dict"] if "teacher" in key]
-    assert checkpoint["hyper_parameters"] == {"alpha": 0.3, "scheduler_interval": "step"}
+    assert checkpoint["hyper_parameters"] == {"alpha": 0.3, "scheduler_interval": "step", "head": "mean_probs"}
     again = LitDistiller.load_from_checkpoint(tmp_path / "a.ckpt", student=vit())
     assert again.teacher is None
     assert again.alpha == 0.3
@@ -304,3 +305,61 @@ def test_bfloat16_logits_reach_the_criterion_as_float32() -> None:
     module.criterion.register_forward_hook(lambda m, args, out: seen.append(args[0].dtype))
     trainer(max_epochs=1, precision="bf16-true").fit(module, loader())
     assert set(seen) == {torch.float32}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_head_that_predicts_is_chosen_and_travels(tmp_path, head: Any) -> None:
+    module, run = distiller(head=head), trainer(max_epochs=1)
+    run.fit(module, loader())
+    image = torch.rand(4, 3, 8, 8)
+    with torch.no_grad():
+        output = module.eval()(image)
+        probabilities = module.predict_step((image, None))
+    expected = {
+        "class": torch.softmax(output.logits, 1),
+        "distill": torch.softmax(output.distill_logits, 1),
+        "mean_logits": torch.softmax((output.logits + output.distill_logits) / 2, 1),
+        "mean_probs": (torch.softmax(output.logits, 1) + torch.softmax(output.distill_logits, 1)) / 2,
+    }
+    torch.testing.assert_close(probabilities, expected[head])
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    again = LitDistiller.load_from_checkpoint(tmp_path / "a.ckpt", student=vit(), distillation=HardDistillation())
+    assert again.head == head
+    torch.testing.assert_close(again.eval().predict_step(image), probabilities)
+    assert torch.load(tmp_path / "a.ckpt", weights_only=True)["lit_distill_about"]["image_shape"] == [3, 8, 8]
+
+
+def test_there_is_no_other_head() -> None:
+    with pytest.raises(ValueError, match="head must be one of class, distill, mean_logits, mean_probs, got 'best'"):
+        distiller(head="best")
+    with pytest.raises(ValueError, match="head must be one of"):
+        vit()(torch.rand(1, 3, 8, 8)).log_probs("best")
+
+
+def test_groups_of_a_teachers_classes_follow_the_data(tmp_path) -> None:
+    class Data(LightningDataModule):
+        num_classes, class_names = 2, ("cat", "dog")
+
+        def train_dataloader(self) -> Any:
+            return loader(classes=2)
+
+    teacher = FrozenTeacher(convnet(5), classes={"dog": [0, 1], "cat": [2]})
+    module = LitDistiller(vit(2), teacher, distillation=HardDistillation())
+    trainer(max_epochs=1).fit(module, datamodule=Data())
+    assert teacher.groups.names == ["cat", "dog"]
+    teacher = FrozenTeacher(convnet(5), classes={"fox": [0, 1], "cat": [2]})
+    module = LitDistiller(vit(2), teacher, distillation=HardDistillation())
+    with pytest.raises(ValueError, match="the teacher's classes are for fox, cat, the data has cat, dog"):
+        trainer(max_epochs=1).fit(module, datamodule=Data())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed", "bf16-true"])
+def test_trains_compiled_on_a_gpu_with_a_teacher_in_half_precision(precision: Any) -> None:
+    teacher = FrozenTeacher(convnet(), precision="fp16", channels_last=True)
+    module = distiller(teacher=teacher)
+    module.student.compile()
+    trainer(max_epochs=2, precision=precision, accelerator="cuda").fit(module, loader())
+    assert all(parameter.isfinite().all() for parameter in module.parameters())
+    assert {parameter.dtype for parameter in teacher.parameters()} == {torch.float16}

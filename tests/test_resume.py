@@ -1,8 +1,6 @@
 """A run that was cut off and resumed ends with the same bits as one that was not."""
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
 import random
 from typing import Any
@@ -10,17 +8,6 @@ from typing import Any
 import kill_and_resume as script
 from kill_and_resume import Case
 import pytest
-from toys import fork_workers
-
-
-@pytest.fixture(scope="module")
-def away() -> Iterator[Callable[..., Any]]:
-    """Call a function in a process of its own, from which runs are forked.
-
-    Not from the tests' process: where another test has asked for GPUs, be there any or not, Lightning forks no more.
-    """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), fork_workers) as process:
-        yield lambda function, *args: process.submit(function, *args).result()
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,10 @@ from lightning.pytorch.utilities import rank_zero_only
 import torch
 from typing_extensions import override
 
-from lit_distill.callbacks import LearningWithRetrospection, RunSummary, StepSeed
+from lit_distill.callbacks import LearningWithRetrospection, RunSummary, StepSeed, TeacherCheck
 from lit_distill.callbacks.summary import checkpoint_paths
 from lit_distill.checkpoint import AtomicCheckpointIO
+from lit_distill.cli import export
 from lit_distill.cli.errors import one_line
 from lit_distill.cli.predictions import write_predictions
 from lit_distill.cli.run_config import SaveRunConfig, differences, from_checkpoint, recipe
@@ -55,7 +56,7 @@ class DistillCLI(LightningCLI):
             parser_class=_Parser,
             parser_kwargs={
                 **parser,
-                "description": "Distil a teacher into a vision transformer.",
+                "description": "Distil a teacher into a vision transformer; `export --help` is about its result.",
                 "version": f"lit-distill {version('lit-distill')}",
                 **{name: dict(parser) for name in self.subcommands()},
             },
@@ -163,6 +164,7 @@ class DistillCLI(LightningCLI):
             *([retrospection] if retrospection is not None else []),
             RunSummary(checkpoint.monitor, checkpoint.mode) if checkpoint.monitor else RunSummary(),
             _NothingLost(),
+            TeacherCheck(),  # after what would rather stop the run
         ]
         return super().instantiate_trainer(**kwargs)
 
@@ -291,7 +293,10 @@ def main(args: Sequence[str] | None = None) -> None:
     if os.getcwd() not in sys.path:  # an installed command does not look for your modules beside you by itself
         sys.path.append(os.getcwd())
     try:
-        DistillCLI(args)
+        if args[:1] == ["export"]:
+            export.run(args[1:])
+        else:
+            DistillCLI(args)
     except KeyboardInterrupt:
         sys.exit(130)
     except SystemExit as end:
@@ -305,6 +310,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _tidy_output() -> None:
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # not where in which library
     # Lightning's progress reports are no errors; standard error is for what is wrong.
     for name in ("lightning.pytorch", "lightning.fabric"):
         for handler in logging.getLogger(name).handlers:

@@ -24,6 +24,7 @@ _NOISE = (
     "Given value",
     "Errors:",
     "Subtypes:",
+    "Problem with given class_path",
 )
 # What torch says of the commonest mistakes in somebody's data, and what is meant.
 _MEANINGS = {
@@ -76,9 +77,11 @@ def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
     required = re.fullmatch(r"the following arguments are required: (.+)", text)
     if required:
         flags = ", ".join(f"--{name.partition('.')[2] or name}" for name in required[1].split(", "))
-        return f"required: {flags}; or begin with a recipe, such as --config digits"
+        recipe = "; or begin with a recipe, such as --config digits" if "--model.student" in flags else ""
+        return f"required: {flags}{recipe}"
     key = re.search(r'Parser key "([^"]+)"', text)
-    where = f"{key[1]}: " if key else ""
+    inner = re.findall(r'Parser key "([^"]+)"', text)[1:]
+    where = f"{'.'.join([key[1], *inner])}: " if key else ""
     text = re.sub(r'([\w.]+: )*Parser key "[^"]+":', "", text) if key else text
     unknown = re.search(
         r"unrecognized arguments: (\S+)|does not accept (?:option|nested key) '(\S+)'", text, re.IGNORECASE
@@ -108,8 +111,15 @@ def _innermost(text: str) -> str:
     lines = [(len(line) - len(line.lstrip()), line.strip().removeprefix("- ")) for line in text.split("\n")]
     said = [(depth, line) for depth, line in lines if line and not line.startswith(_NOISE)]
     if not said:  # every branch was refused for its type
-        types = ", ".join(re.findall(r"Expected a <class '([\w.]+)'>", text))
-        return f"expected one of {types}, got {text.rpartition('Given value: ')[2]}"
+        depth, value = max((depth, line) for depth, line in lines if line.startswith("Given value: "))
+        types = [
+            re.sub(r".*'([\w.]+)'.*", r"\1", line)
+            for d, line in lines
+            if line.startswith("Expected a <") and d >= depth
+        ]
+        value = value.removeprefix("Given value: ")
+        colon = "; in YAML a space follows every colon" if re.match(r"\{\w+:\S", value) else ""
+        return f"expected one of {', '.join(types)}, got {value}{colon}"
     return max(said, key=lambda pair: pair[0])[1]
 
 

@@ -17,6 +17,7 @@ import yaml
 from lit_distill.checkpoint import check_archive
 from lit_distill.cli.errors import one_line
 from lit_distill.models import load_safely
+from lit_distill.models.saved import without_weights
 
 # What a checkpoint says of the run it is from; test and predict need no more than data and model.
 KEY = "lit_distill_config"
@@ -36,6 +37,7 @@ class SaveRunConfig(SaveConfigCallback):
         config = yaml.safe_load(
             self.parser.dump(self.config, skip_none=False, skip_link_targets=False, skip_validation=True)
         )
+        config["model"]["student"] = without_weights(config["model"].get("student"))
         checkpoint[KEY] = {key: value for key, value in config.items() if key not in ("ckpt_path", "debug")}
 
 

@@ -1,0 +1,70 @@
+"""``lit-distill export``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from lit_distill.cli.errors import one_line
+from lit_distill.models import load_student
+from lit_distill.models.export import export_student
+from lit_distill.models.output import Head
+
+
+def export(
+    ckpt_path: str | Path,
+    output: str | Path | None = None,
+    head: Head | None = None,
+    onnx: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Write the student of a checkpoint of the command line, and say where it is.
+
+    Args:
+        ckpt_path: The checkpoint.
+        output: Folder to make; by default ``student`` beside the checkpoint.
+        head: What predicts; by default as the run was set.
+        onnx: Write ``student.onnx`` too.
+        overwrite: Replace an earlier export.
+
+    Raises:
+        ValueError: As `load_student` and `export_student` do.
+    """
+    student = load_student(ckpt_path)
+    card = dict(student.card)  # type: ignore[arg-type]
+    shape, chosen = card.pop("image_shape", None), card.pop("head", "mean_probs")
+    if not shape:
+        raise ValueError(f"{ckpt_path} does not say what images its student takes: it was saved before the first step")
+    folder = Path(ckpt_path).parent / "student" if output is None else output
+    folder = export_student(student, folder, card, shape, head=head or chosen, onnx=onnx, overwrite=overwrite)
+    size = sum(p.numel() for p in student.parameters())
+    what = "student.safetensors, student.json" + (", student.onnx" if onnx else "")
+    print(f"wrote {what} to {folder}: {size:,} parameters, each file checked against the student")
+    print(f"  in Python: lit_distill.load_student({str(folder)!r})")
+    return folder
+
+
+def run(args: Sequence[str]) -> None:
+    """Run the command with the arguments that follow ``lit-distill export``."""
+    parser = ArgumentParser(
+        prog="lit-distill export",
+        description="Write the student of a checkpoint as safetensors with a JSON card, and as ONNX.",
+        exit_on_error=False,
+        formatter_class=DefaultHelpFormatter,
+    )
+    parser.add_argument("--ckpt_path", type=str, required=True, help="Checkpoint of a run of this command line.")
+    parser.add_argument("--output", type=str | None, help="Folder to make; by default student, beside the checkpoint.")
+    parser.add_argument(
+        "--head",
+        type=Head | None,
+        help="What predicts: a head, or both by the mean of their logits or softmaxes; by default as the run was set.",
+    )
+    parser.add_argument("--onnx", action="store_true", help="Write student.onnx too; needs lit-distill[onnx].")
+    parser.add_argument("--overwrite", action="store_true", help="Replace an earlier export.")
+    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+    try:
+        config = parser.parse_args(list(args)).as_dict()
+    except Exception as error:
+        raise ValueError(one_line(error, parser._option_string_actions)) from error
+    config.pop("debug")
+    export(**config)

@@ -1,0 +1,108 @@
+"""``export``: from a checkpoint to a folder that answers as the student did, and one line for every mistake."""
+
+import json
+from pathlib import Path
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from lit_distill import LitDistiller, StudentOutput, load_student
+from lit_distill.cli import main
+
+ROOT = Path(__file__).parents[2]
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, away: Any) -> Path:
+    """The last checkpoint of a short run."""
+    folder = tmp_path_factory.mktemp("run")
+    short = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=3", f"--trainer.logger.save_dir={folder}"]
+    away(main, ["fit", "--config", "digits", *QUIET, *short, "--model.head=mean_logits"])
+    (path,) = folder.glob("digits/version_0/checkpoints/last.ckpt")
+    return path
+
+
+def test_writes_the_student_and_what_is_known_of_it(run: Path, tmp_path, capsys) -> None:
+    main(["export", "--ckpt_path", str(run), "--output", str(tmp_path / "out")])
+    out = capsys.readouterr().out
+    assert (
+        f"wrote student.safetensors, student.json to {tmp_path / 'out'}: 136,212 parameters, each file checked" in out
+    )
+    assert f"lit_distill.load_student({str(tmp_path / 'out')!r})" in out
+    student, image = load_student(tmp_path / "out"), torch.rand(5, 1, 8, 8)
+    module = LitDistiller.load_from_checkpoint(run).eval()
+    for ours, theirs in zip(StudentOutput.of(student(image)), StudentOutput.of(module.student(image)), strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(module.predict_step(image), student(image).log_probs("mean_logits").exp())
+    card = json.loads((tmp_path / "out" / "student.json").read_text())
+    assert card["class_names"] == [str(k) for k in range(10)]
+    assert (card["head"], card["image_shape"]) == ("mean_logits", [1, 8, 8])
+    assert card["student"]["init_args"]["mean"] == [0.3]
+    assert 0 <= card["metrics"]["val/accuracy_mean_probs"] <= 1
+    assert (card["trained"]["epochs"], card["trained"]["steps"]) == (1, 3)
+    assert card["trained"]["config"]["model"]["distillation"]["class_path"] == "lit_distill.HardDistillation"
+    # By default beside the checkpoint; and only the last export is replaced, if that is wanted.
+    main(["export", "--ckpt_path", str(run)])
+    main(["export", "--ckpt_path", str(run), "--overwrite", "--head=class"])
+    assert load_student(run.parent / "student").card["head"] == "class"
+
+
+@pytest.mark.slow
+def test_writes_onnx_too(run: Path, tmp_path) -> None:
+    pytest.importorskip("onnxruntime")
+    command = [sys.executable, str(ROOT / "train.py"), "export", "--ckpt_path", str(run), "--output", "out", "--onnx"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "wrote student.safetensors, student.json, student.onnx to out" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+# fmt: off
+CASES = {
+    "": "error: required: --ckpt_path",
+    "--ckpt_path nowhere.ckpt": "no checkpoint file at nowhere.ckpt",
+    "--ckpt_path {folder}": "{folder} is a directory without student.json",
+    "--ckpt_path {foreign}": "{foreign} is no checkpoint of a LitDistiller: it has no student",
+    "--ckpt_path {python}": "{python} was saved by Python code and does not say how to make its student",
+    "--ckpt_path {truncated}": "truncated or not a checkpoint file",
+    "--ckpt_path {run} --output {folder}": "{folder} exists and is not overwritten: choose another folder",
+    "--ckpt_path {run} --output {folder} --overwrite": "{folder} is not an earlier export and is not overwritten",
+    "--ckpt_path {run} --output no/such/folder": "there is no folder no/such for folder: make it first",
+    "--ckpt_path {run} --onx": "unknown option --onx; the nearest is --onnx",
+    "--ckpt_path {run} --head=best": "head: Expected a typing.Literal['class', 'distill', 'mean_logits', 'mean_probs']",
+}
+# fmt: on
+
+
+@pytest.mark.parametrize("flags", CASES)
+def test_one_line_names_the_mistake(flags: str, run: Path, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint: dict[str, Any] = torch.load(run, weights_only=True)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "thesis.txt").touch()
+    files = {"folder": folder, "run": run}
+    files |= {name: tmp_path / f"{name}.ckpt" for name in ("foreign", "python", "truncated")}
+    state = {key.replace("student.", "net."): value for key, value in checkpoint["state_dict"].items()}
+    torch.save({**checkpoint, "state_dict": state}, files["foreign"])
+    torch.save({**checkpoint, "hyper_parameters": {"alpha": 0.5}}, files["python"])
+    files["truncated"].write_bytes(run.read_bytes()[:10_000])
+
+    def filled(text: str) -> str:
+        for name, path in files.items():
+            text = text.replace(f"{{{name}}}", str(path))
+        return text
+
+    before = {path: path.stat() for path in tmp_path.rglob("*")}
+    with pytest.raises(SystemExit) as exit_:
+        main(["export", *filled(flags).split()])
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert exit_.value.code == 1
+    assert len(errors) == 1, errors
+    assert filled(CASES[flags]) in errors[0]
+    assert {path: path.stat() for path in tmp_path.rglob("*")} == before
