@@ -174,4 +174,5 @@ def _parted(state: dict[str, Tensor]) -> tuple[dict[str, Tensor] | None, dict[st
 
 
 def _takes_a_token(model: nn.Module) -> bool:
-    return isinstance(model, (VisionTransformer, Eva)) and not isinstance(model, VisionTransformerDistilled)
+    vit = isinstance(model, (VisionTransformer, Eva)) and not isinstance(model, VisionTransformerDistilled)
+    return vit and hasattr(model, "norm_pre")  # which Eva has in newer releases of timm
