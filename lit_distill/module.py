@@ -149,6 +149,8 @@ class LitDistiller(LightningModule):
                 f"{type(self.distillation).__name__} needs a teacher, got teacher=None: "
                 "give one, or set distillation to None"
             )
+        if stage == "fit" and self.distillation is None and self.teacher is not None:
+            rank_zero_info("there is a teacher but no distillation loss: nothing is learned from it")
         data = getattr(self._trainer, "datamodule", None)
         names = getattr(data, "class_names", None)
         if names is not None:
@@ -168,7 +170,7 @@ class LitDistiller(LightningModule):
             said = ", ".join(f"the {name} has {count}" for name, count in known.items())
             raise ValueError(
                 f"student, teacher and data must have the same number of classes, but {said}; "
-                "where a network was misread, give it the attribute num_classes"
+                "group those of a teacher with its classes=, and where a network was misread, give it num_classes"
             )
 
     @override

@@ -307,6 +307,15 @@ def test_bfloat16_logits_reach_the_criterion_as_float32() -> None:
     assert set(seen) == {torch.float32}
 
 
+def test_says_that_a_teacher_without_a_distillation_loss_teaches_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        trainer(max_epochs=1).fit(distiller(distillation=None), loader())
+        assert "there is a teacher but no distillation loss" in caplog.text
+        caplog.clear()
+        trainer(max_epochs=1).fit(distiller(), loader())
+    assert "no distillation loss" not in caplog.text
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_the_head_that_predicts_is_chosen_and_travels(tmp_path, head: Any) -> None:
     module, run = distiller(head=head), trainer(max_epochs=1)

@@ -40,7 +40,9 @@ def named_network(
     if path.suffix in (".ckpt", ".safetensors", ".pt", ".pth") or path.exists() or len(path.parts) > 1:
         if weights is not None or args:
             raise ValueError(f"weights and model_args go with the name of a model, got them with the file {name}")
-        return Network(load_student(path))
+        student = load_student(path)
+        shape = student.card.get("image_shape") or ()  # type: ignore[operator,union-attr]
+        return Network(student, input_size=shape[1:] or None)
     size = None if input_size is None else as_pair(input_size, "input_size")
     if name.startswith("torchvision.") or (weights is not None and "_Weights." in str(weights)):
         return _torchvision(name.rpartition(".")[2], weights, num_classes, args)
@@ -52,6 +54,8 @@ def named_network(
 def _timm(
     name: str, weights: str | Path | None, num_classes: int | None, size: tuple[int, int] | None, args: dict[str, Any]
 ) -> Network:
+    if size is None and args.get("img_size") is not None:
+        size = as_pair(args["img_size"], "img_size")
     model = timm_net(name, num_classes, weights is None, weights, size, args)
     config = getattr(model, "pretrained_cfg", {})
     mean, std = config.get("mean"), config.get("std")
@@ -59,7 +63,7 @@ def _timm(
         raise ValueError(f"{name} was made for {len(mean)} channels: give mean and std for yours")
     # Nobody knows the size that a file's weights were trained at; an architecture that takes one only leaves no choice.
     known = weights is None or config.get("fixed_input_size")
-    return Network(model, mean, std, config.get("input_size", ())[1:] or None if known else None)
+    return Network(model, mean, std, size or (config.get("input_size", ())[1:] or None if known else None))
 
 
 def _torchvision(name: str, weights: str | Path | None, num_classes: int | None, args: dict[str, Any]) -> Network:

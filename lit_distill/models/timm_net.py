@@ -9,6 +9,7 @@ import timm
 from timm.layers import PatchEmbed  # type: ignore[attr-defined]  # exported, but not declared so
 from torch import Tensor, nn
 
+from lit_distill.models.pixels import as_pair
 from lit_distill.models.weights import pick, read_state_dict
 
 
@@ -47,8 +48,8 @@ def timm_net(
             f"timm has no model {name!r}; near it: {', '.join(nearest(name, family or timm.list_models()))}"
         )
     args = dict(args or {})
-    if img_size is not None:
-        args["img_size"] = tuple(img_size)
+    if img_size is not None or args.get("img_size") is not None:
+        args["img_size"] = as_pair(args["img_size"] if img_size is None else img_size, "img_size")
     if not pretrained and weights is None:
         return _create(name, args if num_classes is None else {**args, "num_classes": num_classes})
     if weights is None:

@@ -133,7 +133,8 @@ class DistillableViT(nn.Module):
         if image.shape[1:] != (self.channels, *self.image_size):
             expected = (self.channels, *self.image_size)
             raise ValueError(
-                f"expected images (B, C, H, W) = (B, {', '.join(map(str, expected))}), got {tuple(image.shape)}"
+                f"expected images (B, C, H, W) = (B, {', '.join(map(str, expected))}), got {tuple(image.shape)}: "
+                "make the network with their image_size and channels, or resize them"
             )
         tokens = self.tokenizer(self.pixels(image))
         batch = tokens.shape[0]
@@ -172,7 +173,7 @@ class DistillableViT(nn.Module):
             state = pick(state, "cls_token")
         if is_vit_pytorch(state):
             state = from_vit_pytorch(state)
-        if "cls_token" in state:
+        if "pos_embedding" in state:  # else they are another network's, which is told below
             self._check_token(state, new_token)
         self.lay_out(state)
         own = self.state_dict()
@@ -209,7 +210,7 @@ class DistillableViT(nn.Module):
     def lay_out(self, state: Mapping[str, Tensor], prefix: str = "") -> None:
         """Have layer norms and class token where the weights have them: vit-pytorch's releases differ."""
         names = {key.removeprefix(prefix) for key in state if key.startswith(prefix)}
-        if "cls_token" not in names:  # of another network
+        if not {"cls_token", "pos_embedding"} <= names:  # of another network
             return
         for part, module in (("tokenizer.", self.tokenizer), ("encoder.", self.encoder)):
             if isinstance(module, (PatchTokenizer, Transformer)):

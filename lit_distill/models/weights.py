@@ -18,7 +18,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     into; weights that were averaged over the training, such as ``model_ema``, go before others.
 
     Args:
-        path: The file. Anything but ``.safetensors`` is taken for a PyTorch file.
+        path: The file, or the folder of an exported student. Anything but ``.safetensors`` is taken for a PyTorch file.
 
     Returns:
         Parameter name to tensor, on the CPU.
@@ -31,7 +31,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         Traceback (most recent call last):
         ValueError: no weights file at no/such.pt
     """
-    loaded = load_safely(path)
+    exported = Path(path) / "student.safetensors"
+    loaded = load_safely(exported if exported.is_file() else path)
     state = _nested(loaded)
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"expected a state dict (name to tensor) in {path}, got {_contents(loaded)}")

@@ -98,11 +98,14 @@ def test_one_line_names_the_mistake(flags: str, run: Path, tmp_path, monkeypatch
             text = text.replace(f"{{{name}}}", str(path))
         return text
 
-    before = {path: path.stat() for path in tmp_path.rglob("*")}
+    def there() -> dict[Path, tuple[int, int]]:
+        return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in tmp_path.rglob("*")}
+
+    before = there()
     with pytest.raises(SystemExit) as exit_:
         main(["export", *filled(flags).split()])
     errors = capsys.readouterr().err.strip().splitlines()
     assert exit_.value.code == 1
     assert len(errors) == 1, errors
     assert filled(CASES[flags]) in errors[0]
-    assert {path: path.stat() for path in tmp_path.rglob("*")} == before
+    assert there() == before

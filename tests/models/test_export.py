@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lit_distill import DistillableViT, StudentOutput, TimmStudent, load_student
+from lit_distill.models import read_state_dict
 from lit_distill.models.export import export_student
 
 VIT: dict[str, Any] = {
@@ -39,6 +40,7 @@ def test_comes_back_with_the_same_bits_and_its_card(tmp_path, described: dict[st
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["student.json", "student.safetensors"]
     back, image = load_student(tmp_path / "out"), torch.rand(4, *shape)
     assert not back.training
+    assert read_state_dict(tmp_path / "out").keys() == student.state_dict().keys()  # as weights= of the next run
     for ours, theirs in zip(StudentOutput.of(back(image)), StudentOutput.of(student.eval()(image)), strict=True):
         assert torch.equal(ours, theirs)
     written = json.loads((tmp_path / "out" / "student.json").read_text())

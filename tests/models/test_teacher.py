@@ -224,6 +224,7 @@ def test_a_checkpoint_of_the_command_line(tmp_path, heads: bool, monkeypatch: py
     teacher = FrozenTeacher(str(path))
     assert teacher.num_classes == 10
     torch.testing.assert_close(teacher(image), (output.logits + output.distill_logits) / 2)
+    assert teacher(torch.rand(2, 1, 12, 12)).shape == (2, 10)  # it knows what size it was trained at
     with pytest.raises(ValueError, match="weights and model_args go with the name of a model"):
         FrozenTeacher(str(path), weights="w.pt")
 
@@ -279,6 +280,9 @@ def test_a_size_that_the_network_cannot_take_is_found_out_at_once(tmp_path) -> N
     save_file(timm.create_model("vit_tiny_patch16_224", num_classes=7).state_dict(), tmp_path / "vit.safetensors")
     with pytest.raises(ValueError, match="patches of 16 pixels, of which 100 is no multiple"):
         FrozenTeacher("vit_tiny_patch16_224", tmp_path / "vit.safetensors", input_size=100)
+    for size in ({"input_size": 256}, {"model_args": {"img_size": 256}}, {"model_args": {"img_size": [256, 256]}}):
+        teacher = FrozenTeacher("vit_tiny_patch16_224", tmp_path / "vit.safetensors", **size)
+        assert teacher.pixels.input_size == [256, 256]
     larger = FrozenTeacher("vit_tiny_patch16_224", tmp_path / "vit.safetensors", input_size=256)
     assert larger(torch.rand(1, 3, 64, 64)).shape == (1, 7)
     with pytest.raises(ValueError, match="precision must be '32', 'bf16' or 'fp16', got 'half'"):

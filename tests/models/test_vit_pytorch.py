@@ -85,6 +85,10 @@ def test_starts_from_a_file_at_another_size_and_for_other_classes(tmp_path) -> N
     grid = student.pos_embedding[:, 1:].view(5, 5, 8)
     fine = larger.pos_embedding[:, 1:].view(10, 10, 8)
     torch.testing.assert_close(fine.mean(dim=(0, 1)), grid.mean(dim=(0, 1)), rtol=0.1, atol=0.1)
+    timms = {"model.cls_token": torch.zeros(1, 1, 8), "model.pos_embed": torch.zeros(1, 26, 8)}
+    torch.save({"state_dict": {f"student.{key}": value for key, value in timms.items()}}, tmp_path / "timm.ckpt")
+    with pytest.raises(ValueError, match=r"do not fit DistillableViT: keys \d+ missing"):
+        network(path, weights=tmp_path / "timm.ckpt")
     # A checkpoint of a module with the network inside, as a first phase leaves it.
     torch.save({"state_dict": {f"student.{key}": v for key, v in larger.state_dict().items()}}, tmp_path / "own.ckpt")
     back = DistillableViT(40, 4, 9, 8, 2, 2, 12, 6, pool=pool, weights=tmp_path / "own.ckpt")  # type: ignore[arg-type]
