@@ -2,16 +2,15 @@
 
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from lit_distill.callbacks.soft_labels import SoftLabelCallback, number_of_epochs, tempered_softmax
+from lit_distill.callbacks.soft_labels import ScheduledCallback, tempered_softmax
 
 
-class ProgressiveSelfDistillation(SoftLabelCallback):
+class ProgressiveSelfDistillation(ScheduledCallback):
     r"""PS-KD: soften the targets, more in every epoch, with the model's prediction of the epoch before.
 
     In epoch i, counted from 1, of M, with :math:`\alpha_i = \alpha\, i / M`, the criterion becomes
@@ -35,24 +34,15 @@ class ProgressiveSelfDistillation(SoftLabelCallback):
         equation 3.
 
     Example:
+        >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(max_epochs=20, callbacks=ProgressiveSelfDistillation(alpha=0.8), logger=False)
     """
 
     def __init__(self, alpha: float = 0.8, max_epochs: int | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(max_epochs, **kwargs)
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must be in [0, 1], got {alpha}")
-        if max_epochs is not None and max_epochs < 1:
-            raise ValueError(f"max_epochs must be >= 1, got {max_epochs}")
         self.alpha = alpha
-        self.max_epochs = max_epochs
-        self._epochs = 1  # M
-
-    @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            self._epochs = number_of_epochs(trainer, self.max_epochs)
 
     @override
     def weight(self, epoch: int) -> float:

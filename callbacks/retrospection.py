@@ -10,11 +10,11 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from lit_distill.callbacks.criterion import say_if_too_late
-from lit_distill.callbacks.soft_labels import SoftLabelCallback, number_of_epochs, tempered_softmax
+from lit_distill.callbacks.soft_labels import ScheduledCallback, tempered_softmax
 from lit_distill.losses import retrospection_loss, retrospection_weight
 
 
-class LearningWithRetrospection(SoftLabelCallback):
+class LearningWithRetrospection(ScheduledCallback):
     r"""Replace a criterion by its mixture with the model's own remembered predictions, in any Lightning project.
 
     In epoch i, counted from 1, of M, with interval k:
@@ -59,10 +59,9 @@ class LearningWithRetrospection(SoftLabelCallback):
         top_k: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(top_k=top_k, **kwargs)
-        for name, value in {"interval": interval, "max_epochs": max_epochs}.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
+        super().__init__(max_epochs, top_k=top_k, **kwargs)
+        if interval < 1:
+            raise ValueError(f"interval must be >= 1, got {interval}")
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be > 0, got {temperature}")
         if not 0 <= update_rate <= 1:
@@ -70,14 +69,11 @@ class LearningWithRetrospection(SoftLabelCallback):
         self.interval = interval
         self.temperature = temperature
         self.update_rate = update_rate
-        self.max_epochs = max_epochs
-        self._epochs = 1  # M
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._epochs = number_of_epochs(trainer, self.max_epochs)
             say_if_too_late("retrospection", "interval", self.interval, self._epochs)
 
     @override

@@ -10,7 +10,6 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lit_distill.callbacks.criterion import CriterionCallback, find_submodule, say_if_too_late
-from lit_distill.callbacks.exchange import has_others
 from lit_distill.losses import retrospective_loss
 
 
@@ -129,7 +128,7 @@ class RetrospectiveLoss(CriterionCallback):
                 self.snapshot._forward_pre_hooks.pop(self._listener.id, None)
                 self.snapshot._forward_pre_hooks_with_kwargs.pop(self._listener.id, None)
         self.snapshot.load_state_dict(weights)
-        if has_others():
+        if pl_module.trainer.world_size > 1:
             for buffer in self.snapshot.buffers():  # a norm's differ between the processes until DDP's next step
                 distributed.broadcast(buffer, src=0)
 

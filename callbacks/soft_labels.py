@@ -361,19 +361,36 @@ class SoftLabelCallback(CriterionCallback):
         return dict(zip((*self._names, "rows"), sums, strict=True)) if len(sums) else {}
 
 
-def number_of_epochs(trainer: Trainer, given: int | None) -> int:
-    """Return the epochs that a schedule is for: those given, else the trainer's.
+class ScheduledCallback(SoftLabelCallback):
+    """A `SoftLabelCallback` whose schedule runs over the epochs of the run.
+
+    Args:
+        max_epochs: M >= 1; by default the trainer's.
+        kwargs: Arguments of `SoftLabelCallback`.
 
     Raises:
-        ValueError: If the trainer has no end.
+        ValueError: If ``max_epochs`` is < 1; before the first step, if the number of epochs cannot be told.
     """
-    epochs = given if given is not None else trainer.max_epochs
-    if epochs is None or epochs < 1:
-        raise ValueError(
-            f"retrospection needs the number of epochs for its schedule, got max_epochs={epochs}: "
-            "set the trainer's max_epochs, or max_epochs of the callback"
-        )
-    return epochs
+
+    def __init__(self, max_epochs: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if max_epochs is not None and max_epochs < 1:
+            raise ValueError(f"max_epochs must be >= 1, got {max_epochs}")
+        self.max_epochs = max_epochs
+        self._epochs = 1  # M
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        epochs = trainer.max_epochs if self.max_epochs is None else self.max_epochs
+        if epochs is None or epochs < 1:
+            raise ValueError(
+                f"retrospection needs the number of epochs for its schedule, got max_epochs={epochs}: "
+                "set the trainer's max_epochs, or max_epochs of the callback"
+            )
+        self._epochs = epochs
 
 
 def tempered_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:

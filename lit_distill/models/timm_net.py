@@ -44,14 +44,13 @@ def timm_net(
     """
     if not timm.is_model(name):
         family = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")
-        raise ValueError(
-            f"timm has no model {name!r}; near it: {', '.join(nearest(name, family or timm.list_models()))}"
-        )
+        near = ", ".join(nearest(name, family or timm.list_models()))
+        raise ValueError(f"timm has no model {name!r}; near it: {near}; a class of yours is named by its dotted path")
     args = dict(args or {})
     if img_size is not None or args.get("img_size") is not None:
         args["img_size"] = as_pair(args["img_size"] if img_size is None else img_size, "img_size")
     if not pretrained and weights is None:
-        return _create(name, args if num_classes is None else {**args, "num_classes": num_classes})
+        return _create(name, args if num_classes is None else {**args, "num_classes": num_classes}, False)
     if weights is None:
         rows = timm.get_pretrained_cfg_value(name, "num_classes")
         source: dict[str, Any] = {}
@@ -67,7 +66,7 @@ def timm_net(
             f"num_classes is {num_classes}, but the weights of {name} are for {rows} classes: its head would be random"
         )
     # First the head that the weights are for, so that timm compares every key.
-    model = _create(name, {**args, **({} if rows is None else {"num_classes": rows})}, weights, **source)
+    model = _create(name, {**args, **({} if rows is None else {"num_classes": rows})}, True, weights, **source)
     if num_classes not in (None, rows):
         model.reset_classifier(num_classes)  # type: ignore[operator]
     return model
@@ -76,44 +75,31 @@ def timm_net(
 def _check_patches(name: str, model: nn.Module, img_size: Sequence[int]) -> None:
     embed = getattr(model, "patch_embed", None)
     if type(embed) is PatchEmbed and not embed.dynamic_img_pad:
-        for side, patch in zip(img_size, embed.patch_size, strict=True):
-            if side % patch:
-                raise ValueError(
-                    f"{name} cuts images into patches of {patch} pixels, of which {side} is no multiple; "
-                    f"the nearest are {side // patch * patch} and {(side // patch + 1) * patch}"
-                )
-
-
-class _Random:
-    """In place of weights."""
-
-
-_RANDOM = _Random()
-
-
-def _create(name: str, args: dict[str, Any], weights: Any = _RANDOM, **source: Any) -> nn.Module:
-    try:
-        model: nn.Module = timm.create_model(name, pretrained=not isinstance(weights, _Random), **source, **args)
-    except Exception as error:  # hub, network, cache, architecture and arguments have no common base
-        lines = [line.strip() for line in str(error).split("\n") if line.strip()] or [type(error).__name__]
-        if lines[0].endswith("unexpected keyword argument 'img_size'"):
-            return _create(name, {key: value for key, value in args.items() if key != "img_size"}, weights, **source)
-        if lines[0].startswith("Error(s) in loading state_dict"):
-            where = "" if isinstance(weights, Mapping) else f" in {weights}"
-            raise ValueError(f"the weights{where} are not for {name}: {_differences(lines[1:])}") from error
-        if weights is None:
-            said = f"could not get timm's pretrained weights of {name}; give a local file as weights: {lines[0]}"
-            raise ValueError(said) from error
-        given = ", ".join(f"{key}={value}" for key, value in args.items())
-        raise ValueError(f"timm cannot make {name} with {given}: {lines[0]}") from error
-    embed = getattr(model, "patch_embed", None)
-    if type(embed) is PatchEmbed and not embed.dynamic_img_pad:
-        for side, patch in zip(args.get("img_size", ()), embed.patch_size, strict=False):
+        for side, patch in zip(img_size, embed.patch_size, strict=False):
             if side % patch:  # timm would leave out the last pixels
                 raise ValueError(
                     f"{name} cuts images into patches of {patch} pixels, of which {side} is no multiple; "
                     f"the nearest are {side // patch * patch} and {(side // patch + 1) * patch}"
                 )
+
+
+def _create(name: str, args: dict[str, Any], pretrained: bool, weights: Any = None, **source: Any) -> nn.Module:
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **source, **args)
+    except Exception as error:  # hub, network, cache, architecture and arguments have no common base
+        lines = [line.strip() for line in str(error).split("\n") if line.strip()] or [type(error).__name__]
+        if lines[0].endswith("unexpected keyword argument 'img_size'"):
+            args = {key: value for key, value in args.items() if key != "img_size"}
+            return _create(name, args, pretrained, weights, **source)
+        if lines[0].startswith("Error(s) in loading state_dict"):
+            where = "" if isinstance(weights, Mapping) else f" in {weights}"
+            raise ValueError(f"the weights{where} are not for {name}: {_differences(lines[1:])}") from error
+        if pretrained and weights is None:
+            said = f"could not get timm's pretrained weights of {name}; give a local file as weights: {lines[0]}"
+            raise ValueError(said) from error
+        given = ", ".join(f"{key}={value}" for key, value in args.items())
+        raise ValueError(f"timm cannot make {name} with {given}: {lines[0]}") from error
+    _check_patches(name, model, args.get("img_size", ()))
     return model
 
 
