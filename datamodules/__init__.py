@@ -1,9 +1,19 @@
 """Data modules on keyed randomness: every sample is a pure function of (seed, view, index)."""
 
+from lit_distill.datamodules.augmentation import Augmentation, ImageTransform
 from lit_distill.datamodules.base import ImageDataModule
 from lit_distill.datamodules.batch import Batch
 from lit_distill.datamodules.digits import DigitsDataModule
 from lit_distill.datamodules.indexed import IndexedDataset, generators_of
 from lit_distill.datamodules.sampler import KeyedSampler
 
-__all__ = ["Batch", "DigitsDataModule", "ImageDataModule", "IndexedDataset", "KeyedSampler", "generators_of"]
+__all__ = [
+    "Augmentation",
+    "Batch",
+    "DigitsDataModule",
+    "ImageDataModule",
+    "ImageTransform",
+    "IndexedDataset",
+    "KeyedSampler",
+    "generators_of",
+]

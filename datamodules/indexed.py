@@ -24,9 +24,10 @@ class IndexedDataset(Dataset[Any]):
     Args:
         dataset: ``dataset[i]`` is ``(image, target)``, or longer, of which the rest is left out; or a dict.
         seed: Seed of the keyed reads.
-        generators: The generators to seed, of ``"torch"``, ``"python"`` and ``"numpy"``. By default only torch's where
-            the data set is torchvision's and its transforms are from ``torchvision.transforms.v2``, which draw from
-            nothing else; all where anything is unknown.
+        generators: The generators to seed, of ``"torch"``, ``"python"`` and ``"numpy"``. By default, where the data set
+            is torchvision's, torch's and those that its transforms draw from: none but torch's if they are from
+            ``torchvision.transforms.v2``; what their attribute ``generators`` says, as that of `Augmentation`'s does;
+            else all, as for any other data set.
 
     Raises:
         ValueError: If the data set has no rows (an iterable data set, or one without length).
@@ -90,21 +91,28 @@ def generators_of(dataset: Any) -> tuple[Generator, ...]:
         dataset, (ConcatDataset, StackDataset, ChainDataset)
     ):
         return GENERATORS
-    hooks = [getattr(dataset, name, None) for name in ("transform", "target_transform", "transforms")]
-    known = all(hook is None or isinstance(hook, StandardTransform) or _draws_from_torch_only(hook) for hook in hooks)
-    return ("torch",) if known else GENERATORS
+    used: set[Generator] = {"torch"}
+    for name in ("transform", "target_transform", "transforms"):
+        hook = getattr(dataset, name, None)
+        if hook is not None and not isinstance(hook, StandardTransform):
+            used |= _drawn_from(hook)
+    return tuple(name for name in GENERATORS if name in used)
 
 
 def _is_from(thing: object, *modules: str) -> bool:
     return any(f"{type(thing).__module__}.".startswith(f"{module}.") for module in modules)
 
 
-def _draws_from_torch_only(transform: Any) -> bool:
+def _drawn_from(transform: Any) -> set[Generator]:
+    said = getattr(transform, "generators", None)
+    if isinstance(said, Collection) and set(said) <= set(GENERATORS):
+        return set(said)
     # Of torchvision's, the second version; some of the first draw from Python's generator.
     if not _is_from(transform, "torchvision.transforms.v2", "torch.nn", "lit_distill") or isinstance(
         transform, v2.Lambda
     ):
-        return False
+        return set(GENERATORS)
     parts = getattr(transform, "transforms", None) or ()
     children = transform.children() if isinstance(transform, nn.Module) else ()
-    return all(_draws_from_torch_only(part) for part in (*parts, *children))
+    used: set[Generator] = {"torch"}
+    return used.union(*map(_drawn_from, (*parts, *children)))
