@@ -28,9 +28,10 @@ class ImageDataModule(LightningDataModule):
         eval_batch_size: Samples a step in validation, test and prediction; by default ``batch_size``.
         num_workers: Processes that read; 0 reads in the training process.
         seed: Seed of order and augmentation; by default the one given to ``seed_everything``, else 0.
+        repeats: R >= 1, repeated augmentation: an epoch keeps its length, but has R views each of 1/R of the rows.
 
     Raises:
-        ValueError: If a batch size is < 1 or ``num_workers`` is < 0.
+        ValueError: If a batch size or ``repeats`` is < 1, or ``num_workers`` is < 0.
     """
 
     num_classes: int
@@ -46,6 +47,7 @@ class ImageDataModule(LightningDataModule):
         eval_batch_size: int | None = None,
         num_workers: int = 0,
         seed: int | None = None,
+        repeats: int = 1,
     ) -> None:
         super().__init__()
         eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
@@ -53,6 +55,7 @@ class ImageDataModule(LightningDataModule):
             ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size, 1),
             ("num_workers", num_workers, 0),
+            ("repeats", repeats, 1),
         ):
             if value < least:
                 raise ValueError(f"{name} must be >= {least}, got {value}")
@@ -60,6 +63,7 @@ class ImageDataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.repeats = repeats
         self._state: dict[str, Any] = {}  # of the checkpoint that the trainer named below resumes
         self._state_is_for: Any = None
         self._sampler: _TrainingSampler | None = None
@@ -69,9 +73,9 @@ class ImageDataModule(LightningDataModule):
         seed = global_seed() if self.seed is None else self.seed
         data = IndexedDataset(self.train_set, seed)
         if self.trainer is None:
-            sampler = KeyedSampler(data, seed)
+            sampler = KeyedSampler(data, seed, repeats=self.repeats)
         else:
-            self._sampler = sampler = _TrainingSampler(self.trainer, data, seed)
+            self._sampler = sampler = _TrainingSampler(self.trainer, data, seed, self.repeats)
             sampler.begin(self._state if self._state_is_for is self.trainer else {}, self.batch_size)
         return self._loader(data, self.batch_size, kind=_ResumableLoader, sampler=sampler)
 
@@ -125,8 +129,8 @@ def progress_of(trainer: Any) -> tuple[int, int]:
 class _TrainingSampler(KeyedSampler):
     """Begins where training stopped, be it with another batch size or number of processes."""
 
-    def __init__(self, trainer: Any, data: IndexedDataset, seed: int) -> None:
-        super().__init__(data, seed, num_replicas=trainer.world_size, rank=trainer.global_rank)
+    def __init__(self, trainer: Any, data: IndexedDataset, seed: int, repeats: int) -> None:
+        super().__init__(data, seed, num_replicas=trainer.world_size, rank=trainer.global_rank, repeats=repeats)
         self.trainer = trainer
         self._stopped = (0, 0)
         self._more_batches = 0

@@ -26,6 +26,7 @@ class DigitsDataModule(ImageDataModule):
         seed: Seed of order and augmentation, not of the split; by default the one given to ``seed_everything``.
         train_transform: Replaces the augmentation; any module on ``(1, 8, 8)`` images, such as
             ``torch.nn.Identity`` for none.
+        repeats: Views of an image in an epoch, see `ImageDataModule`.
 
     Source:
         Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
@@ -47,8 +48,9 @@ class DigitsDataModule(ImageDataModule):
         num_workers: int = 0,
         seed: int | None = None,
         train_transform: nn.Module | None = None,
+        repeats: int = 1,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, seed)
+        super().__init__(batch_size, eval_batch_size, num_workers, seed, repeats)
         self.train_transform = train_transform or v2.RandomAffine(
             degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1), shear=5, interpolation=InterpolationMode.BILINEAR
         )

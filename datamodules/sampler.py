@@ -1,7 +1,6 @@
 """A sampler that says which view of which sample is wanted."""
 
-from collections.abc import Iterator, Sized
-from itertools import cycle, islice
+from collections.abc import Iterator, Sequence, Sized
 from typing import Any
 
 from torch import distributed
@@ -14,11 +13,15 @@ _ORDER = 0x0BDE
 
 
 class KeyedSampler(DistributedSampler[Any]):
-    """Yield ``(view, index)``: the epoch, and the row in the epoch's keyed order.
+    """Yield ``(view, index)``: the view, which is the epoch, and the row in the epoch's keyed order.
 
     The order is a pure function of ``(seed, epoch)``, and the ranks deal it out among themselves in turn, so that the
     global batch is the same for any number of them. A `DistributedSampler`, so Lightning keeps it under DDP and tells
     it the epoch.
+
+    With ``repeats`` = R, repeated augmentation, an epoch of N samples is the first N / R rows of the order, rounded up,
+    R times each: next to one another, so that R ranks have one each, and as distinct views, ``epoch * R + r`` for r in
+    0..R-1. The other rows have their turn in other epochs.
 
     Args:
         dataset: Only its length is used.
@@ -27,12 +30,22 @@ class KeyedSampler(DistributedSampler[Any]):
         num_replicas: Ranks; by default those of the running process group, or one.
         rank: This rank, 0..num_replicas-1.
         drop_last: Leave out the last rows instead of repeating the first when the ranks cannot share evenly.
+        repeats: R >= 1, views of a row in an epoch; 3 in DeiT.
+
+    Raises:
+        ValueError: If ``repeats`` is < 1.
+
+    Source:
+        Berman et al., "MultiGrain", arXiv 1902.05509; Hoffer et al., "Augment your batch", arXiv 1901.09335. DeiT's
+        ``RASampler`` keeps the length of an epoch likewise, but rounds it down to a multiple of 256.
 
     Example:
         >>> sampler = KeyedSampler(range(4), seed=1)
         >>> sampler.set_epoch(3)
         >>> sorted(sampler)
         [(3, 0), (3, 1), (3, 2), (3, 3)]
+        >>> list(KeyedSampler(range(4), shuffle=False, repeats=2))
+        [(0, 0), (1, 0), (0, 1), (1, 1)]
     """
 
     def __init__(
@@ -43,7 +56,10 @@ class KeyedSampler(DistributedSampler[Any]):
         num_replicas: int | None = None,
         rank: int | None = None,
         drop_last: bool = False,
+        repeats: int = 1,
     ) -> None:
+        if repeats < 1:
+            raise ValueError(f"repeats must be >= 1, got {repeats}")
         if num_replicas is None or rank is None:
             running = distributed.is_available() and distributed.is_initialized()
             if num_replicas is None:
@@ -51,7 +67,7 @@ class KeyedSampler(DistributedSampler[Any]):
             if rank is None:
                 rank = distributed.get_rank() if running else 0
         super().__init__(dataset, num_replicas, rank, shuffle, derive_seed(seed, _ORDER), drop_last)  # type: ignore[arg-type]
-
+        self.repeats = repeats
         self._resumed = (0, 0, len(dataset))
 
     def resume(self, epoch: int, done: int, length: int | None = None) -> None:
@@ -69,24 +85,26 @@ class KeyedSampler(DistributedSampler[Any]):
         self._resumed = (epoch, done, len(self.dataset) if length is None else length)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = self._order(len(self.dataset))  # type: ignore[arg-type]
         epoch, done, length = self._resumed
-        indices = super().__iter__() if self.epoch != epoch or not done else self._rest(done, length)
-        for index in indices:
-            yield self.epoch, index
-
-    def _rest(self, done: int, length: int) -> Iterator[int]:
-        rest = self._order(len(self.dataset))  # type: ignore[arg-type]
-        if length == len(rest):
-            rest = list(islice(cycle(rest), done, max(done, self.total_size)))
-        else:
-            trained = set(self._order(length)[:done])
-            rest = [index for index in rest if index not in trained]
+        places = self._rest(order, done, length) if self.epoch == epoch and done else range(len(order))
         ranks = self.num_replicas
-        each = len(rest) // ranks if self.drop_last else -(-len(rest) // ranks)
-        return islice(cycle(rest or [0]), self.rank, each * ranks, ranks)
+        each = len(places) // ranks if self.drop_last else -(-len(places) // ranks)
+        for nth in range(self.rank, each * ranks, ranks):
+            place = places[nth % len(places)] % len(order)
+            yield self.epoch * self.repeats + place % self.repeats, order[place]
+
+    def _rest(self, order: list[int], done: int, length: int) -> Sequence[int]:
+        """Return the places of the order that are left after ``done`` samples of ``length`` rows."""
+        if length == len(order):
+            return range(done, max(done, self.total_size))
+        trained = {(row, place % self.repeats) for place, row in enumerate(self._order(length)[:done])}
+        places = [place for place, row in enumerate(order) if (row, place % self.repeats) not in trained]
+        return places[: max(0, len(order) - done)]
 
     def _order(self, length: int) -> list[int]:
-        """Return the epoch's order of that many rows, over all ranks."""
+        """Return the row at each place of the epoch's order, over all ranks, if the data set had that many rows."""
         whole: DistributedSampler[Any] = DistributedSampler(range(length), 1, 0, self.shuffle, self.seed)  # type: ignore[arg-type]
         whole.set_epoch(self.epoch)
-        return list(whole)
+        rows = list(whole)
+        return rows if self.repeats == 1 else [row for row in rows for _ in range(self.repeats)][:length]

@@ -8,6 +8,7 @@ from toys import in_processes
 
 from lit_distill.callbacks import SoftLabelMemory
 from lit_distill.callbacks.exchange import exchange
+from lit_distill.datamodules import KeyedSampler
 
 ROWS, CLASSES, BATCH = 41, 7, 3
 
@@ -51,6 +52,33 @@ def test_equals_one_process(world: int, top_k: int | None, dtype: torch.dtype, c
         assert recorded == tables[0][1]
         for name, value in states(alone).items():
             assert torch.equal(value, table[name]), name
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("repeats", [2, 3])
+def test_of_repeated_views_the_first_in_the_order_is_remembered_for_any_number_of_processes(
+    world: int, repeats: int
+) -> None:
+    epoch = 2
+
+    def work(rank: int) -> Any:
+        memory = SoftLabelMemory(ROWS, CLASSES, dtype=torch.float32, shared=world > 1)
+        sampler = KeyedSampler(range(ROWS), 5, num_replicas=world, rank=rank, repeats=repeats)
+        sampler.set_epoch(epoch)
+        keys = torch.tensor(list(sampler))
+        for part in keys.split(BATCH):
+            copy = part[:, 0] - epoch * repeats
+            memory.record(part[:, 1], torch.nn.functional.one_hot(copy, CLASSES).float(), epoch=1)
+        exchange(memory)
+        soft_labels, recorded = memory.read(torch.arange(ROWS), epoch=2)
+        return keys[:, 1], soft_labels, recorded
+
+    results = in_processes(world, work) if world > 1 else [work(0)]
+    seen = torch.cat([rows for rows, _, _ in results]).unique()
+    assert len(seen) == -(-ROWS // repeats)
+    for _, soft_labels, recorded in results:
+        assert torch.equal(recorded.nonzero().flatten(), seen)
+        assert (soft_labels[seen].argmax(dim=1) == 0).all()  # copy 0 of each
 
 
 def test_a_vector_that_is_not_finite_has_no_place_in_the_order() -> None:

@@ -81,6 +81,18 @@ def test_views_differ_between_epochs_and_seeds() -> None:
     assert sum(not torch.equal(*views) for views in by_row.values()) > 40
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_repeats_are_distinct_views_of_a_row_in_one_epoch(workers: int) -> None:
+    batches = epochs_of(num_workers=workers, repeats=3)
+    for epoch in range(2):
+        views: dict[int, list[torch.Tensor]] = {}
+        for _, batch in (pair for pair in batches if pair[0] == epoch):
+            for row, image in zip(batch.index.tolist(), batch.image, strict=True):
+                views.setdefault(row, []).append(image)
+        assert [len(images) for images in views.values()] == [3] * 16
+        assert all(len({tuple(image.flatten().tolist()) for image in images}) == 3 for images in views.values())
+
+
 def test_the_seed_is_the_one_given_to_seed_everything() -> None:
     def first(seed: int | None) -> torch.Tensor:
         data = DigitsDataModule(batch_size=10, seed=seed)
@@ -111,16 +123,17 @@ def test_a_resumed_run_goes_on_with_the_views_of_its_epoch(tmp_path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create")
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_resumed_within_an_epoch_goes_on_with_its_next_batch(tmp_path, workers: int) -> None:
-    whole = epochs_of(epochs=3, num_workers=workers)
+@pytest.mark.parametrize(("workers", "repeats"), [(0, 1), (2, 1), (0, 3)])
+def test_a_run_resumed_within_an_epoch_goes_on_with_its_next_batch(tmp_path, workers: int, repeats: int) -> None:
+    options: dict[str, Any] = {"num_workers": workers, "repeats": repeats}
+    whole = epochs_of(epochs=3, **options)
     first = Collect()
     checkpoint = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
     trainer(max_epochs=3, callbacks=checkpoint, enable_checkpointing=True).fit(
-        first, datamodule=FewDigits(batch_size=10, seed=7, num_workers=workers)
+        first, datamodule=FewDigits(batch_size=10, seed=7, **options)
     )
     for step in (1, 3, 5, 7, 10):  # of 5 an epoch
-        second, data = Collect(), FewDigits(batch_size=10, seed=7, num_workers=workers)
+        second, data = Collect(), FewDigits(batch_size=10, seed=7, **options)
         path = tmp_path / f"step={step}.ckpt"
         trainer(max_epochs=3).fit(second, datamodule=data, ckpt_path=path, weights_only=True)
         assert_same(second.batches, whole[step:])
@@ -219,6 +232,7 @@ def test_starting_workers_draws_nothing_from_the_process() -> None:
         ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
         ({"eval_batch_size": 0}, "eval_batch_size must be >= 1, got 0"),
         ({"num_workers": -1}, "num_workers must be >= 0, got -1"),
+        ({"repeats": 0}, "repeats must be >= 1, got 0"),
     ],
 )
 def test_refuses_what_is_out_of_range(arguments: dict[str, int], message: str) -> None:

@@ -41,13 +41,56 @@ def test_pads_with_the_first_rows_or_drops_the_last() -> None:
     assert [len(part) for part in dropped] == [2, 2]
 
 
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("rows", [24, 29])
+def test_without_repeats_it_is_torchs_sampler(rows: int, ranks: int, drop_last: bool) -> None:
+    for rank in range(ranks):
+        ours = KeyedSampler(range(rows), seed=5, num_replicas=ranks, rank=rank, drop_last=drop_last)
+        torchs = DistributedSampler(range(rows), ranks, rank, seed=ours.seed, drop_last=drop_last)
+        for epoch in range(3):
+            ours.set_epoch(epoch)
+            torchs.set_epoch(epoch)
+            assert list(ours) == [(epoch, row) for row in torchs]
+            assert len(list(ours)) == len(ours) == len(torchs)
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 3, 7])
+@pytest.mark.parametrize("rows", [1, 5, 24, 50])  # DeiT's own sampler has no sample at all below 256 rows
+def test_repeats_a_row_as_distinct_views_and_keeps_the_length_of_an_epoch(rows: int, repeats: int) -> None:
+    sampler, plain = KeyedSampler(range(rows), seed=5, repeats=repeats), KeyedSampler(range(rows), seed=5)
+    keys: list[tuple[int, int]] = []
+    for epoch in range(120):
+        sampler.set_epoch(epoch)
+        plain.set_epoch(epoch)
+        now = list(sampler)
+        assert len(now) == len(sampler) == rows
+        chosen = [row for _, row in plain][: -(-rows // repeats)]
+        assert now == [(epoch * repeats + copy, row) for row in chosen for copy in range(repeats)][:rows]
+        keys += now
+    assert len(set(keys)) == len(keys)  # no view twice, in no epoch
+    assert {row for _, row in keys} == set(range(rows))
+
+
+def test_the_views_of_a_row_are_on_as_many_ranks() -> None:
+    parts = [list(KeyedSampler(range(50), seed=5, num_replicas=3, rank=rank, repeats=3)) for rank in range(3)]
+    steps = list(zip(*parts, strict=True))
+    for step in steps[:-1]:
+        assert [view for view, _ in step] == [0, 1, 2]
+        assert len({row for _, row in step}) == 1
+    assert steps[-1] == (parts[0][-1], (1, parts[0][-1][1]), parts[0][0])  # 50 samples are padded to 51
+    whole = list(KeyedSampler(range(50), seed=5, repeats=3))
+    assert [key for step in steps for key in step][:50] == whole
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 @pytest.mark.parametrize("rows", [24, 25, 29])
-def test_goes_on_within_an_epoch_for_any_number_of_ranks(ranks: int, rows: int) -> None:
+def test_goes_on_within_an_epoch_for_any_number_of_ranks(ranks: int, rows: int, repeats: int) -> None:
     """The rest of the epoch's order is dealt out in turn, evenly, and the epochs after it are whole."""
-    samplers = [KeyedSampler(range(rows), seed=5, num_replicas=ranks, rank=rank) for rank in range(ranks)]
+    samplers = [KeyedSampler(range(rows), 5, num_replicas=ranks, rank=rank, repeats=repeats) for rank in range(ranks)]
     for epoch in range(2):
-        whole = KeyedSampler(range(rows), seed=5)
+        whole = KeyedSampler(range(rows), seed=5, repeats=repeats)
         whole.set_epoch(epoch)
         for done in range(rows):
             for sampler in samplers:
@@ -59,6 +102,30 @@ def test_goes_on_within_an_epoch_for_any_number_of_ranks(ranks: int, rows: int) 
         for sampler in samplers:
             sampler.set_epoch(epoch + 1)
             assert len(list(sampler)) == len(sampler)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_goes_on_within_an_epoch_of_a_set_that_has_grown(ranks: int, repeats: int, drop_last: bool) -> None:
+    before = list(KeyedSampler(range(40), seed=5, repeats=repeats))
+    for done in range(0, 41, 5):
+        parts = []
+        for rank in range(ranks):
+            sampler = KeyedSampler(range(47), 5, True, ranks, rank, drop_last, repeats)
+            sampler.resume(0, done, length=40)
+            parts.append(list(sampler))
+        dealt = [key for group in zip(*parts, strict=True) for key in group]
+        left = 47 - done
+        assert len(dealt) == (left // ranks * ranks if drop_last else -(-left // ranks) * ranks)
+        assert len(set(dealt)) == min(left, len(dealt))  # the rest pads
+        assert set(dealt).isdisjoint(before[:done])
+        assert {view for view, _ in dealt} <= set(range(repeats))
+
+
+def test_refuses_to_repeat_a_row_less_than_once() -> None:
+    with pytest.raises(ValueError, match="repeats must be >= 1, got 0"):
+        KeyedSampler(range(3), repeats=0)
 
 
 def test_without_shuffling_the_order_is_the_data_sets() -> None:
