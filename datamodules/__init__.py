@@ -5,6 +5,7 @@ from lit_distill.datamodules.base import ImageDataModule
 from lit_distill.datamodules.batch import Batch
 from lit_distill.datamodules.digits import DigitsDataModule
 from lit_distill.datamodules.indexed import IndexedDataset, generators_of
+from lit_distill.datamodules.mixing import Mixing
 from lit_distill.datamodules.sampler import KeyedSampler
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "ImageTransform",
     "IndexedDataset",
     "KeyedSampler",
+    "Mixing",
     "generators_of",
 ]

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from lit_distill.datamodules.batch import Batch
 from lit_distill.datamodules.indexed import IndexedDataset
+from lit_distill.datamodules.mixing import Mixing
 from lit_distill.datamodules.sampler import KeyedSampler
 from lit_distill.keys import global_seed
 
@@ -29,6 +30,8 @@ class ImageDataModule(LightningDataModule):
         num_workers: Processes that read; 0 reads in the training process.
         seed: Seed of order and augmentation; by default the one given to ``seed_everything``, else 0.
         repeats: R >= 1, repeated augmentation: an epoch keeps its length, but has R views each of 1/R of the rows.
+        mixing: Mixup and cutmix of the training batches, on the device, or None. A module's own
+            ``on_after_batch_transfer`` is then not called, as Lightning says.
 
     Raises:
         ValueError: If a batch size or ``repeats`` is < 1, or ``num_workers`` is < 0.
@@ -48,6 +51,7 @@ class ImageDataModule(LightningDataModule):
         num_workers: int = 0,
         seed: int | None = None,
         repeats: int = 1,
+        mixing: Mixing | None = None,
     ) -> None:
         super().__init__()
         eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
@@ -64,13 +68,17 @@ class ImageDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.repeats = repeats
+        self.mixing = mixing
+        if mixing is not None:
+            # Not a method of the class: Lightning would never call the module's, though there be nothing to mix.
+            self.on_after_batch_transfer = self._mix  # type: ignore[method-assign]
         self._state: dict[str, Any] = {}  # of the checkpoint that the trainer named below resumes
         self._state_is_for: Any = None
         self._sampler: _TrainingSampler | None = None
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the keyed loader of the training set; its batches start at the epoch that training has reached."""
-        seed = global_seed() if self.seed is None else self.seed
+        seed = self._seed()
         data = IndexedDataset(self.train_set, seed)
         if self.trainer is None:
             sampler = KeyedSampler(data, seed, repeats=self.repeats)
@@ -103,6 +111,21 @@ class ImageDataModule(LightningDataModule):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state, self._state_is_for = state_dict, self.trainer
+
+    def _mix(self, batch: Batch, dataloader_idx: int) -> Batch:
+        batch = type(self).on_after_batch_transfer(self, batch, dataloader_idx)
+        trainer: Any = self.trainer
+        if self.mixing is None or not trainer.training:
+            return batch
+        # Lightning counts a batch as ready after it has been transferred.
+        step = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        key = self._seed(), trainer.current_epoch, step, trainer.global_rank
+        image, target = self.mixing(batch.image, batch.target, self.num_classes, key)
+        # The precision plugin has seen the batch before there were floats in it.
+        return batch._replace(image=trainer.precision_plugin.convert_input(image), target=target)
+
+    def _seed(self) -> int:
+        return global_seed() if self.seed is None else self.seed
 
     def _loader(
         self, data: IndexedDataset, batch_size: int, kind: type[DataLoader[Any]] = DataLoader, **kwargs: Any

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 
 from lit_distill.datamodules.base import ImageDataModule
+from lit_distill.datamodules.mixing import Mixing
 
 
 class DigitsDataModule(ImageDataModule):
@@ -27,6 +28,7 @@ class DigitsDataModule(ImageDataModule):
         train_transform: Replaces the augmentation; any module on ``(1, 8, 8)`` images, such as
             ``torch.nn.Identity`` for none.
         repeats: Views of an image in an epoch, see `ImageDataModule`.
+        mixing: Mixup and cutmix, or None.
 
     Source:
         Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
@@ -49,8 +51,9 @@ class DigitsDataModule(ImageDataModule):
         seed: int | None = None,
         train_transform: nn.Module | None = None,
         repeats: int = 1,
+        mixing: Mixing | None = None,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, seed, repeats)
+        super().__init__(batch_size, eval_batch_size, num_workers, seed, repeats, mixing)
         self.train_transform = train_transform or v2.RandomAffine(
             degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1), shear=5, interpolation=InterpolationMode.BILINEAR
         )
