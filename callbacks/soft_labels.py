@@ -253,7 +253,8 @@ class SoftLabelCallback(CriterionCallback):
         if target.dim() != 1 and not self.soft_targets:
             raise ValueError(
                 f"{type(self).__name__} got targets of shape {tuple(target.shape)}, as mixup and cutmix make them, and "
-                "a mixed image is nobody's row: turn mixing off, or set soft_targets=True if the images are not mixed"
+                "a mixed image is nobody's row: leave out mixing or this callback, or set soft_targets=True if the "
+                "images are not mixed"
             )
         classes = logits.shape[1]
         if self.memory is None:
