@@ -13,13 +13,35 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from toys import trainer
 
-from lit_distill import DistillableViT, FrozenTeacher, HardDistillation, LitDistiller, SoftDistillation, StudentOutput
+from lit_distill import (
+    DistillableViT,
+    FrozenTeacher,
+    HardDistillation,
+    LitDistiller,
+    SoftDistillation,
+    StudentOutput,
+    TimmStudent,
+)
 from lit_distill.models.output import HEADS
 
 
 def vit(classes: int = 5, **kwargs: Any) -> DistillableViT:
     torch.manual_seed(3)
     return DistillableViT(8, 4, classes, dim=16, depth=1, heads=2, mlp_dim=16, dim_head=8, **kwargs)
+
+
+def timm_student(name: str) -> TimmStudent:
+    torch.manual_seed(3)
+    small = {"depth": 1, "embed_dim": 16, "num_heads": 2}
+    return TimmStudent(name, 5, img_size=8, patch_size=4, mean=[0.5] * 3, std=[0.5] * 3, **small)
+
+
+STUDENTS = {
+    "DistillableViT": vit,
+    "token added": lambda: timm_student("vit_tiny_patch16_224"),
+    "timm's own token": lambda: timm_student("deit_tiny_distilled_patch16_224"),
+}
+every_student = pytest.mark.parametrize("student", STUDENTS.values(), ids=STUDENTS.keys())
 
 
 def convnet(classes: int = 5) -> nn.Module:
@@ -126,32 +148,68 @@ def test_the_teacher_is_a_guest() -> None:
     assert module.teacher is None
 
 
+@every_student
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
-def test_the_teacher_follows_the_precision_plugin(precision: str) -> None:
-    run = trainer(max_epochs=1, precision=precision)
-    run.fit(distiller(), loader(), loader())
+def test_student_and_teacher_follow_the_precision_plugin(student: Any, precision: Any) -> None:
+    module, run = distiller(student=student()), trainer(max_epochs=2, precision=precision)
+    before, seen = copy.deepcopy(module.student.state_dict()), set()
+    module.student.register_forward_hook(lambda m, args, out: seen.update((out[0].dtype, out[1].dtype)))
+    run.fit(module, loader(), loader())
+    assert seen == {torch.float64 if precision == "64-true" else torch.bfloat16}
+    kept = {"bf16-mixed": torch.float32, "bf16-true": torch.bfloat16, "64-true": torch.float64}[precision]
+    assert {value.dtype for value in module.student.state_dict().values()} == {kept}
+    assert {p.dtype for p in module.teacher.parameters()} == {kept}
     assert run.callback_metrics["train/loss"].isfinite()
     assert run.callback_metrics["val/nll"].isfinite()
+    now = module.student.state_dict()
+    moved = {key for key in now if not torch.equal(now[key], before[key].to(kept))}
+    assert any("distillation_token" in key or "dist_token" in key for key in moved)
 
 
-def test_an_average_of_the_weights_is_the_students_alone() -> None:
-    module = distiller()
+@every_student
+def test_an_average_of_the_weights_is_the_students_alone(student: Any, tmp_path) -> None:
+    module = distiller(student=student())
     teacher = module.teacher
     average = EMAWeightAveraging(decay=0.5)
-    trainer(max_epochs=2, callbacks=average).fit(module, loader(), loader())
+    run = trainer(max_epochs=2, callbacks=average)
+    run.fit(module, loader(), loader())
     assert module.teacher is teacher
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    saved = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert not [key for key in saved["state_dict"] if not key.startswith("student.")]
+    assert average._average_model.module.teacher is None
     copied = copy.deepcopy(module).double()
     assert copied.teacher is None
-    assert copied.student.head.weight.dtype == torch.float64
-    assert teacher.model[0].weight.dtype == module.student.head.weight.dtype == torch.float32
+    assert {value.dtype for value in copied.student.parameters()} == {torch.float64}
+    assert {value.dtype for value in [*module.parameters(), *teacher.parameters()]} == {torch.float32}
     assert all(torch.equal(value.float(), module.state_dict()[key]) for key, value in copied.state_dict().items())
 
 
-def test_compiled_in_place_the_student_keeps_its_keys() -> None:
-    module = distiller()
-    keys = list(module.state_dict())
-    module.student.compile()
-    assert list(module.state_dict()) == keys
+@every_student
+def test_batches_accumulated_train_as_one_large_batch(student: Any) -> None:
+    def weights_after(batch_size: int, accumulate: int) -> dict[str, torch.Tensor]:
+        module = distiller(student=student(), optimizer=lambda p: torch.optim.SGD(p, lr=0.1), scheduler=None)
+        run = trainer(max_epochs=2, accumulate_grad_batches=accumulate)
+        run.fit(module, loader(batch_size=batch_size))
+        assert run.global_step == 4
+        return module.state_dict()
+
+    few, one = weights_after(4, 3), weights_after(12, 1)
+    for key, value in one.items():
+        torch.testing.assert_close(few[key], value, rtol=1e-4, atol=1e-5, msg=key)
+
+
+@every_student
+def test_compiled_in_place_the_student_trains_to_the_same_weights_under_its_own_keys(student: Any) -> None:
+    # Without inductor, which needs a compiler: what is traced and differentiated is the same.
+    plain, compiled = distiller(student=student()), distiller(student=student())
+    compiled.student.compile(backend="aot_eager", fullgraph=True)
+    for module in (plain, compiled):
+        torch.manual_seed(0)
+        trainer(max_epochs=1).fit(module, loader(), loader())
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    for key, value in plain.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[key], value, rtol=1e-4, atol=1e-5, msg=key)
 
 
 def test_norms_biases_tokens_and_positions_have_no_weight_decay() -> None:
@@ -365,9 +423,10 @@ def test_groups_of_a_teachers_classes_follow_the_data(tmp_path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed", "bf16-true"])
-def test_trains_compiled_on_a_gpu_with_a_teacher_in_half_precision(precision: Any) -> None:
+@every_student
+def test_trains_compiled_on_a_gpu_with_a_teacher_in_half_precision(student: Any, precision: Any) -> None:
     teacher = FrozenTeacher(convnet(), precision="fp16", channels_last=True)
-    module = distiller(teacher=teacher)
+    module = distiller(student=student(), teacher=teacher)
     module.student.compile()
     trainer(max_epochs=2, precision=precision, accelerator="cuda").fit(module, loader())
     assert all(parameter.isfinite().all() for parameter in module.parameters())
