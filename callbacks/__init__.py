@@ -1,6 +1,7 @@
 """Callbacks for any Lightning project, one per file."""
 
 from lit_distill.callbacks.criterion import CriterionCallback
+from lit_distill.callbacks.distillation_warmup import DistillationWarmup
 from lit_distill.callbacks.memory import SoftLabelMemory
 from lit_distill.callbacks.pskd import ProgressiveSelfDistillation
 from lit_distill.callbacks.retrospection import LearningWithRetrospection
@@ -13,6 +14,7 @@ from lit_distill.callbacks.teacher_check import TeacherCheck
 
 __all__ = [
     "CriterionCallback",
+    "DistillationWarmup",
     "LearningWithRetrospection",
     "ProgressiveSelfDistillation",
     "RetrospectiveLoss",

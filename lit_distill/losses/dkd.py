@@ -39,7 +39,8 @@ def dkd_loss(
 
     Source:
         Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679, equation 7; defaults of
-        megvii-research/mdistiller, which lets the loss grow over the first 20 epochs.
+        megvii-research/mdistiller, which lets the loss grow over the first 20 epochs, as the callback
+        `DistillationWarmup` does.
 
     Example:
         >>> logits = torch.tensor([[2.0, 0.0, 1.0]])
