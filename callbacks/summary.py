@@ -57,7 +57,7 @@ class RunSummary(Callback):
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         heads = getattr(pl_module, "distillation", None) is not None
-        parts = [self.table(heads)] if self.last else []
+        parts = [self.table(heads, getattr(pl_module, "head", None))] if self.last else []
         rank_zero_only(print)("\n" + "\n\n".join([*parts, _places(trainer)]), flush=True)
 
     @override
@@ -68,8 +68,13 @@ class RunSummary(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.last, self.best = state_dict["last"], state_dict["best"]
 
-    def table(self, heads: bool = True) -> str:
-        """Return the table as text, one line a metric; without ``heads`` the student has one accuracy."""
+    def table(self, heads: bool = True, predicts: str | None = None) -> str:
+        """Return the table as text, one line a metric.
+
+        Args:
+            heads: Whether there are two heads; without, the student has one accuracy.
+            predicts: The head whose accuracy is marked as that of the predictions, such as ``"mean_probs"``.
+        """
         head = f"{'validation':<38}{'last epoch':>12}{'best epoch':>12}"
         lines = [head, "-" * len(head)]
         lines.append(f"{'epoch, counted from 0':<38}{self.last['epoch']:>12.0f}{self.best.get('epoch', 0):>12.0f}")
@@ -79,7 +84,8 @@ class RunSummary(Callback):
             label = label if heads else label.removesuffix(", class head")
             if key in self.last:
                 style = "12.4f" if name in ("nll", "ece") else "12.2%"
-                lines.append(f"{label:<38}{self.last[key]:>{style}}{self.best.get(key, float('nan')):>{style}}")
+                line = f"{label:<38}{self.last[key]:>{style}}{self.best.get(key, float('nan')):>{style}}"
+                lines.append(f"{line}  predicts" if heads and name == f"accuracy_{predicts}" else line)
         return "\n".join(lines)
 
 

@@ -18,17 +18,20 @@ class Scores(Foreign):
 def test_tells_the_last_and_the_best_epoch_apart(capsys) -> None:
     summary = RunSummary()
     module = Scores()
-    module.distillation = torch.nn.Identity()
+    module.distillation, module.head = torch.nn.Identity(), "mean_probs"
     trainer(max_epochs=3, callbacks=summary).fit(module, toy_loader(), toy_loader(8))
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["epoch,", "counted", "from", "0", "2", "1"] in rows
     assert ["teacher", "accuracy", "100.00%", "100.00%"] in rows
-    assert ["student", "accuracy,", "mean", "of", "softmaxes", "70.00%", "90.00%"] in rows
+    assert ["student", "accuracy,", "mean", "of", "softmaxes", "70.00%", "90.00%", "predicts"] in rows
+    assert ["student", "accuracy,", "class", "head", "60.00%", "80.00%"] in rows
     assert ["negative", "log-likelihood", "(nats)", "0.3000", "0.1000"] in rows
 
 
 def test_without_distillation_the_student_has_one_accuracy(capsys) -> None:
-    trainer(max_epochs=3, callbacks=RunSummary()).fit(Scores(), toy_loader(), toy_loader(8))
+    module = Scores()
+    module.head = "class"
+    trainer(max_epochs=3, callbacks=RunSummary()).fit(module, toy_loader(), toy_loader(8))
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [row for row in rows if "student" in row] == [["student", "accuracy", "60.00%", "80.00%"]]
 

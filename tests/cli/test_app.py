@@ -91,7 +91,7 @@ def test_a_fit_ends_with_a_table_and_the_places_of_its_files(capsys) -> None:
         "negative log-likelihood",
         "expected calibration error",
     ):
-        assert re.search(rf"^{row}.* +\d+\.\d+%? +\d+\.\d+%?$", out, re.MULTILINE), row
+        assert re.search(rf"^{row}.* +\d+\.\d+%? +\d+\.\d+%?(  predicts)?$", out, re.MULTILINE), row
     assert re.search(r"last epoch +best epoch", out)
     for place in ("checkpoints/last.ckpt", "checkpoints/best-epoch="):
         assert str(folder / place) in out
@@ -381,9 +381,8 @@ def test_every_config_takes_a_step_validates_and_reloads(config: Path) -> None:
 
 
 def accuracies(out: str) -> dict[str, float]:
-    return {
-        name.strip(): float(value) for name, value in re.findall(r"^(.+?) +([0-9.]+)% +[0-9.]+%$", out, re.MULTILINE)
-    }
+    rows = re.findall(r"^(.+?) +([0-9.]+)% +[0-9.]+%(?:  predicts)?$", out, re.MULTILINE)
+    return {name.strip(): float(value) for name, value in rows}
 
 
 @pytest.mark.slow
