@@ -15,6 +15,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lit_distill.models.weights import other_depth_in
+
 _BASES = (nn.Module, LightningDataModule, Callback, Optimizer, LRScheduler, Logger)
 # What jsonargparse says of the other branches of a union; never the mistake itself.
 _NOISE = (
@@ -73,7 +75,8 @@ def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
         kind, _, keys = details[0].partition(": ")
         first = keys.split(", ")
         shown = ", ".join(first[:3]) + (f", ... {len(first)} in all" if len(first) > 3 else "")
-        return f"the checkpoint does not fit the model: {kind}{shown and ': '}{shown}{more}"
+        depths = other_depth_in(text)
+        return f"the checkpoint does not fit the model: {depths}{kind}{shown and ': '}{shown}{more}"
     required = re.fullmatch(r"the following arguments are required: (.+)", text)
     if required:
         flags = ", ".join(f"--{name.partition('.')[2] or name}" for name in required[1].split(", "))

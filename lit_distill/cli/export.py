@@ -21,15 +21,18 @@ def export(
     """Write the student of a checkpoint of the command line, and say where it is.
 
     Args:
-        ckpt_path: The checkpoint.
+        ckpt_path: The checkpoint; or an earlier export, with ``output``.
         output: Folder to make; by default ``student`` beside the checkpoint.
         head: What predicts; by default as the run was set.
         onnx: Write ``student.onnx`` too.
         overwrite: Replace an earlier export.
 
     Raises:
-        ValueError: As `load_student` and `export_student` do.
+        ValueError: If an export is to be exported again without ``output``; and as `load_student` and `export_student`
+            do.
     """
+    if output is None and Path(ckpt_path).is_dir() and (Path(ckpt_path) / "student.json").is_file():
+        raise ValueError(f"{ckpt_path} is an export already: give its run's checkpoint, or --output for another export")
     student = load_student(ckpt_path)
     card = dict(student.card)  # type: ignore[arg-type]
     shape, chosen = card.pop("image_shape", None), card.pop("head", "mean_probs")

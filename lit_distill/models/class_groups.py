@@ -85,8 +85,11 @@ class ClassGroups(nn.Module):
         notes = []
         if shared:
             member, names = next(iter(shared.items()))
-            more = f" (and {len(shared) - 1} more)" if len(shared) > 1 else ""
-            notes.append(f"class {member} of the teacher is in the groups of {' and '.join(names)}{more}")
+            more = f"; {len(shared) - 1} more like it" if len(shared) > 1 else ""
+            many = ", ".join(names[:-1]) + f" and {names[-1]}"
+            notes.append(
+                f"class {member} of the teacher is in the groups of {many}: its probability counts in each{more}"
+            )
         if self.num_classes is not None:
             unused = [m for m in range(self.num_classes) if m not in where]
             if unused:

@@ -24,7 +24,8 @@ class PixelInput(nn.Module):
         ``(B, C, H, W)`` to ``(B, C, *input_size)``.
 
     Raises:
-        ValueError: If only one of ``mean`` and ``std`` is given, their lengths differ, or a ``std`` is not positive.
+        ValueError: If only one of ``mean`` and ``std`` is given, their lengths differ, or a ``std`` is not positive; of
+            what is no batch of images, or has other channels, where there is something to be done to it.
 
     Example:
         >>> PixelInput(mean=[0.5], std=[0.25])(torch.full((1, 1, 2, 2), 255, dtype=torch.uint8)).unique()
@@ -56,6 +57,8 @@ class PixelInput(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the network's own view of ``image``."""
+        if self.mean is not None or self.input_size is not None:
+            check_batch(image, None if self.mean is None else len(self.mean))
         if not image.is_floating_point():
             image = image.to(self.scale.dtype) / self.scale
         if self.input_size is not None and list(image.shape[-2:]) != self.input_size:
@@ -63,6 +66,16 @@ class PixelInput(nn.Module):
         if self.mean is not None and self.std is not None:
             image = (image - self.mean) / self.std
         return image
+
+
+def check_batch(image: Tensor, statistics: int | None = None) -> None:
+    """Raise ``ValueError`` unless ``image`` is ``(B, C, H, W)`` and each channel has one of so many ``statistics``."""
+    shape = tuple(image.shape)
+    if len(shape) != 4:
+        mend = "; of one image make a batch with image[None]" if len(shape) == 3 else ""
+        raise ValueError(f"expected a batch of images (B, C, H, W), got shape {shape}{mend}")
+    if statistics not in (None, 1, shape[1]) and shape[1] != 1:  # one value, or one channel, serves all of the other
+        raise ValueError(f"expected images of {statistics} channels, as mean and std are for, got shape {shape}")
 
 
 def as_pair(value: int | Sequence[int], name: str) -> tuple[int, int]:

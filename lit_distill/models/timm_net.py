@@ -10,7 +10,7 @@ from timm.layers import PatchEmbed  # type: ignore[attr-defined]  # exported, bu
 from torch import Tensor, nn
 
 from lit_distill.models.pixels import as_pair
-from lit_distill.models.weights import pick, read_state_dict
+from lit_distill.models.weights import other_depth_in, pick, read_state_dict
 
 
 def timm_net(
@@ -93,10 +93,13 @@ def _create(name: str, args: dict[str, Any], pretrained: bool, weights: Any = No
             return _create(name, args, pretrained, weights, **source)
         if lines[0].startswith("Error(s) in loading state_dict"):
             where = "" if isinstance(weights, Mapping) else f" in {weights}"
-            raise ValueError(f"the weights{where} are not for {name}: {_differences(lines[1:])}") from error
+            said = other_depth_in(str(error)) + _differences(lines[1:])
+            raise ValueError(f"the weights{where} are not for {name}: {said}") from error
         if pretrained and weights is None:
-            said = f"could not get timm's pretrained weights of {name}; give a local file as weights: {lines[0]}"
-            raise ValueError(said) from error
+            raise ValueError(
+                f"could not get timm's pretrained weights of {name}; give a local file as weights "
+                f"(HF_HUB_OFFLINE=1 looks in the local cache alone, without retries): {lines[0]}"
+            ) from error
         given = ", ".join(f"{key}={value}" for key, value in args.items())
         raise ValueError(f"timm cannot make {name} with {given}: {lines[0]}") from error
     _check_patches(name, model, args.get("img_size", ()))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_distill.models.output import StudentOutput
-from lit_distill.models.pixels import PixelInput, as_pair
+from lit_distill.models.pixels import PixelInput, as_pair, check_batch
 from lit_distill.models.tokenizers import PatchTokenizer
 from lit_distill.models.transformer import Transformer, norm_or_not
 from lit_distill.models.vit_pytorch import from_vit_pytorch, is_vit_pytorch
@@ -130,6 +130,7 @@ class DistillableViT(nn.Module):
 
     def forward(self, image: Tensor) -> StudentOutput | Tensor:
         """Return the logits of both heads, or of the only one."""
+        check_batch(image)
         if image.shape[1:] != (self.channels, *self.image_size):
             expected = (self.channels, *self.image_size)
             raise ValueError(

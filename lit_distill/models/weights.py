@@ -1,7 +1,9 @@
 """Reading weights without running anything that comes with them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 import pickle
+import re
 from typing import Any
 import warnings
 
@@ -91,7 +93,8 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: str | Path) 
     """Load every key of ``state`` into ``model``, or say in one line how the two differ.
 
     Raises:
-        ValueError: If a key is missing or unexpected or has another shape; names the first three of each.
+        ValueError: If a key is missing or unexpected or has another shape; names the first three of each, and tells if
+            they are those of blocks that one of the two has more of.
     """
     lay_out = getattr(model, "lay_out", None)
     if lay_out is not None:  # a network that follows its weights, see DistillableViT
@@ -108,8 +111,41 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: str | Path) 
     }
     if any(differences.values()):
         said = [f"{len(keys)} {what} ({_first(keys)})" for what, keys in differences.items() if keys]
-        raise ValueError(f"the weights in {path} do not fit {type(model).__name__}: keys {'; '.join(said)}")
+        depths = other_depth(differences["missing"], differences["unexpected"])
+        raise ValueError(f"the weights in {path} do not fit {type(model).__name__}: {depths}keys {'; '.join(said)}")
     model.load_state_dict(state)
+
+
+def other_depth(missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    """Say how many blocks the weights have and how many the network, or nothing if that is not what differs.
+
+    Example:
+        >>> other_depth([], ["blocks.6.norm.weight", "blocks.7.norm.weight"])
+        'blocks has 8 blocks in the weights, 6 in the network; '
+    """
+    blocks: dict[str, set[int]] = {}
+    for key in (*missing, *unexpected):
+        numbered = re.match(r"(.*?)\.(\d+)\.", key)
+        if numbered is None or (missing and unexpected):  # another network
+            return ""
+        blocks.setdefault(numbered[1], set()).add(int(numbered[2]))
+    for name, places in blocks.items():
+        few, many = min(places), max(places) + 1
+        if few > 0 and len(places) == many - few:  # the last ones, without a gap
+            weights, network = (few, many) if missing else (many, few)
+            return f"{name} has {weights} blocks in the weights, {network} in the network; "
+    return ""
+
+
+def other_depth_in(message: str) -> str:
+    """Return `other_depth` of the keys that torch's own message names as missing and unexpected.
+
+    Example:
+        >>> other_depth_in('Missing key(s) in state_dict: "net.blocks.2.weight". ')
+        'net.blocks has 2 blocks in the weights, 3 in the network; '
+    """
+    lines = dict(re.findall(r"(Missing|Unexpected) key\(s\) in state_dict: (.*)", message))
+    return other_depth(*(re.findall(r'"([^"]+)"', lines.get(kind, "")) for kind in ("Missing", "Unexpected")))
 
 
 # Where checkpoints have the weights, averaged ones first: of timm, DeiT, Lightning, torchvision's and others' scripts.

@@ -21,6 +21,9 @@ UNION = """Parser key "model.distillation":
         (ValueError(""), "ValueError:"),
         (RuntimeError("Error(s) in loading state_dict for M:\n\tsize mismatch for a\n\tsize mismatch for b"),
          "the checkpoint does not fit the model: size mismatch for a (and 1 more)"),
+        (RuntimeError('Error(s) in loading state_dict for M:\n\tUnexpected key(s) in state_dict: "b.2.w", "b.3.w".'),
+         "the checkpoint does not fit the model: b has 4 blocks in the weights, 2 in the network; "
+         'Unexpected key(s) in state_dict: "b.2.w", "b.3.w".'),
     ],
 )  # fmt: skip
 def test_an_error_is_its_innermost_message(error: Exception, line: str) -> None:

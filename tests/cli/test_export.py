@@ -45,6 +45,11 @@ def test_writes_the_student_and_what_is_known_of_it(run: Path, tmp_path, capsys)
     assert 0 <= card["metrics"]["val/accuracy_mean_probs"] <= 1
     assert (card["trained"]["epochs"], card["trained"]["steps"]) == (1, 3)
     assert card["trained"]["config"]["model"]["distillation"]["class_path"] == "lit_distill.HardDistillation"
+    # An export may be exported again, with another head or as ONNX.
+    main(["export", "--ckpt_path", str(tmp_path / "out"), "--output", str(tmp_path / "again"), "--head=distill"])
+    again = load_student(tmp_path / "again")
+    assert torch.equal(again(image).logits, student(image).logits)
+    assert again.card == {**card, "head": "distill"}
     # By default beside the checkpoint; and only the last export is replaced, if that is wanted.
     main(["export", "--ckpt_path", str(run)])
     main(["export", "--ckpt_path", str(run), "--overwrite", "--head=class"])
@@ -67,6 +72,7 @@ CASES = {
     "": "error: required: --ckpt_path",
     "--ckpt_path nowhere.ckpt": "no checkpoint file at nowhere.ckpt",
     "--ckpt_path {folder}": "{folder} is a directory without student.json",
+    "--ckpt_path {export}": "{export} is an export already: give its run's checkpoint, or --output for another export",
     "--ckpt_path {foreign}": "{foreign} is no checkpoint of a LitDistiller: it has no student",
     "--ckpt_path {python}": "{python} was saved by Python code and does not say how to make its student",
     "--ckpt_path {truncated}": "truncated or not a checkpoint file",
@@ -86,7 +92,9 @@ def test_one_line_names_the_mistake(flags: str, run: Path, tmp_path, monkeypatch
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "thesis.txt").touch()
-    files = {"folder": folder, "run": run}
+    files = {"folder": folder, "run": run, "export": tmp_path / "export"}
+    files["export"].mkdir()
+    (files["export"] / "student.json").touch()
     files |= {name: tmp_path / f"{name}.ckpt" for name in ("foreign", "python", "truncated")}
     state = {key.replace("student.", "net."): value for key, value in checkpoint["state_dict"].items()}
     torch.save({**checkpoint, "state_dict": state}, files["foreign"])

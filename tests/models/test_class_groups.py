@@ -37,9 +37,11 @@ def test_notes_overlaps_and_what_is_in_no_group() -> None:
     assert ClassGroups([[0, 1], [2]], None).notes() == []
     notes = ClassGroups({"cat": [281, 282], "dog": [151, 282]}, 1000).notes()
     assert notes == [
-        "class 282 of the teacher is in the groups of cat and dog",
+        "class 282 of the teacher is in the groups of cat and dog: its probability counts in each",
         "997 of the 1000 classes of the teacher in no group: 0-150, 152-280, 283-999",
     ]
+    (note,) = ClassGroups({"cat": [0, 1], "dog": [1, 0], "fox": [2, 0]}, 3).notes()
+    assert note.endswith(" in the groups of cat, dog and fox: its probability counts in each; 1 more like it")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,23 @@ def test_without_statistics_a_float_batch_is_taken_as_it_comes() -> None:
     assert PixelInput()(image) is image
 
 
+def test_says_what_is_no_batch_of_its_images() -> None:
+    pixels = PixelInput([0.5] * 3, [0.5] * 3)
+    expected = r"expected a batch of images \(B, C, H, W\), got shape "
+    for shape, message in (
+        ((3, 8, 8), expected + r"\(3, 8, 8\); of one image make a batch with image\[None\]"),
+        ((8, 8), expected + r"\(8, 8\)$"),
+        ((2, 4, 8, 8), r"expected images of 3 channels, as mean and std are for, got shape \(2, 4, 8, 8\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pixels(torch.rand(shape))
+    with pytest.raises(ValueError, match="expected a batch of images"):
+        PixelInput(input_size=4)(torch.rand(3, 8, 8))
+    assert pixels(torch.rand(2, 1, 8, 8)).shape == (2, 3, 8, 8)  # grey
+    assert PixelInput([0.5], [0.5])(torch.rand(2, 3, 8, 8)).shape == (2, 3, 8, 8)
+    assert PixelInput()(torch.rand(2, 6)).shape == (2, 6)  # no images, and nothing to be done to them
+
+
 def test_resizes_only_other_sizes() -> None:
     pixels = PixelInput(input_size=8)
     assert pixels(torch.rand(1, 3, 5, 6)).shape == (1, 3, 8, 8)

@@ -234,6 +234,7 @@ def test_a_student_goes_on_at_another_size_with_its_token(tmp_path, name: str, a
             {"weights": True},
             "the weights in .* are not for vit_small_patch16_224: size mismatch",
         ),
+        ("vit_tiny_patch16_224", {"weights": True, "depth": 6}, "has 12 blocks in the weights, 6 in the network"),
         (
             "vit_tiny_patch16_224",
             {"img_size": 30},
@@ -246,7 +247,7 @@ def test_a_student_goes_on_at_another_size_with_its_token(tmp_path, name: str, a
 )
 def test_says_what_is_wrong_in_one_line(small_vit: Any, name: str, args: dict[str, Any], message: str) -> None:
     if args.get("weights"):
-        args = {"weights": small_vit[1]}
+        args = {**args, "weights": small_vit[1]}
     with pytest.raises(ValueError, match=message) as raised:
         TimmStudent(name, **{"num_classes": 5, **args})
     assert "\n" not in str(raised.value)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lit_distill.models import load_strictly, read_state_dict
+from lit_distill.models.weights import other_depth_in
 
 
 class Payload:
@@ -79,3 +80,31 @@ def test_names_the_first_keys_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=message):
         load_strictly(model, state, "file")
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+class Net(nn.Module):
+    def __init__(self, depth: int, head: bool = True, dim: int = 2) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, dim, 1), nn.BatchNorm2d(dim))
+        self.net = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(dim, dim) for _ in range(depth)])})
+        self.head = nn.Sequential(nn.Linear(dim, dim), nn.Linear(dim, dim)) if head else nn.Linear(dim, dim)
+
+
+def test_tells_another_depth_from_another_network() -> None:
+    def said(weights: nn.Module, network: nn.Module) -> list[str]:
+        with pytest.raises(ValueError, match="do not fit") as strictly:
+            load_strictly(network, weights.state_dict(), "file")
+        with pytest.raises(RuntimeError, match=r"Error\(s\) in loading") as torchs:
+            network.load_state_dict(weights.state_dict())
+        return [str(strictly.value), other_depth_in(str(torchs.value))]
+
+    for weights, network in ((12, 6), (6, 12), (2, 1)):
+        for dim in (2, 3):
+            expected = f"net.blocks has {weights} blocks in the weights, {network} in the network; "
+            strictly, from_torch = said(Net(weights), Net(network, dim=dim))
+            assert f"do not fit Net: {expected}keys " in strictly
+            assert from_torch == expected
+    for weights, network in ((Net(2, head=False), Net(2)), (Net(2, dim=3), Net(2)), (nn.Linear(2, 2), Net(2))):
+        strictly, from_torch = said(weights, network)
+        assert "in the network" not in strictly
+        assert from_torch == ""
