@@ -16,12 +16,16 @@ from lit_distill.models.weights import load_strictly, pick, read_state_dict
 
 
 class Network(NamedTuple):
-    """A network with the statistics and the size of its training data, as far as its source tells them."""
+    """A network with the statistics and the size of its training data, as far as its source tells them.
+
+    ``channels`` are those of the images where it was made for others than its training data's.
+    """
 
     model: nn.Module
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     input_size: Sequence[int] | None = None
+    channels: int | None = None
 
 
 def named_network(
@@ -58,12 +62,10 @@ def _timm(
         size = as_pair(args["img_size"], "img_size")
     model = timm_net(name, num_classes, weights is None, weights, size, args)
     config = getattr(model, "pretrained_cfg", {})
-    mean, std = config.get("mean"), config.get("std")
-    if mean is not None and args.get("in_chans", len(mean)) != len(mean):
-        raise ValueError(f"{name} was made for {len(mean)} channels: give mean and std for yours")
     # Nobody knows the size that a file's weights were trained at; an architecture that takes one only leaves no choice.
-    known = weights is None or config.get("fixed_input_size")
-    return Network(model, mean, std, size or (config.get("input_size", ())[1:] or None if known else None))
+    if size is None and (weights is None or config.get("fixed_input_size")):
+        size = config.get("input_size", ())[1:] or None
+    return Network(model, config.get("mean"), config.get("std"), size, args.get("in_chans"))
 
 
 def _torchvision(name: str, weights: str | Path | None, num_classes: int | None, args: dict[str, Any]) -> Network:

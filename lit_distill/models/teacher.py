@@ -49,8 +49,8 @@ class FrozenTeacher(nn.Module):
 
     Raises:
         ValueError: If the name is unknown, the weights are missing, unreadable, for another architecture or lack the
-            head, ``num_classes`` is not what the model has, ``classes`` names one that it lacks, or it cannot take
-            images of ``input_size``.
+            head, there is no mean and std for its channels, ``num_classes`` is not what the model has,
+            ``classes`` names one that it lacks, or it cannot take images of ``input_size``.
 
     Example:
         >>> teacher = FrozenTeacher(nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(12, 5)))
@@ -81,6 +81,8 @@ class FrozenTeacher(nn.Module):
             model = network.model
             if mean is None and std is None:
                 mean, std = network.mean, network.std
+                if mean is not None and network.channels not in (None, len(mean)):
+                    raise ValueError(f"{name} was made for {len(mean)} channels: give mean and std for yours")
             input_size = network.input_size if input_size is None else input_size
         else:
             if model_args:

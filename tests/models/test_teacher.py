@@ -107,6 +107,16 @@ def test_without_weights_or_network_a_timm_name_asks_for_a_file(monkeypatch) -> 
         FrozenTeacher("resnet10t")
 
 
+def test_a_timm_name_for_other_channels_needs_their_statistics(tmp_path) -> None:
+    save_file(timm.create_model("resnet10t", num_classes=4, in_chans=1).state_dict(), tmp_path / "w.safetensors")
+    grey: dict[str, Any] = {"weights": tmp_path / "w.safetensors", "model_args": {"in_chans": 1}}
+    with pytest.raises(ValueError, match="resnet10t was made for 3 channels: give mean and std for yours"):
+        FrozenTeacher("resnet10t", **grey)
+    teacher = FrozenTeacher("resnet10t", **grey, mean=[0.3], std=[0.4])
+    image = torch.rand(2, 1, 64, 64)
+    torch.testing.assert_close(teacher(image), teacher.model((image - 0.3) / 0.4))
+
+
 def test_class_counts_are_read_where_they_can_be() -> None:
     assert count_classes(convnet(5)) == 5
     assert count_classes(timm.create_model("resnet10t", num_classes=7)) == 7
