@@ -4,6 +4,8 @@ from lit_distill.datamodules.augmentation import Augmentation, ImageTransform
 from lit_distill.datamodules.base import ImageDataModule
 from lit_distill.datamodules.batch import Batch
 from lit_distill.datamodules.digits import DigitsDataModule
+from lit_distill.datamodules.folder import ImageFolderDataModule
+from lit_distill.datamodules.from_files import FilesDataModule
 from lit_distill.datamodules.indexed import IndexedDataset, generators_of
 from lit_distill.datamodules.mixing import Mixing
 from lit_distill.datamodules.sampler import KeyedSampler
@@ -12,7 +14,9 @@ __all__ = [
     "Augmentation",
     "Batch",
     "DigitsDataModule",
+    "FilesDataModule",
     "ImageDataModule",
+    "ImageFolderDataModule",
     "ImageTransform",
     "IndexedDataset",
     "KeyedSampler",

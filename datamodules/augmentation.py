@@ -145,7 +145,7 @@ class Augmentation:
             generators.add("torch")
         if self.hflip > 0:
             generators.add("torch")
-            steps.append(v2.RandomHorizontalFlip(self.hflip))
+            steps.append(_Flip(self.hflip))
         policies: dict[str, list[Any]] = {"RGB": [], "L": []}
         if self.policy is not None:
             generators.update(_POLICIES[_parse(self.policy)[0]].generators)
@@ -179,7 +179,8 @@ class Augmentation:
             return None, [v2.RandomResizedCrop(size, self.scale, self.ratio, interpolation=how)]
         padding, mode = (4, "reflect") if self.crop == "simple" else (self.padding, self.padding_mode)
         padding = size // 8 if padding is None else padding
-        return self._resize(size), [v2.RandomCrop(size, padding=padding, padding_mode=mode)]
+        crop = v2.RandomCrop(size, padding=padding, padding_mode=mode)
+        return self._resize(size), [_BlackPaddedCrop(size, padding) if mode == "constant" else crop]
 
     def _middle(self, size: int) -> tuple[v2.Resize | None, list[Any]]:
         _check_size(size)
@@ -226,6 +227,38 @@ class ImageTransform:
         pixels = np.asarray(image)
         tensor = torch.from_numpy((pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)).copy())
         return tensor if self.finish is None else self.finish(tensor)
+
+
+class _BlackPaddedCrop:
+    """``v2.RandomCrop(size, padding=padding)`` of a PIL image, draw for draw, in a third of the time.
+
+    For an image of a few pixels torchvision spends most of it looking for what else there might be to crop; Pillow's
+    crop pads by itself.
+    """
+
+    def __init__(self, size: int, padding: int) -> None:
+        self.size, self.padding = size, padding
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        width, height = image.size
+        top, left = self._start(height), self._start(width)
+        return image.crop((left, top, left + self.size, top + self.size))
+
+    def _start(self, side: int) -> int:
+        room = side + 2 * self.padding - self.size
+        return (int(torch.randint(0, room + 1, size=())) if room else 0) - self.padding
+
+
+class _Flip:
+    """``v2.RandomHorizontalFlip`` of a PIL image, draw for draw."""
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        if torch.rand(1) >= self.probability:
+            return image
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 class _Erasing:

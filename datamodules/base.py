@@ -80,10 +80,11 @@ class ImageDataModule(LightningDataModule):
         """Return the keyed loader of the training set; its batches start at the epoch that training has reached."""
         seed = self._seed()
         data = IndexedDataset(self.train_set, seed)
+        how: dict[str, Any] = {"repeats": self.repeats, "rows": getattr(self.train_set, "rows", None)}
         if self.trainer is None:
-            sampler = KeyedSampler(data, seed, repeats=self.repeats)
+            sampler = KeyedSampler(data, seed, **how)
         else:
-            self._sampler = sampler = _TrainingSampler(self.trainer, data, seed, self.repeats)
+            self._sampler = sampler = _TrainingSampler(self.trainer, data, seed, **how)
             sampler.begin(self._state if self._state_is_for is self.trainer else {}, self.batch_size)
         return self._loader(data, self.batch_size, kind=_ResumableLoader, sampler=sampler)
 
@@ -152,8 +153,8 @@ def progress_of(trainer: Any) -> tuple[int, int]:
 class _TrainingSampler(KeyedSampler):
     """Begins where training stopped, be it with another batch size or number of processes."""
 
-    def __init__(self, trainer: Any, data: IndexedDataset, seed: int, repeats: int) -> None:
-        super().__init__(data, seed, num_replicas=trainer.world_size, rank=trainer.global_rank, repeats=repeats)
+    def __init__(self, trainer: Any, data: IndexedDataset, seed: int, **how: Any) -> None:
+        super().__init__(data, seed, num_replicas=trainer.world_size, rank=trainer.global_rank, **how)
         self.trainer = trainer
         self._stopped = (0, 0)
         self._more_batches = 0

@@ -1,6 +1,6 @@
 """A data set whose samples know their row, and whose randomness is keyed on it."""
 
-from collections.abc import Collection, Mapping, Sized
+from collections.abc import Collection, Mapping, Sequence, Sized
 from typing import Any
 
 from torch import nn
@@ -9,7 +9,7 @@ from torchvision.datasets.vision import StandardTransform
 from torchvision.transforms import v2
 
 from lit_distill.datamodules.batch import Batch
-from lit_distill.keys import GENERATORS, Generator, derive_seed, seeded
+from lit_distill.keys import GENERATORS, Generator, derive_seed, kept, reseed
 
 
 class IndexedDataset(Dataset[Any]):
@@ -61,13 +61,24 @@ class IndexedDataset(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Any:
-        if isinstance(key, tuple):
-            view, index = key
-            with seeded(derive_seed(self.seed, view, index), self.generators):
-                sample = self.dataset[index]
-        else:
-            index = key
-            sample = self.dataset[index]
+        if not isinstance(key, tuple):
+            return self._sample(key)
+        with kept(self.generators):
+            return self._view(*key)
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Any]:
+        """Return several samples; what a `DataLoader` calls, and faster than one by one."""
+        if type(self).__getitem__ is not IndexedDataset.__getitem__:  # a subclass has its say
+            return [self[key] for key in keys]
+        with kept(self.generators):
+            return [self._view(*key) if isinstance(key, tuple) else self._sample(key) for key in keys]
+
+    def _view(self, view: int, index: int) -> Any:
+        reseed(derive_seed(self.seed, view, index), self.generators)
+        return self._sample(index)
+
+    def _sample(self, index: int) -> Any:
+        sample = self.dataset[index]
         if isinstance(sample, Mapping):
             return {**sample, "index": index}
         image, target, *_ = sample

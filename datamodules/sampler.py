@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence, Sized
 from typing import Any
 
-from torch import distributed
+from torch import Tensor, distributed
 from torch.utils.data import DistributedSampler
 
 from lit_distill.keys import derive_seed
@@ -24,13 +24,14 @@ class KeyedSampler(DistributedSampler[Any]):
     0..R-1. The other rows have their turn in other epochs.
 
     Args:
-        dataset: Only its length is used.
+        dataset: Only its length is used, and not even that with ``rows``.
         seed: Seed of the order.
         shuffle: False keeps the data set's own order.
         num_replicas: Ranks; by default those of the running process group, or one.
         rank: This rank, 0..num_replicas-1.
         drop_last: Leave out the last rows instead of repeating the first when the ranks cannot share evenly.
         repeats: R >= 1, views of a row in an epoch; 3 in DeiT.
+        rows: The rows to draw from, where some of the data set are left out.
 
     Raises:
         ValueError: If ``repeats`` is < 1.
@@ -57,6 +58,7 @@ class KeyedSampler(DistributedSampler[Any]):
         rank: int | None = None,
         drop_last: bool = False,
         repeats: int = 1,
+        rows: Sequence[int] | Tensor | None = None,
     ) -> None:
         if repeats < 1:
             raise ValueError(f"repeats must be >= 1, got {repeats}")
@@ -66,9 +68,11 @@ class KeyedSampler(DistributedSampler[Any]):
                 num_replicas = distributed.get_world_size() if running else 1
             if rank is None:
                 rank = distributed.get_rank() if running else 0
-        super().__init__(dataset, num_replicas, rank, shuffle, derive_seed(seed, _ORDER), drop_last)  # type: ignore[arg-type]
+        drawn: Any = dataset if rows is None else range(len(rows))
+        super().__init__(drawn, num_replicas, rank, shuffle, derive_seed(seed, _ORDER), drop_last)
         self.repeats = repeats
-        self._resumed = (0, 0, len(dataset))
+        self.rows = rows
+        self._resumed = (0, 0, len(drawn))
 
     def resume(self, epoch: int, done: int, length: int | None = None) -> None:
         """Begin in ``epoch``, and in that epoch alone leave out the first ``done`` samples of its order.
@@ -92,7 +96,8 @@ class KeyedSampler(DistributedSampler[Any]):
         each = len(places) // ranks if self.drop_last else -(-len(places) // ranks)
         for nth in range(self.rank, each * ranks, ranks):
             place = places[nth % len(places)] % len(order)
-            yield self.epoch * self.repeats + place % self.repeats, order[place]
+            row = order[place] if self.rows is None else int(self.rows[order[place]])
+            yield self.epoch * self.repeats + place % self.repeats, row
 
     def _rest(self, order: list[int], done: int, length: int) -> Sequence[int]:
         """Return the places of the order that are left after ``done`` samples of ``length`` rows."""

@@ -1,10 +1,13 @@
 """Modules and data that several tests use; all of it is made here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 import tempfile
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+import numpy as np
+from PIL import Image
 import torch
 from torch import distributed, multiprocessing, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -83,3 +86,15 @@ QUIET: dict[str, Any] = {
 def trainer(**kwargs: Any) -> Trainer:
     """A trainer that writes and shows nothing."""
     return Trainer(**{**QUIET, **kwargs})
+
+
+def make_photos(root: Path, names: Iterable[str], size: tuple[int, int] = (40, 32), seed: int = 0) -> Path:
+    """Write noise of a colour by class as image files of the names' kinds; a class is a folder."""
+    generator = np.random.default_rng(seed)
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        colour = np.random.default_rng(sum(path.parent.name.encode())).integers(0, 200, 3)
+        noise = generator.integers(0, 56, (size[1], size[0], 3))
+        Image.fromarray((colour + noise).astype(np.uint8)).save(path)
+    return root

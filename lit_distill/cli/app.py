@@ -3,10 +3,13 @@
 from argparse import ArgumentError
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import version
+import inspect
 import logging
 import os
 from pathlib import Path
+from pkgutil import resolve_name
 import re
 import shlex
 import sys
@@ -32,7 +35,11 @@ from lit_distill.cli.predictions import write_predictions
 from lit_distill.cli.run_config import SaveRunConfig, differences, from_checkpoint, recipe
 import lit_distill.datamodules
 import lit_distill.losses  # noqa: F401  # makes the short class names known
+from lit_distill.models import TimmStudent
 from lit_distill.module import LitDistiller
+
+# Arguments of the student that are the data's unless they are given.
+_FROM_DATA = ("num_classes", "image_size", "mean", "std")
 
 
 class DistillCLI(LightningCLI):
@@ -88,9 +95,9 @@ class DistillCLI(LightningCLI):
             help="Threads of torch on a CPU. Tiny models are fastest, and the same on every machine, with 1.",
         )
         parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
-        parser.link_arguments(
-            "data", "model.student.init_args.num_classes", compute_fn=self._num_classes, apply_on="instantiate"
-        )
+        for name in _FROM_DATA:
+            target = f"model.student.init_args.{name}"
+            parser.link_arguments("data", target, compute_fn=partial(self._of_data, name), apply_on="instantiate")
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -127,15 +134,22 @@ class DistillCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would let the checkpoint override the flags here, silently."""
 
-    def _num_classes(self, data: LightningDataModule) -> int | None:
-        """Return the student's class count: the one given, else the data's."""
-        arguments = self.config[self.subcommand].model.student.get("init_args") or {}
-        if "num_classes" in arguments and arguments["num_classes"] is None:
-            found = getattr(data, "num_classes", None)
-            if found is None:
-                raise ValueError(f"{type(data).__name__} has no num_classes: give --model.student.num_classes")
-            arguments["num_classes"] = found
-        return arguments.get("num_classes")
+    def _of_data(self, name: str, data: LightningDataModule) -> Any:
+        """Return an argument of the student: the one given, else the data's."""
+        student = self.config[self.subcommand].model.student
+        arguments = student.get("init_args") or {}
+        if name not in arguments or arguments[name] is not None:
+            return arguments.get(name)
+        pretrained = arguments.get("pretrained") or arguments.get("weights")
+        if name in ("mean", "std") and pretrained and issubclass(resolve_name(student.class_path), TimmStudent):
+            return None  # those that it was pretrained with
+        arguments[name] = getattr(data, name, None)
+        required = (
+            inspect.signature(resolve_name(student.class_path)).parameters[name].default is inspect.Parameter.empty
+        )
+        if arguments[name] is None and required:
+            raise ValueError(f"{type(data).__name__} has no {name}: give --model.student.{name}")
+        return arguments[name]
 
     @override
     def _add_instantiators(self) -> None:
@@ -218,7 +232,7 @@ class _Parser(LightningArgumentParser):
 
 
 class _ModelInstantiator(_InstantiatorFn):
-    """Lightning's, for students that have no ``num_classes`` to link to."""
+    """Lightning's, for students that lack an argument to link to."""
 
     @override
     def __call__(
@@ -226,7 +240,7 @@ class _ModelInstantiator(_InstantiatorFn):
     ) -> Any:
         self.cli._dump_config()
         student = self.cli.config_dump["model"]["student"].get("init_args") or {}
-        links = applied_instantiation_links if "num_classes" in student else {}
+        links = {key: value for key, value in applied_instantiation_links.items() if key.rpartition(".")[2] in student}
         return super().__call__(class_type, *args, applied_instantiation_links=links, **kwargs)
 
 

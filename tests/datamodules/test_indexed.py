@@ -89,3 +89,25 @@ def test_says_what_it_cannot_wrap() -> None:
             IndexedDataset(bad)
     with pytest.raises(ValueError, match=r"generators must be of .*got \['cuda'\]"):
         IndexedDataset([(0, 1)], generators=["cuda"])
+
+
+def test_several_samples_are_those_of_one_by_one_and_leave_the_generators_alone() -> None:
+    class Draws:
+        def __len__(self) -> int:
+            return 5
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, float]:
+            return torch.rand(2), random.random()
+
+    data = IndexedDataset(Draws(), seed=3)
+    keys = [(0, 1), (2, 4), (0, 1), (1, 1)]
+    before = torch.get_rng_state(), random.getstate()
+    together = data.__getitems__(keys)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()
+    for sample, key in zip(together, keys, strict=True):
+        alone = data[key]
+        assert torch.equal(sample.image, alone.image)
+        assert (sample.target, sample.index) == (alone.target, alone.index)
+    assert torch.equal(together[0].image, together[2].image)
+    assert not torch.equal(together[0].image, together[3].image)

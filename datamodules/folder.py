@@ -1,0 +1,278 @@
+"""A folder of your own photos."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+import json
+import os
+from pathlib import Path
+from typing import Literal
+
+from lightning.pytorch.utilities import rank_zero_info
+import torch
+
+from lit_distill.datamodules.augmentation import Augmentation
+from lit_distill.datamodules.from_files import FilesDataModule, Labelled, write_json
+from lit_distill.datamodules.images import Files
+from lit_distill.datamodules.mixing import Mixing
+from lit_distill.keys import derive_seed
+
+# How the folders of a split may be called; no class is.
+_SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+_OWN = ".lit_distill"  # what is stored beside the photos
+_JUNK = ("thumbs.db", "desktop.ini")  # of file managers, as are names that begin with a dot
+
+
+class ImageFolderDataModule(FilesDataModule):
+    """Photos in folders, one folder a class.
+
+    Either ``root/train/<class>/*`` with ``root/val/<class>/*`` (or ``valid``, ``validation``), or ``root/<class>/*``,
+    which is split: stratified, by a pure function of seed and names, and stored in ``root/.lit_distill/split.json``, so
+    that photos which come later change no other's side. A ``test`` folder is held out: it is for the command ``test``
+    alone, unless ``val="test"`` says otherwise; images in it without class folders are for ``predict``. What lies in
+    folders within a class's belongs to it. Any format that Pillow reads.
+
+    Args:
+        root: The folder.
+        image_size: Side of the square images in pixels.
+        val: Folder in ``root`` to validate on; by default the one of the names above, else a split.
+        val_fraction: Share of each class to validate on where there is no folder for it, 0..1 exclusive.
+        split_seed: Seed of the split.
+        predict_root: Folder of images to predict, at any depth; by default what is tested.
+        channels: 3, or 1 for greyscale.
+        augmentation: What becomes of the training images.
+        mixing: Mixup and cutmix; None for none.
+        repeats: Views of each image in an epoch, as `KeyedSampler` explains.
+        batch_size: Samples a step and rank.
+        eval_batch_size: Samples a step in validation, test and prediction; by default ``batch_size``.
+        num_workers: Processes that read; by default one a core, at most 8 and shared by the ranks, and none where there
+            are two cores or fewer and the images are decoded.
+        seed: Seed of order and augmentation; by default the one given to ``seed_everything``, else 0.
+        decode_memory: Share of the free memory that decoded images may take, 0..1; 0 reads files in every epoch.
+        check: Read all files before training, and leave out damaged ones.
+        max_damaged: Share of damaged files in a split above which they are an error, 0..1.
+
+    Raises:
+        ValueError: If the folder is not there or not readable, a class is empty or alone, a folder to evaluate on has a
+            class that training lacks, or the stored split is of other images.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png"):
+        ...         path = Path(folder, name)
+        ...         path.parent.mkdir(exist_ok=True)
+        ...         Image.new("RGB", (40, 30)).save(path)
+        ...     data = ImageFolderDataModule(folder, image_size=32, val_fraction=0.5)
+        ...     print(data.class_names, len(data.splits["train"].files), len(data.splits["val"].files))
+        ('cat', 'dog') 2 2
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        image_size: int = 224,
+        val: str | None = None,
+        val_fraction: float = 0.2,
+        split_seed: int = 42,
+        predict_root: str | Path | None = None,
+        channels: Literal[1, 3] = 3,
+        augmentation: Augmentation | None = None,
+        mixing: Mixing | None = None,
+        repeats: int = 1,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        seed: int | None = None,
+        decode_memory: float = 0.5,
+        check: bool = True,
+        max_damaged: float = 0.01,
+    ) -> None:
+        super().__init__(
+            image_size,
+            channels,
+            augmentation,
+            mixing,
+            repeats,
+            batch_size,
+            eval_batch_size,
+            num_workers,
+            seed,
+            decode_memory,
+            check,
+            max_damaged,
+        )
+        if not 0 < val_fraction < 1:
+            raise ValueError(f"val_fraction must be in (0, 1), got {val_fraction}")
+        self.root = Path(root)
+        self.scan_file = self.root / _OWN / "scan.json"
+        folders, classes = _find(self.root, val)
+        self.class_names = tuple(sorted(classes))
+        self.num_classes = len(self.class_names)
+        if self.num_classes < 2:
+            raise ValueError(_one_class(self.root, classes))
+        if "val" in folders:
+            held_out = _classes(_folders(folders["val"]), self.root)
+        else:
+            classes, held_out = self._split(classes, val_fraction, split_seed)
+        self.splits = {"train": self._labelled(classes), "val": self._labelled(held_out)}
+        if "test" in folders:
+            tested = _folders(folders["test"])
+            if tested:
+                self.splits["test"] = self._labelled(_classes(tested, self.root))
+            else:  # images without class folders are Kaggle's way to say: predict these
+                self.splits["predict"] = _unlabelled(folders["test"], self.root)
+        if predict_root is not None:
+            self.splits["predict"] = _unlabelled(Path(predict_root), Path(predict_root))
+        for split, (files, _) in self.splits.items():
+            if not len(files):
+                raise ValueError(f"there are no images for {split} in {predict_root or self.root}")
+
+    def _labelled(self, classes: Mapping[str, Sequence[str]]) -> Labelled:
+        unknown = sorted(set(classes) - set(self.class_names or ()))
+        if unknown:
+            near = get_close_matches(unknown[0], self.class_names or (), n=1, cutoff=0.6)
+            raise ValueError(
+                f"class {unknown[0]!r} has images to evaluate on and none to train on"
+                + (f"; was {near[0]!r} meant?" if near else f": the classes are {', '.join(self.class_names or ())}")
+            )
+        names = [name for label in self.class_names or () for name in classes.get(label, ())]
+        targets = [k for k, label in enumerate(self.class_names or ()) for _ in classes.get(label, ())]
+        return Labelled(Files(self.root, names), torch.tensor(targets, dtype=torch.int64))
+
+    def _split(
+        self, classes: Mapping[str, Sequence[str]], fraction: float, seed: int
+    ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """Split each class: as it was split before, and by keyed order what is new."""
+        path = self.root / _OWN / "split.json"
+        stored = _read_split(path, seed, fraction)
+        everything = {name for names in classes.values() for name in names}
+        known = stored["train"] | stored["val"]
+        if known and len(known & everything) < len(known) / 2:
+            raise ValueError(
+                f"{path} is of other images: {len(known & everything)} of its {len(known)} are in {self.root}; "
+                "delete it to split anew"
+            )
+        train, held_out = {}, {}
+        for label, names in classes.items():
+            new = sorted((n for n in names if n not in known), key=lambda name: (_place(seed, name), name))
+            old = [name for name in names if name in stored["val"]]
+            # At least one on either side, as far as there are two; what is new brings the class to its share.
+            count = min(max(round(fraction * len(names)), 1), len(names) - 1)
+            chosen = {*old, *new[: max(0, count - len(old))]}
+            held_out[label] = [name for name in names if name in chosen]
+            train[label] = [name for name in names if name not in chosen]
+        sides = {
+            "train": sorted(name for names in train.values() for name in names),
+            "val": sorted(name for names in held_out.values() for name in names),
+        }
+        changed = {side: set(names) for side, names in sides.items()} != stored
+        if changed and not write_json(path, {"seed": seed, "fraction": fraction, **sides}):
+            rank_zero_info(f"{path} could not be written: the split is the same only as long as the images are")
+        return train, held_out
+
+
+def _read_split(path: Path, seed: int, fraction: float) -> dict[str, set[str]]:
+    try:
+        content = json.loads(path.read_text())
+        if (content["seed"], content["fraction"]) != (seed, fraction):
+            raise ValueError(
+                f"{path} was made with split_seed={content['seed']} and val_fraction={content['fraction']}, "
+                f"not with {seed} and {fraction}: delete it to split anew"
+            )
+        return {side: set(content[side]) for side in ("train", "val")}
+    except OSError:
+        return {"train": set(), "val": set()}
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no stored split: delete it to split anew") from error
+
+
+def _place(seed: int, name: str) -> int:
+    """Return where a name stands in the keyed order; the folder's own name is no part of it."""
+    return derive_seed(seed, *name.encode("utf-8", "surrogateescape"))
+
+
+def _find(root: Path, val: str | None) -> tuple[dict[str, Path], dict[str, list[str]]]:
+    """Return the folder of each split that has one, and the training images of each class."""
+    if not root.is_dir():
+        beside = [folder.name for folder in _folders(root.parent)] if root.parent.is_dir() else []
+        near = get_close_matches(root.name, beside, n=1)
+        raise ValueError(
+            f"{root} {'is a file' if root.exists() else 'does not exist'}: expected a folder with train/<class>/ and "
+            "val/<class>/, or with <class>/" + (f"; was {root.parent / near[0]} meant?" if near else "")
+        )
+    folders = _folders(root)
+    found: dict[str, Path] = {}
+    for split, called in _SPLITS.items():
+        for folder in folders:
+            if folder.name.lower() in called:
+                if split in found:
+                    raise ValueError(f"{root} has {found[split].name} and {folder.name}, both for {split}: keep one")
+                found[split] = folder
+    others = [folder for folder in folders if folder not in found.values()]
+    if val is not None:
+        found["val"] = next((folder for folder in folders if folder.name == val), Path())
+        if found["val"] not in folders or found["val"] == found.get("train"):
+            raise ValueError(f"val={val!r} is none of the folders in {root}: {', '.join(f.name for f in folders)}")
+        others = [folder for folder in others if folder != found["val"]]
+    if "train" not in found and not others:
+        names = ", ".join(folder.name for folder in folders) or "no folders"
+        raise ValueError(f"{root} has {names}: expected train/<class>/ with val/<class>/, or <class>/")
+    if "train" in found and others:
+        rank_zero_info(f"{root} has a folder for training; not used: {', '.join(folder.name for folder in others)}")
+    classes = _folders(found["train"]) if "train" in found else others
+    if not classes:
+        raise ValueError(f"there are no class folders in {found['train']}: expected {found['train'].name}/<class>/")
+    return found, _classes(classes, root)
+
+
+def _classes(folders: Iterable[Path], root: Path) -> dict[str, list[str]]:
+    """Return the files of each class, as paths in ``root``."""
+    classes = {folder.name: _images(folder, root) for folder in folders}
+    for name, images in classes.items():
+        if not images:
+            raise ValueError(f"there are no images of class {name!r} in {root}: fill or remove its folder")
+    return classes
+
+
+def _one_class(root: Path, classes: Mapping[str, Sequence[str]]) -> str:
+    ((name, files),) = classes.items()
+    deeper = len({Path(file).parent for file in files}) > 1
+    hint = f"; {root / name} has folders in it: was that meant as the root?" if deeper else ""
+    return f"{root} has one class only, {name!r}: expected a folder for each of two or more classes{hint}"
+
+
+def _unlabelled(folder: Path, root: Path) -> Labelled:
+    names = _images(folder, root)
+    return Labelled(Files(root, names), torch.full((len(names),), -1))
+
+
+def _images(folder: Path, root: Path) -> list[str]:
+    """Return all files in a folder, at any depth and in order, as paths in ``root``."""
+    found = []
+    for base, folders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = os.path.relpath(base, root)
+        found += [
+            os.path.normpath(os.path.join(inside, name))
+            for name in sorted(names)
+            if not name.startswith(".") and name.lower() not in _JUNK
+        ]
+    return found
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Return the folders in a folder, sorted, without hidden ones."""
+    try:
+        return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        _unreadable(error)
+        raise
+
+
+def _unreadable(error: OSError) -> None:
+    raise ValueError(f"cannot read the folder {error.filename}: {error.strerror}") from error

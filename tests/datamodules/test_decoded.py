@@ -1,0 +1,152 @@
+from multiprocessing import get_context
+import os
+from pathlib import Path
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+import pytest
+import torch
+from toys import make_photos
+
+from lit_distill.datamodules import decoded
+from lit_distill.datamodules.decoded import DecodedImages, free_memory, read_all
+from lit_distill.datamodules.images import Files, ImageFiles
+
+NAMES = [f"c{i % 3}/{i}.{kind}" for i, kind in enumerate(["png", "jpg", "webp", "bmp"] * 5)]
+
+
+def photos(root: Path, mode="RGB", shrink: int | None = None) -> ImageFiles:
+    for i, name in enumerate(NAMES):
+        make_photos(root, [name], size=(20 + i, 50 - i), seed=i)
+    return ImageFiles(Files(root, NAMES), [i % 3 for i in range(len(NAMES))], mode=mode, shrink=shrink)
+
+
+def same(one: Image.Image, other: Image.Image) -> bool:
+    return one.mode == other.mode and one.size == other.size and one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("shrink", [None, 16])
+def test_decoded_images_are_those_of_the_files(tmp_path, mode, workers: int, shrink: int | None) -> None:
+    data = photos(tmp_path, mode, shrink)
+    reading = read_all(data, budget=10**9, workers=workers)
+    assert reading.damaged == {}
+    images = reading.decoded
+    assert images is not None
+    assert len(images) == len(NAMES)
+    assert all(same(images[i], data.image(i)) for i in range(len(NAMES)))
+    assert reading.sizes.tolist() == [[image.height, image.width] for image in images]
+    data.decoded = images
+    assert same(data.image(3), images[3])
+
+
+def test_a_buffer_larger_than_the_budget_is_dropped_and_all_else_is_told(tmp_path) -> None:
+    data = photos(tmp_path)
+    whole = read_all(data, budget=10**9)
+    assert whole.decoded is not None
+    short = read_all(data, budget=whole.decoded.nbytes - 1)
+    none = read_all(data)
+    exact = read_all(data, budget=whole.decoded.nbytes)
+    assert short.decoded is None
+    assert none.decoded is None
+    assert exact.decoded is not None
+    for reading in (short, none, exact):
+        assert torch.equal(reading.sizes, whole.sizes)
+        assert torch.equal(reading.moments, whole.moments)
+
+
+def test_moments_are_those_of_the_pixels(tmp_path) -> None:
+    data = photos(tmp_path)
+    reading = read_all(data)
+    for row in range(len(NAMES)):
+        pixels = np.asarray(data.image(row)).reshape(-1, 3) / 255
+        expected = np.stack([pixels.mean(0), (pixels**2).mean(0)])
+        np.testing.assert_allclose(reading.moments[row].numpy(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_files_are_told_with_their_row_and_reason(tmp_path, workers: int) -> None:
+    data = photos(tmp_path)
+    (tmp_path / NAMES[2]).write_bytes(b"")
+    (tmp_path / NAMES[5]).write_bytes((tmp_path / NAMES[5]).read_bytes()[:200])
+    (tmp_path / NAMES[6]).unlink()
+    reading = read_all(data, budget=10**9, workers=workers)
+    assert list(reading.damaged) == [2, 5, 6]
+    assert "cannot identify image file" in reading.damaged[2]
+    assert reading.sizes[[2, 5, 6]].sum() == 0
+    assert reading.moments[5].isnan().all()
+    images = reading.decoded
+    assert images is not None
+    assert same(images[7], data.image(7))
+    with pytest.raises(ValueError, match=r"image 5 could not be read"):
+        images[5]
+
+
+def _checksum(images: DecodedImages, queue) -> None:
+    queue.put(sum(int(np.asarray(image, dtype=np.int64).sum()) for image in images))
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_another_process_maps_the_same_bytes(tmp_path, start: str) -> None:
+    images = read_all(photos(tmp_path), budget=10**9).decoded
+    assert images is not None
+    assert len(pickle.dumps(images)) < images.nbytes / 10
+    context = get_context(start)
+    queue = context.Queue()
+    process = context.Process(target=_checksum, args=(images, queue))
+    process.start()
+    assert queue.get(timeout=60) == sum(int(np.asarray(image, dtype=np.int64).sum()) for image in images)
+    process.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="memory without a name is Linux's")
+def test_nothing_is_left_behind_by_a_process_that_was_killed(tmp_path) -> None:
+    photos(tmp_path)
+    script = f"""
+import os, signal
+from lit_distill.datamodules.decoded import read_all
+from lit_distill.datamodules.images import Files, ImageFiles
+images = read_all(ImageFiles(Files({str(tmp_path)!r}, {NAMES}), [0] * {len(NAMES)}), budget=10**9).decoded
+print(images.path, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    before = set(Path("/dev/shm").iterdir())
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("/proc/"), done.stderr
+    assert not Path(done.stdout.strip()).exists()
+    assert set(Path("/dev/shm").iterdir()) == before
+
+
+def test_without_memory_that_has_no_name_it_is_a_temporary_file(tmp_path, monkeypatch) -> None:
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    monkeypatch.setattr(decoded.tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    data = photos(tmp_path)
+    images = read_all(data, budget=10**9).decoded
+    assert images is not None
+    assert [path.stat().st_size for path in (tmp_path / "temporary").iterdir()] == [images.nbytes]
+    again = pickle.loads(pickle.dumps(images))
+    assert same(again[4], data.image(4))
+    del images
+    assert not list((tmp_path / "temporary").iterdir())
+    read_all(data, budget=100)
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_free_memory_is_that_of_the_container_if_it_is_less(monkeypatch) -> None:
+    assert 0 < free_memory() < 2**50
+    original = Path.read_text
+
+    def read_text(self, *args, **kwargs):
+        fakes = {
+            "/sys/fs/cgroup/memory.max": "1000000",
+            "/sys/fs/cgroup/memory.stat": "anon 300000\nfile 5\nshmem 100000",
+        }
+        return fakes.get(str(self)) or original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert free_memory() == 600_000

@@ -1,0 +1,227 @@
+import json
+from pathlib import Path
+import shutil
+
+from PIL import Image
+import pytest
+import torch
+from toys import make_photos, trainer
+
+from lit_distill.datamodules import Augmentation, ImageFolderDataModule
+
+
+def names(prefix: str = "", cats: int = 10, dogs: int = 6) -> list[str]:
+    cat, dog = ([f"{prefix}{kind}/{i:02}.png" for i in range(count)] for kind, count in (("cat", cats), ("dog", dogs)))
+    return cat + dog
+
+
+def folder(root: Path, **kwargs) -> ImageFolderDataModule:
+    return ImageFolderDataModule(root, image_size=16, batch_size=4, num_workers=0, **kwargs)
+
+
+def files(data: ImageFolderDataModule) -> dict[str, list[str]]:
+    return {split: list(files) for split, (files, _) in data.splits.items()}
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
+def test_train_and_val_folders(tmp_path, val: str) -> None:
+    make_photos(tmp_path, names("train/") + names(f"{val}/", 3, 2))
+    data = folder(tmp_path)
+    assert data.class_names == ("cat", "dog")
+    assert data.num_classes == 2
+    assert files(data) == {"train": names("train/"), "val": names(f"{val}/", 3, 2)}
+    assert data.splits["train"].targets.tolist() == [0] * 10 + [1] * 6
+    assert not (tmp_path / ".lit_distill" / "split.json").exists()
+
+
+def test_one_folder_is_split_by_class_the_same_way_again_and_again(tmp_path) -> None:
+    make_photos(tmp_path, names(cats=50, dogs=20))
+    first = files(folder(tmp_path))
+    assert [sum(name.startswith(kind) for name in first["val"]) for kind in ("cat", "dog")] == [10, 4]
+    assert sorted(first["train"] + first["val"]) == names(cats=50, dogs=20)
+    assert files(folder(tmp_path)) == first
+    shutil.rmtree(tmp_path / ".lit_distill")
+    assert files(folder(tmp_path)) == first  # a pure function of seed and names
+    shutil.rmtree(tmp_path / ".lit_distill")
+    assert files(folder(tmp_path, split_seed=1)) != first
+
+
+def test_new_photos_change_no_others_side(tmp_path) -> None:
+    make_photos(tmp_path, names(cats=20, dogs=10))
+    before = files(folder(tmp_path))
+    make_photos(tmp_path, [f"cat/new{i}.png" for i in range(20)])
+    (tmp_path / "dog/03.png").unlink()
+    after = files(folder(tmp_path))
+    for split in ("train", "val"):
+        assert {name for name in before[split] if name != "dog/03.png"} <= set(after[split])
+    assert sum(name.startswith("cat") for name in after["val"]) == 8  # a fifth of 40
+    assert files(folder(tmp_path)) == after
+
+
+def test_a_class_of_two_is_on_both_sides_and_one_of_one_is_for_training(tmp_path) -> None:
+    make_photos(tmp_path, ["cat/1.png", "cat/2.png", "dog/1.png", "bird/1.png", "bird/2.png", "bird/3.png"])
+    data = folder(tmp_path)
+    assert data.splits["val"].targets.tolist() == [0, 1]
+    assert data.splits["train"].targets.tolist() == [0, 0, 1, 2]
+
+
+def test_a_test_folder_is_held_out_unless_it_is_asked_for(tmp_path) -> None:
+    make_photos(tmp_path, names("train/", 20, 10) + names("test/", 3, 2))
+    data = folder(tmp_path)
+    assert {split: len(names) for split, names in files(data).items()} == {"train": 24, "val": 6, "test": 5}
+    assert not any(name.startswith("test") for split in ("train", "val") for name in files(data)[split])
+    told = folder(tmp_path, val="test")
+    assert files(told) == {"train": names("train/", 20, 10), "val": names("test/", 3, 2), "test": names("test/", 3, 2)}
+    shutil.rmtree(tmp_path / "train")
+    shutil.rmtree(tmp_path / ".lit_distill")
+    make_photos(tmp_path, names(cats=20, dogs=10))  # beside the classes
+    beside = folder(tmp_path)
+    assert beside.class_names == ("cat", "dog")
+    assert len(files(beside)["test"]) == 5
+
+
+def test_images_without_class_folders_are_to_be_predicted(tmp_path) -> None:
+    make_photos(tmp_path, [*names("train/"), *names("val/"), "test/9.png", "test/10.png"])
+    data = folder(tmp_path)
+    assert files(data)["predict"] == ["test/10.png", "test/9.png"]
+    assert data.splits["predict"].targets.tolist() == [-1, -1]
+    make_photos(tmp_path / "elsewhere", ["a/1.png", "b/c/2.png", "3.png"])
+    data = folder(tmp_path, predict_root=tmp_path / "elsewhere")
+    data.setup("predict")
+    assert data.names("predict") == ["3.png", "a/1.png", "b/c/2.png"]
+    assert [len(batch.image) for batch in data.predict_dataloader()] == [3]
+
+
+def test_deeper_folders_belong_to_their_class_and_hidden_files_to_none(tmp_path) -> None:
+    make_photos(tmp_path, ["cat/2020/a.png", "cat/b.png", "dog/x/y/c.png", "dog/d.png"])
+    (tmp_path / "cat" / ".DS_Store").touch()
+    (tmp_path / "dog" / "Thumbs.db").touch()
+    (tmp_path / ".git" / "x").mkdir(parents=True)
+    data = folder(tmp_path, val_fraction=0.5)
+    found = {name for names in files(data).values() for name in names}
+    assert found == {"cat/2020/a.png", "cat/b.png", "dog/d.png", "dog/x/y/c.png"}
+    assert data.class_names == ("cat", "dog")
+
+
+def test_a_folder_of_links_is_followed(tmp_path) -> None:
+    make_photos(tmp_path / "real", names())
+    (tmp_path / "linked").mkdir()
+    for kind in ("cat", "dog"):
+        (tmp_path / "linked" / kind).symlink_to(tmp_path / "real" / kind)
+    assert len(files(folder(tmp_path / "linked"))["train"]) == 13
+
+
+MISTAKES = {
+    "nothing": (["other/cat/1.png"], "photos does not exist: expected a folder with train/<class>/"),
+    "a file": (["photos"], "photos is a file: expected a folder with"),
+    "no folders": (["photos/1.png", "photos/2.png"], "photos has no folders: expected train/<class>/"),
+    "splits only": (["photos/val/cat/1.png"], "photos has val: expected train/<class>/ with val/<class>/, or <class>/"),
+    "no class folders": (["photos/train/1.png"], "there are no class folders in"),
+    "one class": (["photos/cat/1.png", "photos/cat/2.png"], "one class only, 'cat': expected a folder for each of two"),
+    "one deeper": (["photos/all/cat/1.png", "photos/all/dog/2.png"], "was that meant as the root"),
+    "a class that val alone has": (
+        [*names("photos/train/"), *names("photos/val/"), "photos/val/dogs/1.png"],
+        "class 'dogs' has images to evaluate on and none to train on; was 'dog' meant?",
+    ),
+    "two names of a split": (
+        [*names("photos/train/"), *names("photos/val/"), *names("photos/valid/")],
+        "has val and valid, both for val: keep one",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_the_folders_is_one_line(tmp_path, mistake: str) -> None:
+    photos, message = MISTAKES[mistake]
+    for name in photos:
+        if Path(name).suffix:
+            make_photos(tmp_path, [name])
+        else:
+            (tmp_path / name).touch()
+    with pytest.raises(ValueError) as error:  # noqa: PT011  # the message is compared below, as a text
+        folder(tmp_path / "photos")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_class_folder_is_named(tmp_path) -> None:
+    make_photos(tmp_path, names())
+    (tmp_path / "horse").mkdir()
+    with pytest.raises(ValueError, match=r"no images of class 'horse' in .*: fill or remove its folder"):
+        folder(tmp_path)
+
+
+def test_a_misspelt_root_is_hinted_at(tmp_path) -> None:
+    make_photos(tmp_path / "my_photos", names())
+    with pytest.raises(ValueError, match=r"my_fotos does not exist: .*my_photos meant\?"):
+        folder(tmp_path / "my_fotos")
+
+
+def test_an_unreadable_folder_is_named(tmp_path, monkeypatch) -> None:
+    make_photos(tmp_path, names())
+    import os
+
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ValueError, match=r"cannot read the folder .*dog: Permission denied"):
+        folder(tmp_path)
+
+
+def test_a_stored_split_of_other_images_is_refused(tmp_path) -> None:
+    make_photos(tmp_path, names())
+    folder(tmp_path)
+    stored = tmp_path / ".lit_distill" / "split.json"
+    with pytest.raises(
+        ValueError, match=r"made with split_seed=42 and val_fraction=0\.2, not with 42 and 0\.5: delete"
+    ):
+        folder(tmp_path, val_fraction=0.5)
+    content = json.loads(stored.read_text())
+    content["train"] = [f"other/{i}.png" for i in range(30)]
+    stored.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"split\.json is of other images: 3 of its 33 are in .*; delete it to split"):
+        folder(tmp_path)
+    stored.write_text("[1, 2]")
+    with pytest.raises(ValueError, match=r"split\.json is no stored split: delete it"):
+        folder(tmp_path)
+    with pytest.raises(ValueError, match=r"val_fraction must be in \(0, 1\), got 1"):
+        folder(tmp_path, val_fraction=1)
+
+
+def test_a_folder_that_cannot_be_written_is_split_all_the_same(tmp_path, monkeypatch) -> None:
+    make_photos(tmp_path, names())
+    expected = files(folder(tmp_path))
+    shutil.rmtree(tmp_path / ".lit_distill")
+    (tmp_path / ".lit_distill").touch()  # in the way: as on a read-only disk nothing can be stored
+    data = folder(tmp_path)
+    assert files(data) == expected
+    assert data.mean is not None
+
+
+def test_statistics_are_the_training_images(tmp_path) -> None:
+    make_photos(tmp_path, names())
+    for name in ("cat", "dog"):
+        for path in (tmp_path / name).iterdir():
+            Image.new("RGB", (40, 32), (51, 102, 204)).save(path)
+    data = folder(tmp_path)
+    assert data.mean == [0.2, 0.4, 0.8]
+    assert data.std == [0.001] * 3  # not 0: something divides by it
+    assert folder(tmp_path, channels=1).mean == pytest.approx([0.386], abs=0.002)
+
+
+def test_a_fit_runs_on_it(tmp_path) -> None:
+    from lit_distill import DistillableViT, LitDistiller
+
+    make_photos(tmp_path, names())
+    data = folder(tmp_path, augmentation=Augmentation(policy="three-augment", erasing=0.5))
+    student = DistillableViT(16, 8, data.num_classes, 16, 1, 1, 16, mean=data.mean, std=data.std)
+    run = trainer(max_epochs=2)
+    run.fit(LitDistiller(student), datamodule=data)
+    assert run.global_step == 8
+    assert "val/accuracy_class" in run.callback_metrics
+    assert torch.isfinite(run.callback_metrics["train/loss"])

@@ -1,0 +1,195 @@
+from collections.abc import Callable
+from contextlib import suppress
+import io
+import os
+import pickle
+
+import numpy as np
+from PIL import Image
+import pytest
+import torch
+
+from lit_distill.datamodules.images import Files, ImageFiles, read_image
+
+GRADIENT = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
+
+
+def written(image: Image.Image, kind: str, **options) -> io.BytesIO:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF", "WEBP", "JPEG", "PPM", "JPEG2000", "ICO"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_any_format_comes_as_the_mode_that_is_asked_for(kind: str, mode) -> None:
+    image = read_image(written(Image.fromarray(GRADIENT).resize((32, 32)), kind), mode)
+    assert image.mode == mode
+    assert image.size == (32, 32)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "LAB", "HSV"])
+def test_every_mode_is_converted(mode: str) -> None:
+    image = Image.fromarray(GRADIENT).convert("RGB")
+    source = image.convert(mode) if mode != "LAB" else Image.new("LAB", image.size, (100, 0, 0))
+    kind = {"CMYK": "TIFF", "LAB": "TIFF", "YCbCr": "TIFF", "HSV": None}.get(mode, "PNG")
+    file = written(source, kind) if kind else written(source.convert("RGB"), "PNG")
+    assert read_image(file).mode == "RGB"
+    assert read_image(file).size == (6, 4)
+
+
+@pytest.mark.parametrize("value", [0, 257, 128 * 257, 65535])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bits_become_8(value: int, kind: str) -> None:
+    image = Image.fromarray(np.full((3, 5), value, dtype=np.uint16))
+    assert np.asarray(read_image(written(image, kind))).tolist() == [[[value // 257] * 3] * 5] * 3
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0.0, 0), (0.5, 128), (1.0, 255), (200.0, 200)])
+def test_floats_are_taken_as_shares_unless_they_are_larger(value: float, expected: int) -> None:
+    image = Image.fromarray(np.full((3, 5), value, dtype=np.float32))
+    assert read_image(written(image, "TIFF"), "L").getpixel((0, 0)) == expected
+
+
+def test_what_is_transparent_lies_on_white() -> None:
+    image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    image.putpixel((1, 0), (10, 20, 30, 255))
+    assert np.asarray(read_image(written(image, "PNG"))).tolist() == [[[255, 255, 255], [10, 20, 30]]]
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([0, 0, 0, 200, 100, 50])
+    palette.putpixel((1, 0), 1)
+    file = written(palette, "PNG", transparency=0)
+    assert np.asarray(read_image(file)).tolist() == [[[255, 255, 255], [200, 100, 50]]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("shrink", [None, 8])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_the_cameras_turn_is_made(orientation: int, shrink: int | None, kind: str) -> None:
+    upright = Image.new("L", (32, 16))
+    upright.paste(255, (0, 0, 16, 8))  # the upper left quarter
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(undo[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = read_image(written(stored, kind, exif=exif), "L", shrink)
+    assert image.size == ((32, 16) if shrink is None else (16, 8))
+    pixels = np.asarray(image)
+    height, width = pixels.shape
+    assert pixels[: height // 2 - 1, : width // 2 - 1].mean() > 240
+    assert pixels[height // 2 + 1 :].mean() < 15
+    assert pixels[:, width // 2 + 1 :].mean() < 15
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize(
+    ("size", "shrink", "expected"),
+    [
+        ((400, 300), 150, (200, 150)),
+        ((300, 400), 150, (150, 200)),
+        ((100, 80), 150, (100, 80)),
+        ((900, 10), 5, (450, 5)),
+    ],
+)
+def test_a_longer_shorter_side_is_shrunk(kind: str, size, shrink: int, expected) -> None:
+    # A ramp stays a ramp: shrunk while decoding, an image differs little from one that is resized afterwards.
+    ramp = Image.fromarray(np.tile(np.linspace(0, 255, size[0], dtype=np.uint8), (size[1], 1)))
+    file = written(ramp, kind)
+    image = read_image(file, "L", shrink)
+    assert image.size == expected
+    after = read_image(file, "L").resize(expected, Image.Resampling.BICUBIC)
+    assert np.abs(np.asarray(image).astype(int) - np.asarray(after)).max() <= 6
+
+
+def test_a_large_jpeg_is_shrunk_while_it_is_decoded(monkeypatch) -> None:
+    file = written(Image.new("RGB", (4000, 3000)), "JPEG")
+    loaded = []
+    original = Image.Image.resize
+
+    def resize(self, *args, **kwargs):
+        loaded.append(self.size)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "resize", resize)
+    assert read_image(file, shrink=448).size == (597, 448)
+    assert loaded == [(1000, 750)]
+
+
+def test_damaged_files_are_os_errors_and_say_nothing_else(capfd) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    for kind in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"):
+        whole = written(noise, kind).getvalue()
+        for end in (0, 3, 30, len(whole) // 2):
+            with pytest.raises(OSError, match=r".+"):
+                read_image(io.BytesIO(whole[:end]))
+        damaged = bytearray(whole)
+        for place in range(0, len(damaged), max(1, len(damaged) // 60)):
+            damaged[place] ^= 0xFF
+            with suppress(OSError):
+                read_image(io.BytesIO(bytes(damaged)))
+    with pytest.raises(OSError, match=r"cannot identify image file"):
+        read_image(io.BytesIO(b"no image at all"))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_bomb_of_pixels_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(OSError, match=r"decompression bomb"):
+        read_image(written(Image.new("L", (15, 15)), "PNG"))
+    assert read_image(written(Image.new("L", (12, 12)), "PNG")).size == (12, 12)  # a warning of Pillow's, no bomb
+
+
+def test_names_are_packed_whatever_their_bytes(tmp_path) -> None:
+    names = ["a.jpg", "ü/é.png", os.fsdecode(b"\xff\xfe.jpg"), "", "x" * 300]
+    files = Files(tmp_path, names)
+    assert list(files) == names
+    assert [files[i] for i in range(-5, 5)] == names * 2
+    assert files[1:4] == names[1:4]
+    assert files.open(1) == os.path.join(tmp_path, "ü/é.png")
+    with pytest.raises(IndexError):
+        files[5]
+    assert list(pickle.loads(pickle.dumps(files))) == names
+
+
+def test_the_digest_knows_every_change(tmp_path) -> None:
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"1")
+        os.utime(tmp_path / name, ns=(5, 5))
+
+    def digest(how: int = 1, names: str = "ab") -> str:
+        return Files(tmp_path, names).digest(how)
+
+    first = digest()
+    assert first == digest()
+    assert first != digest(how=2)
+    assert first != digest(names="ba")
+    os.utime(tmp_path / "a", ns=(6, 6))
+    assert first != digest()
+    os.utime(tmp_path / "a", ns=(5, 5))
+    (tmp_path / "b").write_bytes(b"12")
+    os.utime(tmp_path / "b", ns=(5, 5))
+    assert first != digest()
+
+
+def test_a_row_is_image_and_target(tmp_path) -> None:
+    Image.fromarray(GRADIENT).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no")
+    transform: Callable[[Image.Image], torch.Tensor] = lambda image: torch.from_numpy(np.array(image))  # noqa: E731
+    data = ImageFiles(Files(tmp_path, ["a.png", "b.png", "c.png"]), [4, 5, 6], transform)
+    pixels, target = data[0]
+    assert torch.equal(pixels, torch.from_numpy(GRADIENT))
+    assert target == 4
+    with pytest.raises(ValueError, match=r"cannot read the image b\.png: cannot identify image file$"):
+        data[1]
+    with pytest.raises(ValueError, match=r"cannot read the image c\.png: .*No such file"):
+        data[2]
+    with pytest.raises(ValueError, match=r"a target for each of 3 files, got 2"):
+        ImageFiles(Files(tmp_path, "abc"), [1, 2])
