@@ -4,6 +4,7 @@ from lit_distill.datamodules.augmentation import Augmentation, ImageTransform
 from lit_distill.datamodules.base import ImageDataModule
 from lit_distill.datamodules.batch import Batch
 from lit_distill.datamodules.digits import DigitsDataModule
+from lit_distill.datamodules.dogs_vs_cats import DogsVsCatsDataModule
 from lit_distill.datamodules.folder import ImageFolderDataModule
 from lit_distill.datamodules.from_files import FilesDataModule
 from lit_distill.datamodules.indexed import IndexedDataset, generators_of
@@ -14,6 +15,7 @@ __all__ = [
     "Augmentation",
     "Batch",
     "DigitsDataModule",
+    "DogsVsCatsDataModule",
     "FilesDataModule",
     "ImageDataModule",
     "ImageFolderDataModule",

@@ -1,0 +1,236 @@
+"""Kaggle's Dogs vs Cats."""
+
+from collections.abc import Iterable, Sequence
+import os
+from pathlib import Path
+import re
+from typing import Literal, NamedTuple
+
+from sklearn.model_selection import train_test_split
+import torch
+from torch import Tensor
+
+from lit_distill.datamodules.augmentation import Augmentation
+from lit_distill.datamodules.from_files import FilesDataModule, Labelled
+from lit_distill.datamodules.images import Files
+from lit_distill.datamodules.mixing import Mixing
+from lit_distill.datamodules.zips import ZipArchive, ZipFiles
+
+_CLASSES = ("cat", "dog")
+_TRAIN = re.compile(r"(cat|dog)\.(\d+)\.jpe?g", re.IGNORECASE)
+_TEST = re.compile(r"()(\d+)\.jpe?g", re.IGNORECASE)
+_TEST_FOLDERS = ("test", "test1")
+_EXPECTED = (
+    "expected Kaggle's dogs-vs-cats.zip or dogs-vs-cats-redux-kernels-edition.zip, the train.zip in it, "
+    "or a folder with one of them or with train/cat.0.jpg, train/dog.0.jpg, ..."
+)
+_FEWEST = 5  # of each class, so that a fifth is an image
+
+
+class DogsVsCatsDataModule(FilesDataModule):
+    """25,000 photos of cats and dogs, as Kaggle has them to download.
+
+    80/20 stratified split, always with seed 42: scikit-learn's ``train_test_split`` of the photos in the order cat 0,
+    cat 1, ..., dog 0, dog 1, ..., whatever the order in the archive or folder. The fifth that is held out serves
+    validation and testing, so compare runs by their last epoch, not by their best. The photos without label are those
+    to predict, in the order of their numbers; the command ``predict`` writes them as Kaggle wants them.
+
+    Archives are read in place; only a ``train.zip`` that is compressed within the download is unpacked once, beside it.
+
+    Args:
+        root: Kaggle's download: ``dogs-vs-cats.zip`` or ``dogs-vs-cats-redux-kernels-edition.zip``; the ``train.zip``
+            in it, with ``test.zip`` or ``test1.zip`` beside it if there is one; or a folder with any of these, or with
+            ``train/cat.0.jpg``, ``train/dog.0.jpg``, ... and ``test/1.jpg`` or ``test1/1.jpg``, ...
+        image_size: Side of the square images in pixels.
+        channels: 3, or 1 for greyscale.
+        augmentation: What becomes of the training images.
+        mixing: Mixup and cutmix; None for none.
+        repeats: Views of each image in an epoch, as `KeyedSampler` explains.
+        batch_size: Samples a step and rank.
+        eval_batch_size: Samples a step in validation, test and prediction; by default ``batch_size``.
+        num_workers: Processes that read; by default one a core, at most 8 and shared by the ranks, and none where there
+            are two cores or fewer and the images are decoded.
+        seed: Seed of order and augmentation, not of the split; by default the one given to ``seed_everything``, else 0.
+        decode_memory: Share of the free memory that decoded images may take, 0..1; 0 reads files in every epoch.
+        check: Read all files before training, and leave out damaged ones.
+        max_damaged: Share of damaged files in a split above which they are an error, 0..1.
+
+    Raises:
+        ValueError: If ``root`` is not there or is something else, an archive is damaged or not to be trusted, a photo
+            is there twice, or there are fewer than five of cats or of dogs.
+
+    Source:
+        kaggle.com/c/dogs-vs-cats and kaggle.com/c/dogs-vs-cats-redux-kernels-edition; Elson et al., "Asirra", 2007.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     train = Path(folder, "train")
+        ...     train.mkdir()
+        ...     for name in ("cat", "dog"):
+        ...         for number in range(10):
+        ...             (train / f"{name}.{number}.jpg").touch()
+        ...     list(DogsVsCatsDataModule(folder).splits["val"].files)
+        ['train/cat.3.jpg', 'train/cat.6.jpg', 'train/dog.2.jpg', 'train/dog.6.jpg']
+    """
+
+    num_classes = 2
+    class_names = _CLASSES
+
+    def __init__(
+        self,
+        root: str | Path,
+        image_size: int = 224,
+        channels: Literal[1, 3] = 3,
+        augmentation: Augmentation | None = None,
+        mixing: Mixing | None = None,
+        repeats: int = 1,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        seed: int | None = None,
+        decode_memory: float = 0.5,
+        check: bool = True,
+        max_damaged: float = 0.01,
+    ) -> None:
+        super().__init__(
+            image_size,
+            channels,
+            augmentation,
+            mixing,
+            repeats,
+            batch_size,
+            eval_batch_size,
+            num_workers,
+            seed,
+            decode_memory,
+            check,
+            max_damaged,
+        )
+        self.root = Path(root)
+        self.scan_file = (self.root if self.root.is_dir() else self.root.parent) / ".lit_distill" / "dogs_vs_cats.json"
+        train, test = _find(self.root)
+        names = train.numbered(_TRAIN)
+        targets = [_CLASSES.index(name) for name, _ in names]
+        count = [targets.count(k) for k in range(len(_CLASSES))]
+        if min(count) < _FEWEST:
+            raise ValueError(
+                f"{self.root} has {count[0]} cats and {count[1]} dogs: expected {_FEWEST} or more of each, "
+                "and 12,500 in Kaggle's download"
+            )
+        train_rows, val_rows = train_test_split(range(len(targets)), test_size=0.2, stratify=targets, random_state=42)
+        everything = list(names.values())
+
+        def labelled(rows: Iterable[int]) -> Labelled:
+            chosen = sorted(rows)
+            return Labelled(train.files([everything[row] for row in chosen]), torch.tensor(targets)[chosen])
+
+        self.splits = {"train": labelled(train_rows), "val": labelled(val_rows)}
+        self._numbers: list[int] = []
+        if test is not None:
+            unlabelled = test.numbered(_TEST)
+            self._numbers = [number for _, number in unlabelled]
+            files = test.files(unlabelled.values())
+            self.splits["predict"] = Labelled(files, torch.full((len(files),), -1))
+
+    def submission(self, probabilities: Tensor) -> tuple[Sequence[str], Sequence[Sequence[object]]] | None:
+        """Return the table that Kaggle wants: its head, and a row a photo without label, by number.
+
+        Its label is the probability of a dog; that of a photo left out as damaged is 0.5.
+
+        Args:
+            probabilities: ``(N, 2)``, of the photos in the order of ``names("predict")``.
+
+        Returns:
+            None if there are no photos without label.
+
+        Raises:
+            ValueError: If N is another number than there are photos that can be read.
+        """
+        if "predict" not in self.splits:
+            return None
+        names, readable = self.splits["predict"].files, self.names("predict")
+        if len(probabilities) != len(readable):
+            raise ValueError(f"expected predictions of all {len(readable)} photos, got {len(probabilities)}")
+        dogs = dict(zip(readable, probabilities[:, _CLASSES.index("dog")].tolist(), strict=True))
+        numbered = zip(self._numbers, names, strict=True)
+        return ["id", "label"], [[number, f"{dogs.get(name, 0.5):.9g}"] for number, name in numbered]
+
+
+class _Place(NamedTuple):
+    """A folder or an archive, and the names of all that is in it."""
+
+    where: Path | ZipArchive
+    names: Sequence[str]
+
+    def files(self, names: Iterable[str]) -> Files:
+        return ZipFiles(self.where, names) if isinstance(self.where, ZipArchive) else Files(self.where, names)
+
+    def numbered(self, pattern: re.Pattern[str]) -> dict[tuple[str, int], str]:
+        """Return the names that match by class and number, in this order."""
+        found: dict[tuple[str, int], str] = {}
+        for name in self.names:
+            match = pattern.fullmatch(Path(name).name)
+            if match:
+                key = match[1].lower(), int(match[2])
+                if key in found:
+                    raise ValueError(f"{self.path} has {found[key]} and {name}: expected one photo of that number")
+                found[key] = name
+        return dict(sorted(found.items()))
+
+    @property
+    def path(self) -> Path:
+        return self.where.path if isinstance(self.where, ZipArchive) else self.where
+
+
+def _find(root: Path) -> tuple[_Place, _Place | None]:
+    """Return where the photos with labels are, and those without if they are there."""
+    if not root.exists():
+        raise ValueError(f"{root} does not exist: {_EXPECTED}")
+    if root.is_file():
+        if root.suffix.lower() in (".csv", ".tsv", ".txt"):
+            raise ValueError(f"{root} is a table, not the photos: {_EXPECTED}")
+        return _in_archive(ZipArchive(root))
+    if (root / "train").is_dir():
+        train = _in_folder(root, "train")
+    elif (root / "train.zip").is_file():
+        train = _in_archive(ZipArchive(root / "train.zip"))[0]
+    else:
+        downloads = sorted(path for path in root.glob("*.zip") if path.name.startswith("dogs-vs-cats"))
+        if not downloads:
+            found = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
+            above = f"; was {root.parent} meant?" if root.name == "train" else ""
+            raise ValueError(f"{root} has {found}: {_EXPECTED}{above}")
+        return _in_archive(ZipArchive(downloads[0]))
+    folders = (_in_folder(root, name) for name in _TEST_FOLDERS if (root / name).is_dir())
+    return train, next((place for place in folders if place.numbered(_TEST)), None) or _test_beside(root)
+
+
+def _in_folder(root: Path, name: str) -> _Place:
+    def unreadable(error: OSError) -> None:
+        raise ValueError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+
+    walk = os.walk(root / name, onerror=unreadable)
+    names = (os.path.join(base, file) for base, _, files in walk for file in files)
+    return _Place(root, [os.path.relpath(path, root) for path in names])
+
+
+def _in_archive(archive: ZipArchive) -> tuple[_Place, _Place | None]:
+    everything = _place(archive)
+    inner = {Path(name).name.lower(): name for name in everything.names if name.lower().endswith(".zip")}
+    if "train.zip" in inner:
+        test = next((inner[f"{name}.zip"] for name in _TEST_FOLDERS if f"{name}.zip" in inner), None)
+        return _place(archive.within(inner["train.zip"])), None if test is None else _place(archive.within(test))
+    if not everything.numbered(_TRAIN):
+        found = ", ".join(sorted(everything.names)[:3]) or "nothing"
+        raise ValueError(f"{archive.path} has {found}, ...: {_EXPECTED}")
+    return everything, everything if everything.numbered(_TEST) else _test_beside(archive.path.parent)
+
+
+def _test_beside(folder: Path) -> _Place | None:
+    archive = next((folder / f"{name}.zip" for name in _TEST_FOLDERS if (folder / f"{name}.zip").is_file()), None)
+    return None if archive is None else _place(ZipArchive(archive))
+
+
+def _place(archive: ZipArchive) -> _Place:
+    return _Place(archive, [member.filename for member in archive.members()])
