@@ -1,16 +1,26 @@
 """What ``predict`` writes."""
 
+from collections.abc import Iterable, Sequence
 import csv
 import os
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+import numpy as np
 import torch
+from torch import Tensor, distributed
+from typing_extensions import override
+
+from lit_distill.datamodules import Batch
 
 
 def write_predictions(trainer: Trainer, output: Path | None, **kwargs: Any) -> Path:
     """Predict with ``trainer`` and write one CSV row a sample: its row, the class, its probability, all probabilities.
+
+    Where the data module has ``names("predict")``, a column has the file of each sample. Where it has
+    ``submission(probabilities)`` and that returns a head and rows, not None, these are written instead. Rows are in the
+    data set's order, whatever the number of processes.
 
     Args:
         trainer: Runs ``predict``.
@@ -18,7 +28,8 @@ def write_predictions(trainer: Trainer, output: Path | None, **kwargs: Any) -> P
         **kwargs: Arguments of ``Trainer.predict``.
 
     Raises:
-        ValueError: If ``output`` exists, or its folder does not.
+        ValueError: If ``output`` exists, or its folder does not; if there are several processes that each started by
+            itself and cannot put their parts together.
     """
     beside = Path(kwargs.get("ckpt_path") or "predictions.csv").with_name("predictions.csv")
     path = _free(beside) if output is None else output
@@ -26,21 +37,65 @@ def write_predictions(trainer: Trainer, output: Path | None, **kwargs: Any) -> P
         raise ValueError(f"{path} exists and is not overwritten: choose another --output")
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} for {path.name}: make it first, or choose another --output")
+    rows = _Rows()
+    trainer.callbacks.append(rows)  # type: ignore[attr-defined]
     batches = trainer.predict(**kwargs)
-    probabilities = torch.cat(batches)  # type: ignore[arg-type]
-    names = getattr(kwargs.get("datamodule"), "class_names", None) or [str(k) for k in range(probabilities.shape[1])]
-    confidence, decided = probabilities.max(dim=1)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("x", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["index", "class", "probability", *(f"p({name})" for name in names)])
-        for row, (k, p, rest) in enumerate(
-            zip(decided.tolist(), confidence.tolist(), probabilities.tolist(), strict=True)
-        ):
-            writer.writerow([row, names[k], f"{p:.6f}", *(f"{value:.6f}" for value in rest)])
-    os.replace(temporary, path)
-    print(f"wrote {len(probabilities)} predictions to {path}")
+    numbers, probabilities = _in_order(torch.cat(batches), rows.seen, trainer)  # type: ignore[arg-type]
+    if trainer.is_global_zero:
+        head, table = _table(kwargs.get("datamodule"), numbers, probabilities)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        with temporary.open("x", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(head)
+            writer.writerows(table)
+        os.replace(temporary, path)
+        print(f"wrote {len(probabilities)} predictions to {path}")
     return path
+
+
+class _Rows(Callback):
+    """Notes which rows of the data set this process predicts."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    @override
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        if isinstance(batch, Batch):
+            self.seen.append(batch.index.cpu())
+
+
+def _in_order(probabilities: Tensor, seen: list[Tensor], trainer: Trainer) -> tuple[list[int], Tensor]:
+    """Return the rows predicted by all processes, in order and each once, and the predictions."""
+    # Lightning deals the data set out to the processes, and leaves to each its own part.
+    rows = torch.cat(seen) if seen else None
+    if trainer.world_size > 1:
+        if rows is None or not distributed.is_initialized():
+            raise ValueError("the parts of several processes cannot be put together here: predict with one device")
+        parts: list[Any] = [None] * trainer.world_size
+        distributed.all_gather_object(parts, (rows, probabilities))
+        rows, probabilities = (torch.cat(part) for part in zip(*parts, strict=True))
+    if rows is None:
+        return list(range(len(probabilities))), probabilities
+    ordered, first = np.unique(rows.numpy(), return_index=True)
+    return ordered.tolist(), probabilities[torch.from_numpy(first)]
+
+
+def _table(data: Any, rows: list[int], probabilities: Tensor) -> tuple[Iterable[object], Iterable[Sequence[object]]]:
+    own = data.submission(probabilities) if hasattr(data, "submission") else None
+    if own is not None:
+        return own  # type: ignore[no-any-return]
+    files = data.names("predict") if hasattr(data, "names") else None
+    names = getattr(data, "class_names", None) or [str(k) for k in range(probabilities.shape[1])]
+    head = ["index", *(["file"] if files else []), "class", "probability", *(f"p({name})" for name in names)]
+    confidence, decided = probabilities.max(dim=1)
+    table = zip(rows, decided.tolist(), confidence.tolist(), probabilities.tolist(), strict=True)
+    return head, (
+        [row, *([files[row]] if files else []), names[k], f"{p:.6f}", *(f"{value:.6f}" for value in rest)]
+        for row, k, p, rest in table
+    )
 
 
 def _free(path: Path) -> Path:
