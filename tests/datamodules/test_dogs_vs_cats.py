@@ -5,6 +5,7 @@ import re
 import shutil
 import zipfile
 
+from made import unpack, zipped
 from PIL import Image
 import pytest
 from sklearn.model_selection import train_test_split
@@ -29,31 +30,13 @@ def train_files() -> dict[str, bytes]:
     return dogs | {f"train/cat.{number}.jpg": jpeg(number) for number in range(CATS)}
 
 
-def test_files(folder: str = "test") -> dict[str, bytes]:
+def unlabelled_files(folder: str = "test") -> dict[str, bytes]:
     return {f"{folder}/{number}.jpg": jpeg(200 + number) for number in sorted(range(1, TESTS + 1), key=str)}
 
 
-test_files.__test__ = False
-
-
-def packed(files: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w", method) as file:
-        for name, data in files.items():
-            file.writestr(name, data)
-    return archive.getvalue()
-
-
-def unpack(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    return folder
-
-
 def download(test: str = "test", method: int = zipfile.ZIP_STORED) -> bytes:
-    inner = {"train.zip": packed(train_files()), f"{test}.zip": packed(test_files(test))}
-    return packed({**inner, "sample_submission.csv": b"id,label\n1,0.5\n"}, method)
+    inner = {"train.zip": zipped(train_files()), f"{test}.zip": zipped(unlabelled_files(test))}
+    return zipped({**inner, "sample_submission.csv": b"id,label\n1,0.5\n"}, method)
 
 
 def as_it_comes(folder: Path, kind: str) -> Path:
@@ -68,14 +51,16 @@ def as_it_comes(folder: Path, kind: str) -> Path:
         (folder / "dogs-vs-cats.zip").write_bytes(download())
         return folder
     if kind in ("train.zip", "folder with train.zip"):
-        unpack(folder, {"train.zip": packed(train_files()), "test1.zip": packed(test_files("test1"))})
+        unpack(folder, {"train.zip": zipped(train_files()), "test1.zip": zipped(unlabelled_files("test1"))})
         return folder / "train.zip" if kind == "train.zip" else folder
     if kind == "one zip of both":
-        (folder / "all.zip").write_bytes(packed(train_files() | test_files()))
+        (folder / "all.zip").write_bytes(zipped(train_files() | unlabelled_files()))
         return folder / "all.zip"
     if kind == "unpacked twice":
-        return unpack(folder, {f"train/{name}": data for name, data in train_files().items()} | test_files("test/test"))
-    return unpack(folder, train_files() | test_files(kind))
+        return unpack(
+            folder, {f"train/{name}": data for name, data in train_files().items()} | unlabelled_files("test/test")
+        )
+    return unpack(folder, train_files() | unlabelled_files(kind))
 
 
 KINDS = [
@@ -125,7 +110,7 @@ def test_without_unlabelled_photos_there_is_no_submission(tmp_path: Path) -> Non
 
 
 def test_the_submission_is_kaggles_also_with_a_damaged_photo(tmp_path: Path) -> None:
-    root = unpack(tmp_path, train_files() | test_files())
+    root = unpack(tmp_path, train_files() | unlabelled_files())
     (root / "test" / "3.jpg").write_bytes(b"")
     data = DogsVsCatsDataModule(root, **SMALL, max_damaged=0.5)
     with pytest.warns(UserWarning, match=r"1 of 11 files for predict are no readable images: test/3\.jpg"):
@@ -147,9 +132,9 @@ def test_the_submission_is_kaggles_also_with_a_damaged_photo(tmp_path: Path) -> 
         (lambda root: None, r"photos does not exist: expected Kaggle's dogs-vs-cats\.zip or .*train/cat\.0\.jpg"),
         (lambda root: root.mkdir(), "photos has nothing: expected Kaggle's"),
         (lambda root: root.write_bytes(b"junk"), "photos is no zip archive"),
-        (lambda root: root.write_bytes(packed(test_files())), r"photos has test/1\.jpg, .*: expected Kaggle's"),
-        (lambda root: root.write_bytes(packed({"train.zip": b"junk"})), "no zip archive"),
-        (lambda root: root.write_bytes(packed({"../train/cat.0.jpg": b""})), "leads out of the archive"),
+        (lambda root: root.write_bytes(zipped(unlabelled_files())), r"photos has test/1\.jpg, .*: expected Kaggle's"),
+        (lambda root: root.write_bytes(zipped({"train.zip": b"junk"})), "no zip archive"),
+        (lambda root: root.write_bytes(zipped({"../train/cat.0.jpg": b""})), "leads out of the archive"),
         (lambda root: unpack(root, {"train/a.txt": b""}), "photos has 0 cats and 0 dogs"),
         (
             lambda root: unpack(root, {k: v for k, v in train_files().items() if "cat" in k}),

@@ -1,0 +1,206 @@
+"""CIFAR-10 and CIFAR-100."""
+
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from PIL import Image
+from sklearn.model_selection import train_test_split
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import datasets
+from typing_extensions import override
+
+from lit_distill.datamodules.augmentation import Augmentation, ImageTransform
+from lit_distill.datamodules.base import ImageDataModule
+from lit_distill.datamodules.decoded import cores
+from lit_distill.datamodules.mixing import Mixing
+
+
+class CIFAR10DataModule(ImageDataModule):
+    """CIFAR-10: 60,000 photos of 32 x 32 pixels in ten classes, 50,000 of them to train on.
+
+    torchvision's data set, downloaded unless it is in ``root``. Validation and testing are on the 10,000 test images,
+    as in the papers, which report the accuracy of the last epoch and select nothing by it: compare the last epoch, not
+    the best. To choose settings, hold a part of the training images out with ``val_fraction``; validation is then on
+    that part, and the test images are for the command ``test``. Prediction is on the test images.
+
+    The images are one array in memory, which forked workers share.
+
+    Args:
+        root: Folder of the data, or for it.
+        image_size: Side of the square images in pixels; they are enlarged to another than 32.
+        val_fraction: Share of the training images to validate on, 0..1 exclusive; a stratified split, always with seed
+            42. None validates on the test images.
+        augmentation: What becomes of the training images; by default a random crop with 4 pixels of padding, and a
+            flip.
+        mixing: Mixup and cutmix; None for none.
+        repeats: Views of each image in an epoch, as `KeyedSampler` explains.
+        batch_size: Samples a step and rank.
+        eval_batch_size: Samples a step in validation, test and prediction; by default ``batch_size``.
+        num_workers: Processes that augment; by default one a core, at most 8 and shared by the ranks, and none where
+            there are two cores or fewer.
+        seed: Seed of order and augmentation, not of the split; by default the one given to ``seed_everything``.
+
+    Raises:
+        ValueError: If an argument is out of range; when it is first read, if the data is not there and cannot be
+            downloaded.
+
+    Attributes:
+        mean, std: Of the training images' pixels in 0..1, a value a channel; the data is read when they are asked for.
+
+    Source:
+        Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
+
+    Example:
+        >>> data = CIFAR10DataModule("data", val_fraction=0.1)
+        >>> data.num_classes, data.augmentation.crop, data.augmentation.crop_pct
+        (10, 'padded', 1.0)
+    """
+
+    num_classes = 10
+    source: ClassVar[Any] = datasets.CIFAR10
+
+    def __init__(
+        self,
+        root: str | Path = "data",
+        image_size: int = 32,
+        val_fraction: float | None = None,
+        augmentation: Augmentation | None = None,
+        mixing: Mixing | None = None,
+        repeats: int = 1,
+        batch_size: int = 128,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, num_workers or 0, seed)
+        if image_size < 1:
+            raise ValueError(f"image_size must be >= 1, got {image_size}")
+        if val_fraction is not None and not 0 < val_fraction < 1:
+            raise ValueError(f"val_fraction must be in (0, 1) or None, got {val_fraction}")
+        self.root = Path(root)
+        self.image_size = image_size
+        self.val_fraction = val_fraction
+        self.augmentation = augmentation or Augmentation(crop="padded", crop_pct=1.0)
+        self.mixing = mixing
+        self.repeats = repeats
+        self._auto_workers = num_workers is None
+        self._parts: dict[str, _Part] = {}
+
+    @property
+    def mean(self) -> list[float]:
+        """Mean of the training images, a value a channel."""
+        return self._statistics()[0]
+
+    @property
+    def std(self) -> list[float]:
+        """Standard deviation of the training images' pixels, a value a channel."""
+        return self._statistics()[1]
+
+    @override
+    def prepare_data(self) -> None:
+        """Download the data unless it is there; Lightning has one process of a machine do it."""
+        self._open(train=False)
+
+    @override
+    def setup(self, stage: str | None = None) -> None:
+        """Read the images and split them."""
+        parts = self._read()
+        train, evaluate = (make(self.image_size) for make in (self.augmentation.train, self.augmentation.evaluate))
+        self.train_set = _Images(parts["train"], train)
+        self.val_set = _Images(parts.get("val", parts["test"]), evaluate)
+        self.test_set = self.predict_set = _Images(parts["test"], evaluate)
+        if self._auto_workers:
+            share = min(8, cores() // getattr(self.trainer, "num_devices", 1))
+            self.num_workers = 0 if share <= 2 else share
+
+    def _read(self) -> dict[str, "_Part"]:
+        if not self._parts:
+            train, test = self._open(train=True), self._open(train=False)
+            self.class_names = tuple(train.classes)
+            self._parts = {"train": _Part.of(train), "test": _Part.of(test)}
+            if self.val_fraction is not None:
+                images, targets = self._parts["train"]
+                rows = train_test_split(
+                    range(len(targets)), test_size=self.val_fraction, stratify=targets, random_state=42
+                )
+                for name, chosen in zip(("train", "val"), map(sorted, rows), strict=True):
+                    self._parts[name] = _Part(images[chosen], targets[chosen])
+        return self._parts
+
+    def _open(self, train: bool) -> Any:
+        """Return torchvision's data set."""
+        source = self.source
+        try:
+            return source(self.root, train)
+        except RuntimeError:  # not there, or damaged
+            pass
+        try:
+            return source(self.root, train, download=True)
+        except Exception as error:  # of the network, the disk, the archive
+            why = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(
+                f"{source.__name__} is not in {self.root}, and downloading it failed ({why}): "
+                f"put {source.filename} from {source.url} into {self.root.absolute()}"
+            ) from error
+
+    def _statistics(self) -> tuple[list[float], list[float]]:
+        images = self._read()["train"].images
+        levels = np.arange(256) / 255
+        counts = [np.bincount(images[..., channel].numpy().ravel(), minlength=256) for channel in range(3)]
+        means = [np.average(levels, weights=count) for count in counts]
+        variances = [np.average((levels - m) ** 2, weights=count) for m, count in zip(means, counts, strict=True)]
+        return [round(float(m), 4) for m in means], [round(float(v) ** 0.5, 4) for v in variances]
+
+
+class CIFAR100DataModule(CIFAR10DataModule):
+    """CIFAR-100: 60,000 photos of 32 x 32 pixels in a hundred classes, 50,000 of them to train on.
+
+    All else is as of `CIFAR10DataModule`.
+
+    Args:
+        root: Folder of the data, or for it.
+        image_size: Side of the square images in pixels; they are enlarged to another than 32.
+        val_fraction: Share of the training images to validate on, 0..1 exclusive; a stratified split, always with seed
+            42. None validates on the test images.
+        augmentation: What becomes of the training images; by default a random crop with 4 pixels of padding, and a
+            flip.
+        mixing: Mixup and cutmix; None for none.
+        repeats: Views of each image in an epoch, as `KeyedSampler` explains.
+        batch_size: Samples a step and rank.
+        eval_batch_size: Samples a step in validation, test and prediction; by default ``batch_size``.
+        num_workers: Processes that augment; by default one a core, at most 8 and shared by the ranks, and none where
+            there are two cores or fewer.
+        seed: Seed of order and augmentation, not of the split; by default the one given to ``seed_everything``.
+
+    Source:
+        Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
+    """
+
+    num_classes = 100
+    source: ClassVar[Any] = datasets.CIFAR100
+
+
+class _Part(NamedTuple):
+    """Images ``(N, H, W, 3)``, uint8, and their classes ``(N,)``."""
+
+    images: Tensor
+    targets: Tensor
+
+    @classmethod
+    def of(cls, data: Any) -> "_Part":
+        return cls(torch.from_numpy(np.ascontiguousarray(data.data)), torch.tensor(data.targets))
+
+
+class _Images(Dataset[tuple[Tensor, int]]):
+    def __init__(self, part: _Part, transform: ImageTransform) -> None:
+        self.images, self.targets = part  # tensors: workers share them
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.images[index].numpy())), int(self.targets[index])
