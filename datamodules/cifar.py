@@ -75,7 +75,7 @@ class CIFAR10DataModule(ImageDataModule):
         num_workers: int | None = None,
         seed: int | None = None,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers or 0, seed)
+        super().__init__(batch_size, eval_batch_size, num_workers or 0, seed, repeats, mixing)
         if image_size < 1:
             raise ValueError(f"image_size must be >= 1, got {image_size}")
         if val_fraction is not None and not 0 < val_fraction < 1:
@@ -84,8 +84,6 @@ class CIFAR10DataModule(ImageDataModule):
         self.image_size = image_size
         self.val_fraction = val_fraction
         self.augmentation = augmentation or Augmentation(crop="padded", crop_pct=1.0)
-        self.mixing = mixing
-        self.repeats = repeats
         self._auto_workers = num_workers is None
         self._parts: dict[str, _Part] = {}
 

@@ -15,6 +15,7 @@ import torchvision
 import yaml
 
 from lit_distill.cli import main
+from lit_distill.datamodules import Mixing
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHORT = [
@@ -124,7 +125,11 @@ RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 def test_it_trains_and_ends_with_a_checkpoint(name: str, tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     assert name in SMOKE, f"configs/{name}.yaml has no smoke test: give it one here"
+    mixed: list[Any] = []
+    mix = Mixing.__call__
+    monkeypatch.setattr(Mixing, "__call__", lambda self, *args, **more: mixed.append(self) or mix(self, *args, **more))
     fit(name, *SMOKE[name](monkeypatch))
+    assert bool(mixed) == ("mixing" in recipe(name)["data"]["init_args"])
     folder = Path("logs", name, "version_0")
     assert (folder / "checkpoints" / "last.ckpt").is_file()
     rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision import datasets
 
-from lit_distill.datamodules import CIFAR10DataModule, CIFAR100DataModule
+from lit_distill.datamodules import CIFAR10DataModule, CIFAR100DataModule, Mixing
 
 MODULES = {10: CIFAR10DataModule, 100: CIFAR100DataModule}
 SOURCES = {10: datasets.CIFAR10, 100: datasets.CIFAR100}
@@ -79,6 +79,19 @@ def test_it_is_downloaded_when_it_is_not_there_or_damaged(tmp_path: Path, monkey
     data.setup()
     assert batch.read_bytes() == whole
     assert len(data.train_set) == len(pickle.loads(whole)["labels"]) * 5
+
+
+def test_images_repeat_as_distinct_views_and_are_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unpack(tmp_path, cifar(monkeypatch, 10, train=60))
+    mixing = Mixing(cutmix=1.0)
+    data = CIFAR10DataModule(tmp_path, batch_size=60, num_workers=0, repeats=3, mixing=mixing)
+    data.setup()
+    (batch,) = data.train_dataloader()
+    views = {bytes(image.numpy()) for image in batch.image}
+    assert len(set(batch.index.tolist())) == 20
+    assert len(views) > 50
+    assert data.mixing is mixing
+    assert "on_after_batch_transfer" in vars(data)
 
 
 @pytest.mark.parametrize("classes", [10, 100])
