@@ -92,12 +92,12 @@ class KeyedSampler(DistributedSampler[Any]):
         order = self._order(len(self.dataset))  # type: ignore[arg-type]
         epoch, done, length = self._resumed
         places = self._rest(order, done, length) if self.epoch == epoch and done else range(len(order))
+        rows = self.rows.tolist() if isinstance(self.rows, Tensor) else self.rows
         ranks = self.num_replicas
         each = len(places) // ranks if self.drop_last else -(-len(places) // ranks)
         for nth in range(self.rank, each * ranks, ranks):
             place = places[nth % len(places)] % len(order)
-            row = order[place] if self.rows is None else int(self.rows[order[place]])
-            yield self.epoch * self.repeats + place % self.repeats, row
+            yield self.epoch * self.repeats + place % self.repeats, order[place] if rows is None else rows[order[place]]
 
     def _rest(self, order: list[int], done: int, length: int) -> Sequence[int]:
         """Return the places of the order that are left after ``done`` samples of ``length`` rows."""

@@ -193,3 +193,12 @@ def test_a_row_is_image_and_target(tmp_path) -> None:
         data[2]
     with pytest.raises(ValueError, match=r"a target for each of 3 files, got 2"):
         ImageFiles(Files(tmp_path, "abc"), [1, 2])
+
+
+def test_a_suffix_that_lies_is_no_matter(tmp_path) -> None:
+    image = Image.fromarray(GRADIENT)
+    for suffix in (".jpg", ".xyz", "", ".pdf"):
+        image.save(tmp_path / f"image{suffix}", "PNG")
+        assert np.array_equal(np.asarray(read_image(tmp_path / f"image{suffix}")), GRADIENT)
+        with (tmp_path / f"image{suffix}").open("rb") as file:
+            assert np.array_equal(np.asarray(read_image(file, name="a.gif")), GRADIENT)
