@@ -29,7 +29,7 @@ from typing_extensions import override
 from lit_distill.callbacks import LearningWithRetrospection, RunSummary, StepSeed, TeacherCheck
 from lit_distill.callbacks.summary import checkpoint_paths
 from lit_distill.checkpoint import AtomicCheckpointIO
-from lit_distill.cli import export
+from lit_distill.cli import distill, export
 from lit_distill.cli.errors import one_line
 from lit_distill.cli.predictions import write_predictions
 from lit_distill.cli.run_config import SaveRunConfig, differences, from_checkpoint, recipe
@@ -63,7 +63,8 @@ class DistillCLI(LightningCLI):
             parser_class=_Parser,
             parser_kwargs={
                 **parser,
-                "description": "Distil a teacher into a vision transformer; `export --help` is about its result.",
+                "description": "Distil a teacher into a vision transformer. `distill --help`: all of it in one "
+                "command, for a folder of photos; `export --help`: the result.",
                 "version": f"lit-distill {version('lit-distill')}",
                 **{name: dict(parser) for name in self.subcommands()},
             },
@@ -309,6 +310,8 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         if args[:1] == ["export"]:
             export.run(args[1:])
+        elif args[:1] == ["distill"]:
+            distill.run(args[1:])
         else:
             DistillCLI(args)
     except KeyboardInterrupt:

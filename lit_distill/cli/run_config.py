@@ -136,11 +136,17 @@ def _teacher_if_there(model: dict[str, Any]) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--teacher", type=Module | None)
     try:
-        parser.instantiate_classes(parser.parse_object({"teacher": teacher}))
+        instantiated(parser, {"teacher": teacher})
     except Exception as error:  # files, classes and whole packages may be gone
         print(f"note: going on without the teacher, its accuracy and agreement: {one_line(error)}")
         return None
     return teacher
+
+
+def instantiated(parser: ArgumentParser, config: dict[str, Any]) -> Any:
+    """Return the configuration with its objects made."""
+    make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # the name until jsonargparse 4.50
+    return make(parser.parse_object(config))
 
 
 def _value_of(args: list[str], flag: str) -> str | None:

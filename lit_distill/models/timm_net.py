@@ -5,8 +5,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 import timm
 from timm.layers import PatchEmbed  # type: ignore[attr-defined]  # exported, but not declared so
+import torch
 from torch import Tensor, nn
 
 from lit_distill.models.pixels import as_pair
@@ -121,3 +123,24 @@ def nearest(name: str, among: Sequence[str]) -> list[str]:
         ['resnet', 'rexnet', 'densenet']
     """
     return get_close_matches(name, among, n=3, cutoff=0.0)
+
+
+def weights_at_hand(name: str) -> bool:
+    """Tell whether timm's pretrained weights of a network are on this machine, so that nothing would be downloaded.
+
+    Example:
+        >>> weights_at_hand("resnet10t.untrained")
+        False
+    """
+    try:
+        source = timm.get_pretrained_cfg(name)
+    except (RuntimeError, ValueError):  # timm knows no such weights
+        return False
+    if source is None:
+        return False
+    if source.file:
+        return Path(str(source.file)).is_file()
+    if source.hf_hub_id:
+        files = [source.hf_hub_filename] if source.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+        return any(isinstance(try_to_load_from_cache(source.hf_hub_id, file), str) for file in files)
+    return bool(source.url) and Path(torch.hub.get_dir(), "checkpoints", Path(str(source.url)).name).is_file()

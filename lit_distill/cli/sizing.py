@@ -1,0 +1,69 @@
+"""Choices for a data set that nobody has made: how large its images are, and which networks suit them."""
+
+from typing import Any
+
+from PIL import Image
+
+from lit_distill.datamodules import FilesDataModule
+
+_SIZES = (32, 64, 96, 128, 160, 192, 224)  # of photos; larger ones are seen at 224 px
+
+
+def image_size_of(data: FilesDataModule) -> int:
+    """Return the side in pixels at which to train: by the median of the shorter sides of a hundred images.
+
+    Images of up to 32 px keep their size, rounded down to a multiple of 4; others are seen at one of 32, 64, ... 224
+    px, enlarged by a sixth at most.
+    """
+    files = data.splits["train"].files
+    sides = []
+    for row in range(0, len(files), max(1, len(files) // 100)):
+        try:
+            with Image.open(files.open(row)) as image:
+                sides.append(min(image.size))
+        except OSError:  # damaged; whoever reads all of them says so
+            continue
+    if not sides:
+        return _SIZES[-1]
+    median = sorted(sides)[len(sides) // 2]
+    if median < _SIZES[0]:
+        return max(4, median // 4 * 4)
+    return max(size for size in _SIZES if size <= max(_SIZES[0], median * 7 / 6))
+
+
+def augmentation_for(size: int) -> dict[str, Any]:
+    """Return the augmentation for images of that many pixels, as arguments of `Augmentation`."""
+    if size <= 64:
+        return {"crop": "padded", "policy": "trivial-wide", "crop_pct": 1.0}
+    return {"crop": "resized", "scale": [0.35, 1.0], "policy": "trivial-wide"}
+
+
+def batch_size_for(images: int) -> int:
+    """Return a batch size that leaves a few dozen steps an epoch where there are few images."""
+    return next((size for size, least in ((64, 2000), (32, 500)) if images >= least), 16)
+
+
+def student_for(size: int, channels: int) -> dict[str, Any]:
+    """Return a ViT of DeiT-Ti's width for images of that many pixels: 49 to 256 patches, if there are the pixels."""
+    patch = 16 if size > 128 else 8 if size > 40 else 4 if size > 16 else 2
+    return {
+        "class_path": "lit_distill.DistillableViT",
+        "init_args": {
+            "patch_size": patch,
+            "dim": 192,
+            "depth": 12 if size > 128 else 9,
+            "heads": 3,
+            "mlp_dim": 768 if size > 128 else 384,
+            "channels": channels,
+            # Its mean and contrast are all that a patch of few pixels has.
+            "patch_norm": patch > 8,
+        },
+    }
+
+
+def teacher_for(name: str, size: int, channels: int, pretrained: bool) -> dict[str, Any]:
+    """Return a timm convnet; images below 64 px are enlarged for it, whose stem divides them by 4 or more."""
+    arguments: dict[str, Any] = {"name": name, "pretrained": pretrained, "img_size": max(64, size)}
+    if channels != 3:
+        arguments["in_chans"] = channels
+    return {"class_path": "lit_distill.TimmStudent", "init_args": arguments}

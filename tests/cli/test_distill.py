@@ -1,0 +1,204 @@
+from collections.abc import Sequence
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+import torch
+from toys import make_photos
+import yaml
+
+from lit_distill import StudentOutput, load_student
+from lit_distill.cli import stage
+from lit_distill.cli.app import main
+
+
+class Instead:
+    """What the module of stages sees of subprocess; all others keep theirs."""
+
+    def __init__(self, popen: Any) -> None:
+        self.Popen = popen
+
+
+QUICK = [
+    "--teacher_net=resnet10t",
+    "--teacher_epochs=1",
+    "--epochs=2",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.accelerator=cpu",
+    "--num_threads=1",
+    "--model.student.depth=1",
+]
+
+
+def photos(root: Path, *, split: bool = False) -> Path:
+    kinds = ("bird", "cat", "dog")
+    make_photos(root, [f"{'train/' * split}{kind}/{i}.png" for kind in kinds for i in range(10)], size=(36, 32))
+    if split:
+        make_photos(root, [f"test/{kind}/{i}.png" for kind in kinds for i in range(4)], size=(36, 32), seed=1)
+    return root
+
+
+def distill(*flags: str, quick: Sequence[str] = QUICK) -> None:
+    main(["distill", "--data.root=my_photos", *quick, *flags])
+
+
+@pytest.mark.slow
+def test_one_command_makes_teacher_student_and_export_and_again_only_what_is_new(tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos(Path("my_photos"), split=True)
+    distill()
+    out = capfd.readouterr().out
+    folders = {path.name.split("-")[0]: path for path in Path("distilled/my_photos").iterdir()}
+    assert set(folders) == {"teacher", "student"}
+    assert "24 images to train on, 3 classes (bird, cat, dog), seen at 32 px" in out
+    table = out[out.index("accuracy on the validation images") :]
+    for row in ("teacher  ", "student  ", "agreement of both", "student, on the test folder"):
+        assert f"\n{row}" in table
+    exported = folders["student"] / "exported"
+    assert f"student        {exported}" in table
+    student = load_student(exported)
+    output = StudentOutput.of(student(torch.rand(2, 3, 32, 32)))
+    assert output.logits.shape == (2, 3)
+    assert student.card["class_names"] == ["bird", "cat", "dog"]  # type: ignore[index]
+    assert (folders["student"] / "version_0/checkpoints/last.ckpt").is_file()
+    config = yaml.safe_load((folders["student"] / "config.yaml").read_text())
+    assert config["model"]["teacher"]["init_args"]["model"] == str(
+        folders["teacher"] / "version_0/checkpoints/last.ckpt"
+    )
+
+    monkeypatch.setattr(stage, "subprocess", Instead(lambda *a, **k: pytest.fail("something ran again")))
+    distill()
+    again = capfd.readouterr().out
+    assert again.count("done before") == 2
+    assert again[again.index("accuracy on the validation images") :].splitlines()[:9] == table.splitlines()[:9]
+    monkeypatch.undo()
+
+    # Another choice for the student leaves the teacher; another photo makes both anew, beside what is there.
+    monkeypatch.chdir(tmp_path)
+    distill("--model.alpha=0.3")
+    assert capfd.readouterr().out.count("done before") == 1
+    assert len(list(Path("distilled/my_photos").glob("teacher-*"))) == 1
+    assert len(list(Path("distilled/my_photos").glob("student-*"))) == 2
+    started = []
+    monkeypatch.setattr(stage, "subprocess", Instead(lambda command, **k: started.append(command) or sys.exit(3)))
+    make_photos(Path("my_photos"), ["train/cat/new.png"], size=(36, 32), seed=5)
+    with pytest.raises(SystemExit):
+        distill()
+    assert "teacher-" in started[0][5]
+    assert str(folders["teacher"]) not in started[0][5]
+
+
+@pytest.mark.slow
+def test_what_was_cut_off_goes_on(tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos(Path("my_photos"))
+    flags = [flag for flag in QUICK if not flag.startswith(("--epochs", "--teacher"))]
+    teacher = ["--teacher_net=resnet10t", "--teacher_epochs=1", "--epochs=40"]
+    command = [sys.executable, "-m", "lit_distill.cli", "distill", "--data.root=my_photos", *flags, *teacher]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    began = time.monotonic()
+    while not list(Path("distilled").glob("*/student-*/version_0/checkpoints/last.ckpt")):
+        assert time.monotonic() - began < 300
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (student,) = Path("distilled/my_photos").glob("student-*")
+    assert not (student / "done.json").exists()
+    distill(*teacher, quick=flags)
+    out = capfd.readouterr().out
+    assert out.count("done before") == 1  # the teacher
+    assert f"going on from {student / 'version_0/checkpoints/last.ckpt'}" in out
+    assert json.loads((student / "done.json").read_text()) == {"checkpoint": "version_1/checkpoints/last.ckpt"}
+    checkpoint = torch.load(student / "version_1/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 39
+    assert (student / "exported/student.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_teacher_of_ones_own(tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos(Path("my_photos"))
+    data = ["--data=ImageFolderDataModule", "--data.root=my_photos", "--data.image_size=32", "--data.batch_size=16"]
+    student = ["--model.student=TimmStudent", "--model.student.name=resnet10t", "--model.student.img_size=32"]
+    trainer = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    main(["fit", *data, *student, *trainer, "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=mine"])
+    (checkpoint,) = Path("mine").rglob("last.ckpt")
+    distill(
+        f"--teacher={checkpoint}", "--student=vit_tiny_patch16_224", quick=[*QUICK[2:6], "--model.student.img_size=32"]
+    )
+    out = capfd.readouterr().out
+    assert [path.name.split("-")[0] for path in Path("distilled/my_photos").iterdir()] == ["student"]
+    assert "1 of 1: student vit_tiny_patch16_224" in out
+    assert "\nteacher  " in out
+
+
+MISTAKES = {
+    "--data.imagesize=3": "ImageFolderDataModule has no argument 'imagesize'; the nearest is 'image_size'",
+    "--model.aplha=0.3": "unknown option --model.aplha; the nearest is --model.alpha",
+    "--trainer.devicess=2": "unknown option --trainer.devicess; the nearest is --trainer.devices",
+    "--trainer.devices 2": "--trainer.devices is passed on to fit, and needs its value in the same word",
+    "--student=deit_tinny": "timm has no model 'deit_tinny'; near it: deit_tiny_patch16_224",
+    "--teacher_net=resnt18": "timm has no model 'resnt18'; near it: resnet18",
+    "--teacher=nope.ckpt": "there is no teacher at nope.ckpt: expected a checkpoint or an exported folder",
+    "--teacher=my_photos": "there is no teacher at my_photos",
+    "--output=a_file": "a_file is a file: choose another folder with --output",
+    "--epochs=many": "epochs: Expected a <class 'int'>. Got value: many",
+    "--data.augmentation.policy=rnd": "unknown policy 'rnd': did you mean 'rand'?",
+    "--data.root=nope": "nope does not exist: expected a folder with train/<class>/",
+    "--data.val=nope": "val='nope' is none of the folders in my_photos: bird, cat, dog",
+    "--data.max_damaged=2": "max_damaged must be in [0, 1], got 2",
+}
+
+
+@pytest.mark.parametrize("flags", MISTAKES)
+def test_a_mistake_is_one_line_before_anything_runs(flags: str, tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stage, "subprocess", Instead(lambda *a, **k: pytest.fail("something ran")))
+    photos(Path("my_photos"))
+    Path("a_file").touch()
+    with pytest.raises(SystemExit) as end:
+        distill(*flags.split(), quick=[])
+    assert end.value.code == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert MISTAKES[flags] in line
+    assert not Path("distilled").exists()
+
+
+def test_damaged_photos_are_said_before_anything_runs(tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stage, "subprocess", Instead(lambda *a, **k: pytest.fail("something ran")))
+    (photos(Path("my_photos")) / "cat/3.png").write_bytes(b"")
+    with pytest.raises(SystemExit):
+        distill()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "1 of 24 files for train are no readable images: cat/3.png (cannot identify image file)" in line
+    with pytest.raises(SystemExit):
+        main(["distill"])
+    assert capfd.readouterr().err == "error: required: --data.root, the folder of your photos\n"
+
+
+def test_a_stage_that_fails_ends_the_command_with_its_code(tmp_path, monkeypatch, capfd) -> None:
+    class Fails:
+        def __init__(self, command: list[str]) -> None:
+            self.command = command
+
+        def wait(self) -> int:
+            return 7
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stage, "subprocess", Instead(Fails))
+    photos(Path("my_photos"))
+    with pytest.raises(SystemExit) as end:
+        distill()
+    assert end.value.code == 7
+    assert "1 of 2: teacher resnet10t, from random weights" in capfd.readouterr().out
+    (folder,) = Path("distilled/my_photos").iterdir()
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
