@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 from safetensors.torch import save_file
+import timm
 import torch
+from toys import make_photos
 import yaml
 
 from lit_distill import DigitsCNN, FrozenTeacher, LitDistiller
 from lit_distill.callbacks import LearningWithRetrospection
 from lit_distill.checkpoint import AtomicCheckpointIO
 from lit_distill.cli import main
-from lit_distill.datamodules import DigitsDataModule
+from lit_distill.datamodules import DigitsDataModule, ImageFolderDataModule
 
 ROOT = Path(__file__).parents[2]
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
@@ -371,7 +373,7 @@ def test_ctrl_c_ends_cleanly_and_prints_the_command_that_resumes() -> None:
     main([*command.split(), *QUIET, "--trainer.max_epochs=1"])  # loads; is already past its end
 
 
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs").glob("digits*.yaml"))  # the others: test_recipes.py
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -386,7 +388,7 @@ def accuracies(out: str) -> dict[str, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [path for path in CONFIGS if path.stem.startswith("digits")], ids=lambda p: p.stem)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_digits_config_runs_whole_and_reaches_its_accuracy_in_the_last_epoch(config: Path, capsys) -> None:
     main(["fit", "--config", str(config), *QUIET])
     reached = accuracies(capsys.readouterr().out)
@@ -399,3 +401,40 @@ def test_every_digits_config_runs_whole_and_reaches_its_accuracy_in_the_last_epo
         image, target, _ = next(iter(data.val_dataloader()))
         shipped = FrozenTeacher(DigitsCNN(pretrained=True))(image).argmax(dim=1).eq(target).float().mean().item()
         assert student > 100 * shipped - 100 * 3 / 360  # another processor rounds otherwise, and ends a few images away
+
+
+TINY = ["--model.student=DistillableViT", *(f"--model.student.{name}=8" for name in ("dim", "heads", "mlp_dim"))]
+PHOTOS = ["--data=ImageFolderDataModule", "--data.root=photos", "--data.batch_size=8", "--trainer.max_epochs=1"]
+
+
+def fit_on_photos(*flags: str) -> dict[str, Any]:
+    """Run an epoch on made photos, and return what its checkpoint says of the student."""
+    make_photos(Path("photos"), [f"{kind}/{i}.png" for kind in "abc" for i in range(5)])
+    main(["fit", *PHOTOS, *QUIET, "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs", *flags])
+    (folder,) = Path("logs").glob("*/version_*")
+    student: dict[str, Any] = load(folder)["lit_distill_config"]["model"]["student"]["init_args"]
+    return student
+
+
+def test_the_student_has_its_size_and_normalisation_from_the_data() -> None:
+    student = fit_on_photos("--data.image_size=16", *TINY, "--model.student.patch_size=8", "--model.student.depth=1")
+    data = ImageFolderDataModule("photos", image_size=16)
+    assert (student["image_size"], student["num_classes"]) == (16, 3)
+    assert (student["mean"], student["std"]) == (data.mean, data.std)
+
+
+def test_what_is_given_is_not_the_datas() -> None:
+    given = ["--model.student.image_size=24", "--model.student.mean=[0.1,0.2,0.3]", "--model.student.std=[1,1,1]"]
+    shape = ["--data.image_size=24", "--model.student.patch_size=8", "--model.student.depth=1"]
+    student = fit_on_photos(*TINY, *given, *shape)
+    assert (student["image_size"], student["mean"], student["std"]) == (24, [0.1, 0.2, 0.3], [1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("weights", [False, True])
+def test_a_network_that_begins_from_weights_keeps_their_normalisation(weights: bool) -> None:
+    timm_student = ["--model.student=TimmStudent", "--model.student.name=resnet10t", "--model.student.img_size=16"]
+    if weights:
+        torch.save(timm.create_model("resnet10t").state_dict(), "weights.pt")
+        timm_student.append("--model.student.weights=weights.pt")
+    student = fit_on_photos("--data.image_size=16", *timm_student)
+    assert student["mean"] == (None if weights else ImageFolderDataModule("photos", image_size=16).mean)
