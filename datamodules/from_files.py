@@ -139,8 +139,11 @@ class FilesDataModule(ImageDataModule):
 
     def names(self, split: Split) -> list[str]:
         """Return the names of the files of a split, in the order in which they are read."""
-        files, damaged = self.splits[self._source(split)].files, self.scan(split).damaged if self.check else {}
-        return [name for name in files if name not in damaged]
+        source = self._source(split)
+        if self.check:
+            self.scan(source)
+        damaged = self._scans[source].damaged if source in self._scans else {}
+        return [name for name in self.splits[source].files if name not in damaged]
 
     def _source(self, split: Split) -> Split:
         """Return the split that serves as this one."""

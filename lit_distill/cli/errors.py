@@ -120,7 +120,7 @@ def _innermost(text: str) -> str:
             for d, line in lines
             if line.startswith("Expected a <") and d >= depth
         ]
-        value = value.removeprefix("Given value: ")
+        value = re.sub(r"^NestedArg\(key='\w+', val=(.*)\)$", r"\1", value.removeprefix("Given value: "))
         colon = "; in YAML a space follows every colon" if re.match(r"\{\w+:\S", value) else ""
         return f"expected one of {', '.join(types)}, got {value}{colon}"
     return max(said, key=lambda pair: pair[0])[1]

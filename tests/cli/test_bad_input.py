@@ -113,6 +113,10 @@ CASES = {
     "--model.student.weights={other}": "do not fit DistillableViT",
     "--model.student.weights={code}": "refused {code}: it is a pickle that would run",
     "--model.head=best": "model.head: Expected a typing.Literal['class', 'distill', 'mean_logits', 'mean_probs']",
+    "--data=ImageFolderDataModule --data.root=nope": "nope does not exist: expected a folder with train/<class>/",
+    "--data=ImageFolderDataModule --data.root={folder}":
+        "has no folders: expected train/<class>/ with val/<class>/, or <class>/",
+    "--data=ImageFolderDataModule --data.root=x --data.split_seed=x": "expected one of int, NoneType, got 'x'",
     "--trainer.logger=CSVLogger --trainer.logger.save_dir={other}/logs": "Not a directory; for logs choose another",
 }
 # fmt: on

@@ -52,7 +52,8 @@ def table(path: str) -> list[dict[str, str]]:
 def direct(data: Any) -> torch.Tensor:
     """The probabilities of the network that the command makes, image by image."""
     seed_everything(1, verbose=False)
-    module = LitDistiller(DistillableViT(**STUDENT, num_classes=data.num_classes)).eval()
+    student = DistillableViT(**STUDENT, num_classes=data.num_classes, mean=data.mean, std=data.std)
+    module = LitDistiller(student).eval()
     data.setup("predict")
     with torch.no_grad():
         return torch.cat([module.predict_step(image[None]) for image, _ in data.predict_set])
@@ -93,7 +94,7 @@ def test_rows_are_those_of_the_data_set_whatever_order_a_loader_has(photos: Path
     data = Backwards(photos, image_size=16, num_workers=0)
     expected = direct(data)[:, 1].tolist()
     torch.manual_seed(1)
-    module = LitDistiller(DistillableViT(**STUDENT, num_classes=2))
+    module = LitDistiller(DistillableViT(**STUDENT, num_classes=2, mean=data.mean, std=data.std))
     write_predictions(Trainer(**QUIETLY), Path("mine.csv"), model=module, datamodule=data)
     assert [float(row["label"]) for row in table("mine.csv")] == pytest.approx(expected, abs=1e-6)
 
