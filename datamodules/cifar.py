@@ -156,22 +156,7 @@ class CIFAR10DataModule(ImageDataModule):
 class CIFAR100DataModule(CIFAR10DataModule):
     """CIFAR-100: 60,000 photos of 32 x 32 pixels in a hundred classes, 50,000 of them to train on.
 
-    All else is as of `CIFAR10DataModule`.
-
-    Args:
-        root: Folder of the data, or for it.
-        image_size: Side of the square images in pixels; they are enlarged to another than 32.
-        val_fraction: Share of the training images to validate on, 0..1 exclusive; a stratified split, always with seed
-            42. None validates on the test images.
-        augmentation: What becomes of the training images; by default a random crop with 4 pixels of padding, and a
-            flip.
-        mixing: Mixup and cutmix; None for none.
-        repeats: Views of each image in an epoch, as `KeyedSampler` explains.
-        batch_size: Samples a step and rank.
-        eval_batch_size: Samples a step in validation, test and prediction; by default ``batch_size``.
-        num_workers: Processes that augment; by default one a core, at most 8 and shared by the ranks, and none where
-            there are two cores or fewer.
-        seed: Seed of order and augmentation, not of the split; by default the one given to ``seed_everything``.
+    Arguments, and all else, are those of `CIFAR10DataModule`.
 
     Source:
         Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.

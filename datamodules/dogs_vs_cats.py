@@ -4,16 +4,14 @@ from collections.abc import Iterable, Sequence
 import os
 from pathlib import Path
 import re
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from sklearn.model_selection import train_test_split
 import torch
 from torch import Tensor
 
-from lit_distill.datamodules.augmentation import Augmentation
 from lit_distill.datamodules.from_files import FilesDataModule, Labelled
 from lit_distill.datamodules.images import Files
-from lit_distill.datamodules.mixing import Mixing
 from lit_distill.datamodules.zips import ZipArchive, ZipFiles
 
 _CLASSES = ("cat", "dog")
@@ -41,19 +39,9 @@ class DogsVsCatsDataModule(FilesDataModule):
         root: Kaggle's download: ``dogs-vs-cats.zip`` or ``dogs-vs-cats-redux-kernels-edition.zip``; the ``train.zip``
             in it, with ``test.zip`` or ``test1.zip`` beside it if there is one; or a folder with any of these, or with
             ``train/cat.0.jpg``, ``train/dog.0.jpg``, ... and ``test/1.jpg`` or ``test1/1.jpg``, ...
-        image_size: Side of the square images in pixels.
-        channels: 3, or 1 for greyscale.
-        augmentation: What becomes of the training images.
-        mixing: Mixup and cutmix; None for none.
-        repeats: Views of each image in an epoch, as `KeyedSampler` explains.
-        batch_size: Samples a step and rank.
-        eval_batch_size: Samples a step in validation, test and prediction; by default ``batch_size``.
-        num_workers: Processes that read; by default one a core, at most 8 and shared by the ranks, and none where there
-            are two cores or fewer and the images are decoded.
-        seed: Seed of order and augmentation, not of the split; by default the one given to ``seed_everything``, else 0.
-        decode_memory: Share of the free memory that decoded images may take, 0..1; 0 reads files in every epoch.
-        check: Read all files before training, and leave out damaged ones.
-        max_damaged: Share of damaged files in a split above which they are an error, 0..1.
+        **kwargs: ``image_size``, ``channels``, ``augmentation``, ``mixing``, ``repeats``, ``batch_size``,
+            ``eval_batch_size``, ``num_workers``, ``seed``, ``decode_memory``, ``check`` and ``max_damaged`` of
+            `FilesDataModule`.
 
     Raises:
         ValueError: If ``root`` is not there or is something else, an archive is damaged or not to be trusted, a photo
@@ -80,33 +68,9 @@ class DogsVsCatsDataModule(FilesDataModule):
     def __init__(
         self,
         root: str | Path,
-        image_size: int = 224,
-        channels: Literal[1, 3] = 3,
-        augmentation: Augmentation | None = None,
-        mixing: Mixing | None = None,
-        repeats: int = 1,
-        batch_size: int = 64,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
-        seed: int | None = None,
-        decode_memory: float = 0.5,
-        check: bool = True,
-        max_damaged: float = 0.01,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            image_size,
-            channels,
-            augmentation,
-            mixing,
-            repeats,
-            batch_size,
-            eval_batch_size,
-            num_workers,
-            seed,
-            decode_memory,
-            check,
-            max_damaged,
-        )
+        super().__init__(**kwargs)
         self.root = Path(root)
         self.scan_file = (self.root if self.root.is_dir() else self.root.parent) / ".lit_distill" / "dogs_vs_cats.json"
         train, test = _find(self.root)

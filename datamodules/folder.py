@@ -5,15 +5,13 @@ from difflib import get_close_matches
 import json
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 import torch
 
-from lit_distill.datamodules.augmentation import Augmentation
 from lit_distill.datamodules.from_files import FilesDataModule, Labelled, write_json
 from lit_distill.datamodules.images import Files
-from lit_distill.datamodules.mixing import Mixing
 from lit_distill.keys import derive_seed
 
 # How the folders of a split may be called; no class is.
@@ -37,23 +35,13 @@ class ImageFolderDataModule(FilesDataModule):
 
     Args:
         root: The folder.
-        image_size: Side of the square images in pixels.
         val: Folder in ``root`` to validate on; by default the one of the names above, else a split.
         val_fraction: Share of each class to validate on where there is no folder for it, 0..1 exclusive.
         split_seed: Seed of the split.
         predict_root: Folder of images to predict, at any depth; by default what is tested.
-        channels: 3, or 1 for greyscale.
-        augmentation: What becomes of the training images.
-        mixing: Mixup and cutmix; None for none.
-        repeats: Views of each image in an epoch, as `KeyedSampler` explains.
-        batch_size: Samples a step and rank.
-        eval_batch_size: Samples a step in validation, test and prediction; by default ``batch_size``.
-        num_workers: Processes that read; by default one a core, at most 8 and shared by the ranks, and none where there
-            are two cores or fewer and the images are decoded.
-        seed: Seed of order and augmentation; by default the one given to ``seed_everything``, else 0.
-        decode_memory: Share of the free memory that decoded images may take, 0..1; 0 reads files in every epoch.
-        check: Read all files before training, and leave out damaged ones.
-        max_damaged: Share of damaged files in a split above which they are an error, 0..1.
+        **kwargs: ``image_size``, ``channels``, ``augmentation``, ``mixing``, ``repeats``, ``batch_size``,
+            ``eval_batch_size``, ``num_workers``, ``seed``, ``decode_memory``, ``check`` and ``max_damaged`` of
+            `FilesDataModule`.
 
     Raises:
         ValueError: If the folder is not there or not readable, a class is empty or alone, a folder to evaluate on has a
@@ -75,37 +63,13 @@ class ImageFolderDataModule(FilesDataModule):
     def __init__(
         self,
         root: str | Path,
-        image_size: int = 224,
         val: str | None = None,
         val_fraction: float = 0.2,
         split_seed: int = 42,
         predict_root: str | Path | None = None,
-        channels: Literal[1, 3] = 3,
-        augmentation: Augmentation | None = None,
-        mixing: Mixing | None = None,
-        repeats: int = 1,
-        batch_size: int = 64,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
-        seed: int | None = None,
-        decode_memory: float = 0.5,
-        check: bool = True,
-        max_damaged: float = 0.01,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            image_size,
-            channels,
-            augmentation,
-            mixing,
-            repeats,
-            batch_size,
-            eval_batch_size,
-            num_workers,
-            seed,
-            decode_memory,
-            check,
-            max_damaged,
-        )
+        super().__init__(**kwargs)
         if not 0 < val_fraction < 1:
             raise ValueError(f"val_fraction must be in (0, 1), got {val_fraction}")
         self.root = Path(root)

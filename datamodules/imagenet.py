@@ -4,17 +4,15 @@ from collections import Counter
 from collections.abc import Sequence
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_info
 from timm.data.imagenet_info import ImageNetInfo
 import torch
 from torchvision.datasets import ImageFolder, ImageNet
 
-from lit_distill.datamodules.augmentation import Augmentation
 from lit_distill.datamodules.from_files import FilesDataModule, Labelled
 from lit_distill.datamodules.images import Files
-from lit_distill.datamodules.mixing import Mixing
 
 _EXPECTED = (
     "expected train/<class>/*.JPEG and val/<class>/*.JPEG with classes as n01440764, or what image-net.org has to "
@@ -33,20 +31,12 @@ class ImageNetDataModule(FilesDataModule):
 
     Args:
         root: Folder with the three archives, or with ``train`` and ``val``.
-        image_size: Side of the square images in pixels.
-        channels: 3, or 1 for greyscale.
-        augmentation: What becomes of the training images.
-        mixing: Mixup and cutmix; None for none.
-        repeats: Views of each image in an epoch, as `KeyedSampler` explains.
-        batch_size: Samples a step and rank.
-        eval_batch_size: Samples a step in validation, test and prediction; by default ``batch_size``.
-        num_workers: Processes that read; by default one a core, at most 8 and shared by the ranks.
-        seed: Seed of order and augmentation; by default the one given to ``seed_everything``, else 0.
         decode_memory: Share of the free memory that decoded images may take, 0..1. ImageNet's take hundreds of GB, so
             by default 0, which reads files in every epoch.
         check: Read all files before training, and leave out damaged ones. By default not: there are many, and
             torchvision has compared the archives with their checksums.
-        max_damaged: Share of damaged files in a split above which they are an error, 0..1.
+        **kwargs: ``image_size``, ``channels``, ``augmentation``, ``mixing``, ``repeats``, ``batch_size``,
+            ``eval_batch_size``, ``num_workers``, ``seed`` and ``max_damaged`` of `FilesDataModule`.
 
     Raises:
         ValueError: If neither images nor archives are there, an archive is damaged, unpacking was cut off, or a class
@@ -71,33 +61,11 @@ class ImageNetDataModule(FilesDataModule):
     def __init__(
         self,
         root: str | Path,
-        image_size: int = 224,
-        channels: Literal[1, 3] = 3,
-        augmentation: Augmentation | None = None,
-        mixing: Mixing | None = None,
-        repeats: int = 1,
-        batch_size: int = 64,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
-        seed: int | None = None,
         decode_memory: float = 0.0,
         check: bool = False,
-        max_damaged: float = 0.01,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            image_size,
-            channels,
-            augmentation,
-            mixing,
-            repeats,
-            batch_size,
-            eval_batch_size,
-            num_workers,
-            seed,
-            decode_memory,
-            check,
-            max_damaged,
-        )
+        super().__init__(decode_memory=decode_memory, check=check, **kwargs)
         self.root = Path(root)
         self.scan_file = self.root / ".lit_distill" / "imagenet.json"
         if not self.root.is_dir():

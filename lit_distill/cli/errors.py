@@ -150,7 +150,13 @@ def _unknown_class(path: str) -> str:
 
 
 def _unknown_argument(class_path: str, name: str) -> str:
-    accepted = [arg for arg in inspect.signature(resolve_name(class_path)).parameters if arg not in ("args", "kwargs")]
+    kind = resolve_name(class_path)
+    accepted: list[str] = []
+    for cls in kind.__mro__ if isinstance(kind, type) else [kind]:  # what takes keywords passes them on to the next
+        parameters = inspect.signature(cls).parameters
+        accepted += [arg for arg, how in parameters.items() if how.kind not in (how.VAR_POSITIONAL, how.VAR_KEYWORD)]
+        if not any(how.kind is how.VAR_KEYWORD for how in parameters.values()):
+            break
     near = get_close_matches(name, accepted, n=1, cutoff=0.0)
     return f"{class_path.rpartition('.')[2]} has no argument {name!r}" + (
         f"; the nearest is {near[0]!r}" if near else ""
