@@ -3,6 +3,7 @@
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 import torch
 from torch import Tensor
@@ -29,7 +30,12 @@ class TeacherCheck(Callback):
         loaders = trainer.val_dataloaders
         if teacher is None or loaders is None or trainer.global_step > 0:
             return
-        answers = self._ask(trainer, teacher, loaders if isinstance(loaders, list) else [loaders])
+        # What a data module does to training batches, such as mixing, is not to be done to these.
+        stage, trainer.state.stage = trainer.state.stage, RunningStage.VALIDATING
+        try:
+            answers = self._ask(trainer, teacher, loaders if isinstance(loaders, list) else [loaders])
+        finally:
+            trainer.state.stage = stage
         images, classes = int(answers.sum()), teacher.num_classes or len(answers)
         if not images:
             return

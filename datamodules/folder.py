@@ -35,9 +35,10 @@ class ImageFolderDataModule(FilesDataModule):
 
     Args:
         root: The folder.
-        val: Folder in ``root`` to validate on; by default the one of the names above, else a split.
+        val: Folder in ``root`` to validate on; by default ``val``, ``valid`` or ``validation``, else a split.
         val_fraction: Share of each class to validate on where there is no folder for it, 0..1 exclusive.
         split_seed: Seed of the split.
+        test_root: Folder with the same classes to test on, all of it; by default ``root/test``.
         predict_root: Folder of images to predict, at any depth; by default what is tested.
         **kwargs: ``image_size``, ``channels``, ``augmentation``, ``mixing``, ``repeats``, ``batch_size``,
             ``eval_batch_size``, ``num_workers``, ``seed``, ``decode_memory``, ``check`` and ``max_damaged`` of
@@ -66,6 +67,7 @@ class ImageFolderDataModule(FilesDataModule):
         val: str | None = None,
         val_fraction: float = 0.2,
         split_seed: int = 42,
+        test_root: str | Path | None = None,
         predict_root: str | Path | None = None,
         **kwargs: Any,
     ) -> None:
@@ -90,13 +92,16 @@ class ImageFolderDataModule(FilesDataModule):
                 self.splits["test"] = self._labelled(_classes(tested, self.root))
             else:  # images without class folders are Kaggle's way to say: predict these
                 self.splits["predict"] = _unlabelled(folders["test"], self.root)
+        if test_root is not None:
+            images = _classes(_folders(Path(test_root)), Path(test_root))
+            self.splits["test"] = self._labelled(images, Path(test_root))
         if predict_root is not None:
             self.splits["predict"] = _unlabelled(Path(predict_root), Path(predict_root))
         for split, (files, _) in self.splits.items():
             if not len(files):
-                raise ValueError(f"there are no images for {split} in {predict_root or self.root}")
+                raise ValueError(f"there are no images for {split} in {files.root}")
 
-    def _labelled(self, classes: Mapping[str, Sequence[str]]) -> Labelled:
+    def _labelled(self, classes: Mapping[str, Sequence[str]], root: Path | None = None) -> Labelled:
         unknown = sorted(set(classes) - set(self.class_names or ()))
         if unknown:
             near = get_close_matches(unknown[0], self.class_names or (), n=1, cutoff=0.6)
@@ -106,7 +111,7 @@ class ImageFolderDataModule(FilesDataModule):
             )
         names = [name for label in self.class_names or () for name in classes.get(label, ())]
         targets = [k for k, label in enumerate(self.class_names or ()) for _ in classes.get(label, ())]
-        return Labelled(Files(self.root, names), torch.tensor(targets, dtype=torch.int64))
+        return Labelled(Files(root or self.root, names), torch.tensor(targets, dtype=torch.int64))
 
     def _split(
         self, classes: Mapping[str, Sequence[str]], fraction: float, seed: int

@@ -189,7 +189,8 @@ class FilesDataModule(ImageDataModule):
         self._take(split, Scan.of(reading, data))
         if reading.decoded is not None:
             size = reading.decoded.nbytes / 1e6
-            rank_zero_info(f"decoded {len(data)} {split} images into {size:.3g} MB of shared memory")
+            count = len(data) - len(reading.damaged)
+            rank_zero_info(f"decoded {count} {split} images into {size:.3g} MB of shared memory")
 
     def _shared(self, split: Split) -> DecodedImages | None:
         """Return the decoded images, which one rank of each machine has made."""

@@ -154,7 +154,10 @@ class LitDistiller(LightningModule):
         data = getattr(self._trainer, "datamodule", None)
         names = getattr(data, "class_names", None)
         if names is not None:
-            self._about["class_names"] = [str(name) for name in names]
+            names = [str(name) for name in names]
+            if stage != "fit":
+                _compare_names(self._about.get("class_names"), names)
+            self._about["class_names"] = names
             if self.teacher is not None and self.teacher.groups is not None and self.teacher.groups.named:
                 self.teacher.groups.order(self._about["class_names"])
         if stage == "fit" and self.teacher is not None and self.teacher.groups is not None:
@@ -206,6 +209,7 @@ class LitDistiller(LightningModule):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         about = checkpoint.get(ABOUT) or {}
+        _compare_names(about.get("class_names"), self._about.get("class_names"))
         self._about = {**{key: value for key, value in about.items() if key != "head"}, **self._about}
 
     @classmethod
@@ -261,3 +265,14 @@ class LitDistiller(LightningModule):
             self.hparams["student"] = without_weights(self.hparams.get("student"))
         else:
             self.save_hyperparameters("alpha", "scheduler_interval", "head")
+
+
+def _compare_names(learned: list[str] | None, given: list[str] | None) -> None:
+    """Refuse data whose classes the student has not learned: it would call them by each other's names."""
+    if learned is None or given is None or list(learned) == list(given):
+        return
+    place = next((k for k, (old, new) in enumerate(zip(learned, given, strict=False)) if old != new), len(given) - 1)
+    raise ValueError(
+        f"the student has learned other classes than the data has: class {place} was {learned[place]!r} and is "
+        f"{given[place]!r}; for new classes start anew, with the student's weights= if you like"
+    )

@@ -226,10 +226,16 @@ class _ShortHelp(DefaultHelpFormatter):
 
 
 class _Parser(LightningArgumentParser):
-    """Lightning's, with the short help, which the parsers of classes inherit."""
+    """Lightning's, with the short help, which the parsers of classes inherit, and whole configurations."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"formatter_class": _ShortHelp, **kwargs})
+
+    @override
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """As jsonargparse's, but with what the student has from the data unless it is given: it may be given."""
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # what Lightning calls skip_none
+            return str(super().dump(*args, **{"skip_link_targets": False, **kwargs}))
 
 
 class _ModelInstantiator(_InstantiatorFn):

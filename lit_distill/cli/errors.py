@@ -27,6 +27,10 @@ _NOISE = (
     "Errors:",
     "Subtypes:",
     "Problem with given class_path",
+    "Not a valid subclass",
+    "Subclass types expect",
+    "a class path (str)",
+    "a dict with",  # class_path, or parameters
 )
 # What torch says of the commonest mistakes in somebody's data, and what is meant.
 _MEANINGS = {
@@ -36,7 +40,7 @@ _MEANINGS = {
         r"two callbacks of class \1 would write over each other's state: remove one, or give each its own criterion"
     ),
     r"You restored a checkpoint with current_epoch=(\d+), but you have set Trainer\(max_epochs=(\d+)\)": (
-        r"the checkpoint has \1 epochs behind it, and max_epochs is \2: set --trainer.max_epochs higher to train on"
+        r"the checkpoint's last epoch is \1, counted from 0, and max_epochs is \2: set --trainer.max_epochs higher"
     ),
     r"stack expects each tensor to be equal size, but got (\[.*?\]) at entry 0 and (\[.*?\])": (
         r"images of different sizes, \1 and \2, make no batch: resize or crop them in the transform"

@@ -74,6 +74,8 @@ def export_student(
         files = ["student.safetensors", *(["student.onnx"] if onnx else [])]
         said = {**card, "image_shape": list(image_shape), "head": head, "files": files, "made_with": _versions()}
         (folder / "student.json").write_text(json.dumps(said, indent=2) + "\n")
+        # safetensors' own are for the user alone.
+        (folder / "student.safetensors").chmod((folder / "student.json").stat().st_mode)
         image = torch.rand(3, *image_shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             expected = StudentOutput.of(student(image))

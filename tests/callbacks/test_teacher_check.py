@@ -9,7 +9,7 @@ from toys import trainer, weights
 
 from lit_distill import DigitsCNN, DistillableViT, FrozenTeacher, HardDistillation, LitDistiller
 from lit_distill.callbacks import TeacherCheck
-from lit_distill.datamodules import DigitsDataModule
+from lit_distill.datamodules import DigitsDataModule, Mixing
 
 
 def fit(teacher: nn.Module, *callbacks: Callback, **kwargs: Any) -> LitDistiller:
@@ -90,3 +90,17 @@ def test_is_silent_without_a_teacher_or_validation(caplog: pytest.LogCaptureFixt
         run = trainer(max_epochs=1, limit_train_batches=1, callbacks=TeacherCheck())
         run.fit(LitDistiller(student), datamodule=DigitsDataModule())
     assert "teacher: accuracy" not in caplog.text
+
+
+def test_what_is_mixed_in_training_is_not_mixed_here(caplog: pytest.LogCaptureFixture) -> None:
+    def said(mixing: Mixing | None) -> str:
+        caplog.clear()
+        data = DigitsDataModule(eval_batch_size=100, seed=3, mixing=mixing)
+        student = DistillableViT(8, 4, 10, dim=8, depth=1, heads=1, mlp_dim=8, channels=1)
+        module = LitDistiller(student, DigitsCNN(pretrained=True), distillation=HardDistillation())
+        run = trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=3, callbacks=[TeacherCheck()])
+        with caplog.at_level("INFO", logger="lightning.pytorch"):
+            run.fit(module, datamodule=data)
+        return next(line for line in caplog.messages if line.startswith("teacher: accuracy"))
+
+    assert said(Mixing(mixup=5.0, cutmix=5.0)) == said(None)

@@ -438,3 +438,37 @@ def test_a_network_that_begins_from_weights_keeps_their_normalisation(weights: b
         timm_student.append("--model.student.weights=weights.pt")
     student = fit_on_photos("--data.image_size=16", *timm_student)
     assert student["mean"] == (None if weights else ImageFolderDataModule("photos", image_size=16).mean)
+
+
+def test_a_printed_and_a_saved_configuration_are_the_run_again(capsys) -> None:
+    given = ["--model.student.mean=[0.1,0.2,0.3]", "--model.student.std=[1,1,1]", "--data.image_size=16"]
+    shape = [*TINY, "--model.student.patch_size=8", "--model.student.depth=1"]
+    make_photos(Path("photos"), [f"{kind}/{i}.png" for kind in "abc" for i in range(5)])
+    main_exits(["fit", *PHOTOS, *QUIET, *shape, *given, "--print_config"])
+    Path("printed.yaml").write_text(capsys.readouterr().out)
+    main(["fit", "--config=printed.yaml", "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs"])
+    (first,) = Path("logs").glob("*/version_*")
+    main(["fit", f"--config={first}/config.yaml", "--trainer.max_epochs=1"])
+    (second,) = set(Path("logs").glob("*/version_*")) - {first}
+    for run in (first, second):
+        student = load(run)["lit_distill_config"]["model"]["student"]["init_args"]
+        assert (student["mean"], student["image_size"], student["num_classes"]) == ([0.1, 0.2, 0.3], 16, 3)
+    assert same_weights(load(first), load(second))
+
+
+def main_exits(args: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(args)
+    assert not end.value.code
+
+
+@pytest.mark.parametrize("command", ["predict", "test", "validate", "fit"])
+def test_other_classes_than_were_learned_are_refused(command: str, capsys) -> None:
+    fit_on_photos("--data.image_size=16", *TINY, "--model.student.patch_size=8", "--model.student.depth=1")
+    (checkpoint,) = Path("logs").rglob("last.ckpt")
+    make_photos(Path("others"), [f"{kind}/{i}.png" for kind in "abx" for i in range(5)])
+    with pytest.raises(SystemExit):
+        main([command, f"--ckpt_path={checkpoint}", "--data.root=others", "--trainer.max_epochs=2"])
+    err = capsys.readouterr().err
+    assert "error: the student has learned other classes than the data has: class 2 was 'c' and is 'x'" in err
+    main([command, f"--ckpt_path={checkpoint}", "--data.root=photos", "--trainer.max_epochs=2"])

@@ -225,3 +225,19 @@ def test_a_fit_runs_on_it(tmp_path) -> None:
     assert run.global_step == 8
     assert "val/accuracy_class" in run.callback_metrics
     assert torch.isfinite(run.callback_metrics["train/loss"])
+
+
+def test_a_folder_of_its_own_is_tested_whole(tmp_path) -> None:
+    make_photos(tmp_path / "photos", names())
+    make_photos(tmp_path / "later", names(cats=3, dogs=2))
+    data = folder(tmp_path / "photos", test_root=tmp_path / "later")
+    data.setup("test")
+    assert [len(batch.image) for batch in data.test_dataloader()] == [4, 1]
+    assert files(data)["test"] == names(cats=3, dogs=2)
+    assert not (tmp_path / "later" / ".lit_distill").exists()
+    make_photos(tmp_path / "other", ["mouse/1.png"])
+    with pytest.raises(ValueError, match=r"class 'mouse' has images to evaluate on and none to train on"):
+        folder(tmp_path / "photos", test_root=tmp_path / "other")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match=r"there are no images for test in .*none"):
+        folder(tmp_path / "photos", test_root=tmp_path / "none")
