@@ -52,8 +52,8 @@ class Augmentation:
     r"""What is done to images in training and in evaluation.
 
     In training: crop, flip, policy, color jitter, erasing, in this order. In evaluation: the shorter side is resized to
-    ``size / crop_pct``, and the middle is cut out. Every step is torchvision's (``transforms.v2``) or timm's own, but for
-    the flip and the crop from black padding, which are torchvision's draw for draw in less time.
+    ``size / crop_pct``, and the middle is cut out. Every step is torchvision's (``transforms.v2``) or timm's own, but
+    for the flip and the crop from black padding, which are torchvision's draw for draw in less time.
 
     Args:
         crop: How training cuts out its ``size`` x ``size`` pixels: ``"resized"``, a random part of the area, of a
