@@ -2,12 +2,9 @@
 
 from argparse import ArgumentError
 from collections.abc import Sequence
-from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
 import inspect
-import logging
-import os
 from pathlib import Path
 from pkgutil import resolve_name
 import re
@@ -29,7 +26,7 @@ from typing_extensions import override
 from lit_distill.callbacks import LearningWithRetrospection, RunSummary, StepSeed, TeacherCheck
 from lit_distill.callbacks.summary import checkpoint_paths
 from lit_distill.checkpoint import AtomicCheckpointIO
-from lit_distill.cli import distill, export
+from lit_distill.cli.checkpoints import BestCheckpoint, LastCheckpoint
 from lit_distill.cli.errors import one_line
 from lit_distill.cli.predictions import write_predictions
 from lit_distill.cli.run_config import SaveRunConfig, differences, from_checkpoint, recipe
@@ -79,7 +76,7 @@ class DistillCLI(LightningCLI):
             default=None,
             help="Learning with Retrospection; --retrospection.interval=3 turns it on, --retrospection=null off.",
         )
-        parser.add_lightning_class_args(_BestCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/accuracy_mean_probs",
@@ -189,11 +186,11 @@ class DistillCLI(LightningCLI):
             callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
         else:
             # Lightning's save_last=True keeps the last checkpoint that was saved, which is the best epoch's.
-            best = next((callback for callback in callbacks if isinstance(callback, _BestCheckpoint)), None)
+            best = next((callback for callback in callbacks if isinstance(callback, BestCheckpoint)), None)
             where = None if best is None else best.dirpath
-            callbacks = [*callbacks, _LastCheckpoint(dirpath=where, save_on_train_epoch_end=True)]
+            callbacks = [*callbacks, LastCheckpoint(dirpath=where, save_on_train_epoch_end=True)]
             if best is not None and best.within:
-                callbacks.append(_LastCheckpoint(dirpath=where, **best.within))
+                callbacks.append(LastCheckpoint(dirpath=where, **best.within))
         plugins = config.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -251,37 +248,6 @@ class _ModelInstantiator(_InstantiatorFn):
         return super().__call__(class_type, *args, applied_instantiation_links=links, **kwargs)
 
 
-class _BestCheckpoint(ModelCheckpoint):
-    """``ModelCheckpoint`` that knows after a resume into a new folder which checkpoint was the best before it.
-
-    The best is chosen when a metric is new; what asks for checkpoints within the epoch is for ``last.ckpt``.
-    """
-
-    def __init__(
-        self,
-        *,
-        every_n_train_steps: int | None = None,
-        train_time_interval: timedelta | None = None,
-        **kwargs: Any,
-    ) -> None:
-        within = {"every_n_train_steps": every_n_train_steps, "train_time_interval": train_time_interval}
-        self.within: dict[str, Any] = {name: value for name, value in within.items() if value}
-        super().__init__(**kwargs, **(self.within if kwargs.get("monitor") is None else {}))
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        here, self.dirpath = self.dirpath, state_dict.get("dirpath", self.dirpath)
-        super().load_state_dict(state_dict)
-        self.dirpath = here
-
-
-class _LastCheckpoint(ModelCheckpoint):
-    """``last.ckpt``; a class of its own, so that its state is told from that of another plain ``ModelCheckpoint``."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(filename="last", enable_version_counter=False, **kwargs)
-
-
 class _NothingLost(Callback):
     """Find out before the first step whether checkpoints can be written, and say on Ctrl-C how to go on."""
 
@@ -305,50 +271,3 @@ class _NothingLost(Callback):
             print(f"  {program} fit --ckpt_path {shlex.quote(last)}")
         else:
             print("\nStopped before the first epoch was complete: nothing to resume from yet.")
-
-
-def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line; an error is one line on standard error and a non-zero exit."""
-    args = list(sys.argv[1:] if args is None else args)
-    _tidy_output()
-    if os.getcwd() not in sys.path:  # an installed command does not look for your modules beside you by itself
-        sys.path.append(os.getcwd())
-    try:
-        if args[:1] == ["export"]:
-            export.run(args[1:])
-        elif args[:1] == ["distill"]:
-            distill.run(args[1:])
-        else:
-            DistillCLI(args)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except SystemExit as end:
-        # Lightning turns Ctrl-C into an exit with code 1; to a shell it is 130.
-        sys.exit(130 if isinstance(end.__context__, KeyboardInterrupt) else end.code)
-    except Exception as error:
-        if "--debug" in args:
-            raise
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(1)
-
-
-def _tidy_output() -> None:
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # not where in which library
-    # Lightning's progress reports are no errors; standard error is for what is wrong.
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        for handler in logging.getLogger(name).handlers:
-            handler.addFilter(lambda record: not re.search("Tip:|^Loading `train_dataloader`", record.getMessage()))
-            if isinstance(handler, logging.StreamHandler):
-                handler.setStream(sys.stdout)
-    for message in (
-        "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # lightning 2.6 with torch >= 2.15
-        "Starting from v1.9.0, `tensorboardX` has been removed",  # the CSV logger is meant to serve without it
-        "Be aware that when using `ckpt_path`, callbacks used to create",  # retrospection has no part in a test
-        "The dirpath has changed",  # to the new folder of a resumed run; _BestCheckpoint carries the best over
-        ".*does not have many workers",  # small data is fastest in the process itself
-        "You're resuming from a checkpoint that ended before the epoch ended",  # KeyedSampler goes on where it was
-        "`ModelCheckpoint.monitor=.*could not find the monitored key",  # without validation there is no best epoch
-        "GPU available but not used",  # said by whoever chose the accelerator
-        "The number of training batches .* is smaller than the logging interval",  # epoch means are logged anyway
-    ):
-        warnings.filterwarnings("ignore", message)

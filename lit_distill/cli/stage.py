@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from lit_distill.cli.app import DistillCLI
 from lit_distill.datamodules.from_files import write_json
 
 
@@ -113,8 +114,6 @@ class Stage:
         return head + yaml.safe_dump({**config, "trainer": trainer}, sort_keys=False)
 
     def _check(self, config: Mapping[str, Any]) -> None:
-        from lit_distill.cli.app import DistillCLI  # which has the command that has stages
-
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
             path = Path(folder, "config.yaml")
             path.write_text(self._text(config))

@@ -14,8 +14,7 @@ from toys import make_photos
 import yaml
 
 from lit_distill import StudentOutput, load_student
-from lit_distill.cli import stage
-from lit_distill.cli.app import main
+from lit_distill.cli import main, stage
 
 
 class Instead:
