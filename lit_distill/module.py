@@ -1,8 +1,9 @@
 """The LightningModule: a student, its frozen teacher and the distillation loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import copy
 import inspect
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from lightning.pytorch import LightningModule
@@ -17,7 +18,9 @@ from typing_extensions import override
 from lit_distill.metrics import DistillationMetrics
 from lit_distill.models import FrozenTeacher, StudentOutput, count_classes
 from lit_distill.models.output import HEADS, Head
-from lit_distill.models.saved import ABOUT, without_weights
+from lit_distill.models.saved import ABOUT
+from lit_distill.models.trust import check_run, is_own, sign, trusting, without_weights
+from lit_distill.models.weights import load_safely
 from lit_distill.schedule import WarmupCosine
 
 
@@ -204,23 +207,36 @@ class LitDistiller(LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[ABOUT] = {**self._about, "head": self.head}
+        signature = sign(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY))
+        checkpoint[ABOUT] = {**self._about, "head": self.head, "signature": signature}
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         about = checkpoint.get(ABOUT) or {}
         _compare_names(about.get("class_names"), self._about.get("class_names"))
-        self._about = {**{key: value for key, value in about.items() if key != "head"}, **self._about}
+        kept = {key: value for key, value in about.items() if key not in ("head", "signature")}
+        self._about = {**kept, **self._about}
 
     @classmethod
     @override
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+    def load_from_checkpoint(
+        cls, checkpoint_path: Any, *args: Any, trust: str | Iterable[str] = (), **kwargs: Any
+    ) -> Self:
         """Load a checkpoint as Lightning does, but without the teacher unless one is given as ``teacher=``.
 
-        Checkpoints of the command line need nothing more; for those of Python code give ``student=``.
+        Checkpoints of the command line need nothing more; for those of Python code give ``student=``. A checkpoint that
+        was not written by you on this machine may only name classes of this package, of torch's and Lightning's, and of
+        the packages that you ``trust``.
         """
         kwargs.setdefault("teacher", None)
-        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        kwargs.setdefault("weights_only", True)
+        with trusting(trust):
+            if isinstance(checkpoint_path, (str, Path)) and Path(checkpoint_path).is_file():
+                checkpoint = load_safely(checkpoint_path, "checkpoint", mmap=True)
+                named = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY)
+                if not is_own(named, (checkpoint.get(ABOUT) or {}).get("signature")):
+                    check_run(named, checkpoint_path)
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "teacher":

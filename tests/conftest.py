@@ -11,6 +11,12 @@ import pytest
 import torch
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _key_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Sign the tests' checkpoints with a key of the tests, not with the user's."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the tests of a GPU last: a process that has used one cannot be forked any more."""
     items.sort(key=lambda item: item.get_closest_marker("gpu") is not None)

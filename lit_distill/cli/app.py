@@ -29,10 +29,11 @@ from lit_distill.checkpoint import AtomicCheckpointIO
 from lit_distill.cli.checkpoints import BestCheckpoint, LastCheckpoint
 from lit_distill.cli.errors import one_line
 from lit_distill.cli.predictions import write_predictions
-from lit_distill.cli.run_config import SaveRunConfig, differences, from_checkpoint, recipe
+from lit_distill.cli.run_config import TRUST, SaveRunConfig, differences, from_checkpoint, recipe
 import lit_distill.datamodules
 import lit_distill.losses  # noqa: F401  # makes the short class names known
 from lit_distill.models import TimmStudent
+from lit_distill.models.trust import trusting
 from lit_distill.module import LitDistiller
 
 # Arguments of the student that are the data's unless they are given.
@@ -92,6 +93,7 @@ class DistillCLI(LightningCLI):
             default=None,
             help="Threads of torch on a CPU. Tiny models are fastest, and the same on every machine, with 1.",
         )
+        parser.add_argument("--trust", **TRUST)
         parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
         for name in _FROM_DATA:
             target = f"model.student.init_args.{name}"
@@ -166,6 +168,11 @@ class DistillCLI(LightningCLI):
                 print(
                     "note: without --ckpt_path the student is as its class makes it, perhaps untrained", file=sys.stderr
                 )
+
+    @override
+    def instantiate_classes(self) -> None:
+        with trusting(self.config[self.subcommand].trust):
+            super().instantiate_classes()
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

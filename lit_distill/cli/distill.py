@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 import hashlib
 import json
 from pathlib import Path
+import re
 import time
 from typing import Any
 
@@ -13,13 +14,14 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lit_distill.cli import sizing
 from lit_distill.cli.errors import one_line
 from lit_distill.cli.export import export
-from lit_distill.cli.run_config import instantiated
+from lit_distill.cli.run_config import TRUST, instantiated
 from lit_distill.cli.stage import Stage
 from lit_distill.datamodules import FilesDataModule
 from lit_distill.losses import HardDistillation
 from lit_distill.models import load_safely, load_student
-from lit_distill.models.saved import build, card_of
+from lit_distill.models.saved import card_of
 from lit_distill.models.timm_net import timm_net, weights_at_hand
+from lit_distill.models.trust import build, trusting
 from lit_distill.module import LitDistiller
 
 _FOLDER = "lit_distill.datamodules.ImageFolderDataModule"
@@ -45,12 +47,18 @@ def run(args: Sequence[str]) -> None:
             raise ValueError("required: --data.root, the folder of your photos") from error
         raise ValueError(one_line(error, parser._option_string_actions)) from error
     given = {arg.partition("=")[0].replace(".init_args", "") for arg in own}
-    distill(config, given, both, students)
+    word = [f"--trust={json.dumps(config.trust)}"] if config.trust else []
+    named = re.findall(r"--model\.student(?:\.class_path)?=(\w+)\.", " ".join(students))
+    with trusting([*config.trust, *named]):  # a student that is named here is the user's word
+        distill(config, given, [*both, *word], students)
 
 
 def distill(config: Any, given: set[str], both: Sequence[str] = (), students: Sequence[str] = ()) -> None:
     """Make the teacher, the student and the export, each unless it is there, and say where they are."""
     began = time.monotonic()
+    if config.teacher:
+        _digest_of_file(config.teacher)
+        load_student(config.teacher)  # what is wrong with it is to be told before anything is read or trained
     description, data = _data(config.data, given)
     output = config.output or Path("distilled") / Path(description["init_args"]["root"]).resolve().name
     if output.exists() and not output.is_dir():
@@ -157,6 +165,7 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--onnx", type=bool, default=False, help="Export ONNX too; needs lit-distill[onnx].")
     parser.add_argument("--seed", type=int, default=42, help="Seed of everything random.")
+    parser.add_argument("--trust", **TRUST)
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     return parser
 

@@ -10,11 +10,12 @@ import warnings
 from lit_distill.cli import distill, export
 from lit_distill.cli.app import DistillCLI
 from lit_distill.cli.errors import one_line
+from lit_distill.cli.run_config import one_trust
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; an error is one line on standard error and a non-zero exit."""
-    args = list(sys.argv[1:] if args is None else args)
+    args = one_trust(sys.argv[1:] if args is None else args)
     _tidy_output()
     if os.getcwd() not in sys.path:  # an installed command does not look for your modules beside you by itself
         sys.path.append(os.getcwd())

@@ -1,11 +1,12 @@
 """``lit-distill export``."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from lit_distill.cli.errors import one_line
+from lit_distill.cli.run_config import TRUST
 from lit_distill.models import load_student
 from lit_distill.models.export import export_student
 from lit_distill.models.output import Head
@@ -17,6 +18,7 @@ def export(
     head: Head | None = None,
     onnx: bool = False,
     overwrite: bool = False,
+    trust: Iterable[str] = (),
 ) -> Path:
     """Write the student of a checkpoint of the command line, and say where it is.
 
@@ -26,6 +28,7 @@ def export(
         head: What predicts; by default as the run was set.
         onnx: Write ``student.onnx`` too.
         overwrite: Replace an earlier export.
+        trust: As of `load_student`.
 
     Raises:
         ValueError: If an export is to be exported again without ``output``; and as `load_student` and `export_student`
@@ -33,7 +36,7 @@ def export(
     """
     if output is None and Path(ckpt_path).is_dir() and (Path(ckpt_path) / "student.json").is_file():
         raise ValueError(f"{ckpt_path} is an export already: give its run's checkpoint, or --output for another export")
-    student = load_student(ckpt_path)
+    student = load_student(ckpt_path, trust=trust)
     card = dict(student.card)  # type: ignore[arg-type]
     shape, chosen = card.pop("image_shape", None), card.pop("head", "mean_probs")
     if not shape:
@@ -64,6 +67,7 @@ def run(args: Sequence[str]) -> None:
     )
     parser.add_argument("--onnx", action="store_true", help="Write student.onnx too; needs lit-distill[onnx].")
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier export.")
+    parser.add_argument("--trust", **TRUST)
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     try:
         config = parser.parse_args(list(args)).as_dict()

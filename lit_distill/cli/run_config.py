@@ -1,10 +1,11 @@
 """The configuration of a run, kept in its checkpoints, and recipes by name."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.resources import files
 import json
 from pathlib import Path
+import re
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -17,11 +18,19 @@ import yaml
 from lit_distill.checkpoint import check_archive
 from lit_distill.cli.errors import one_line
 from lit_distill.models import load_safely
-from lit_distill.models.saved import without_weights
+from lit_distill.models.saved import ABOUT
+from lit_distill.models.trust import check_run, is_own, sign, trusting, without_weights
 
 # What a checkpoint says of the run it is from; test and predict need no more than data and model.
 KEY = "lit_distill_config"
-_NOT_FIT = ("seed_everything", "num_threads", "model", "data")
+SIGNATURE = "lit_distill_signature"
+# The flag that every command has.
+TRUST: dict[str, Any] = {
+    "type": list[str],
+    "default": [],
+    "help": "Package whose classes a checkpoint or an export may name too, such as --trust=my_package; once for each.",
+}
+_NOT_FIT = ("seed_everything", "num_threads", "trust", "model", "data")
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -39,22 +48,27 @@ class SaveRunConfig(SaveConfigCallback):
         )
         config["model"]["student"] = without_weights(config["model"].get("student"))
         checkpoint[KEY] = {key: value for key, value in config.items() if key not in ("ckpt_path", "debug")}
+        checkpoint[SIGNATURE] = sign(checkpoint[KEY])
 
 
 def from_checkpoint(args: list[str], subcommands: Collection[str]) -> tuple[dict[str, Any], list[str]]:
     """Put the configuration of the run that ``--ckpt_path`` is from before all other arguments, which override it.
 
+    A run that this user has written on this machine may have named any class. Of other files, each name is checked
+    before it is imported.
+
     Returns:
         That configuration, empty without one, and the new arguments.
 
     Raises:
-        ValueError: If the checkpoint is missing or cannot be read.
+        ValueError: If the checkpoint is missing, cannot be read, or names what it may not name.
     """
     path = _value_of(args, "--ckpt_path")
     at = next((i for i, arg in enumerate(args) if arg in subcommands), None)
     if path is None or at is None or path in ("best", "last", "hpc", "registry", "null"):
         return {}, args
-    config = _read(Path(path))
+    with trusting(json.loads(_value_of(args, "--trust") or "[]")):
+        config = _read(Path(path))
     if args[at] != "fit":
         config = {key: config[key] for key in _NOT_FIT if key in config}
         given = any(arg.startswith("--model.teacher") for arg in args)
@@ -68,6 +82,23 @@ def from_checkpoint(args: list[str], subcommands: Collection[str]) -> tuple[dict
     if not config:
         return {}, args
     return config, [*args[: at + 1], "--config", json.dumps(config), *args[at + 1 :]]
+
+
+def one_trust(args: Sequence[str]) -> list[str]:
+    """Return the arguments with all ``--trust NAME`` in one.
+
+    Example:
+        >>> one_trust(["export", "--trust", "a", "--ckpt_path=x.ckpt", "--trust=b"])
+        ['export', '--ckpt_path=x.ckpt', '--trust=["a", "b"]']
+    """
+    left, names, following = [], [], iter(args)
+    for arg in following:
+        flag, given, value = arg.partition("=")
+        if flag != "--trust":
+            left.append(arg)
+            continue
+        names += re.findall(r"[\w.]+", value if given else next(following, ""))
+    return [*left, f"--trust={json.dumps(names)}"] if names else left
 
 
 def differences(checkpoint: Mapping[str, Any], config: Any) -> Iterator[tuple[str, str]]:
@@ -124,9 +155,15 @@ def _read(path: Path) -> dict[str, Any]:
     check_archive(path)
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{path} is no Lightning checkpoint: it has no state_dict")
+    named, signature = checkpoint.get(KEY), checkpoint.get(SIGNATURE)
+    if not isinstance(named, dict):  # of load_from_checkpoint and save_weights_only
+        named, signature = checkpoint.get("hyper_parameters") or {}, (checkpoint.get(ABOUT) or {}).get("signature")
+    if not is_own(named, signature):
+        check_run(named, path)
+        named = {key: value for key, value in named.items() if key != "trust"}
     if isinstance(checkpoint.get(KEY), dict):
-        return dict(checkpoint[KEY])
-    model = {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")}
+        return dict(named)
+    model = {key: value for key, value in named.items() if not key.startswith("_")}
     return {"model": model} if "student" in model else {}
 
 

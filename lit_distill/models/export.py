@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 import torch
 from torch import Tensor, nn
 
+from lit_distill.models.card import without_places
 from lit_distill.models.output import HEADS, Head, StudentOutput
 from lit_distill.models.saved import load_student
 
@@ -72,8 +73,10 @@ def export_student(
         state = {key: value.contiguous().clone() for key, value in student.state_dict().items()}
         save_file(state, folder / "student.safetensors")
         files = ["student.safetensors", *(["student.onnx"] if onnx else [])]
-        said = {**card, "image_shape": list(image_shape), "head": head, "files": files, "made_with": _versions()}
-        (folder / "student.json").write_text(json.dumps(said, indent=2) + "\n")
+        whole = {**card, "image_shape": list(image_shape), "head": head, "files": files, "made_with": _versions()}
+        if "trained" in whole:
+            whole["trained"] = without_places(whole["trained"])
+        (folder / "student.json").write_text(json.dumps(whole, indent=2) + "\n")
         # safetensors' own are for the user alone.
         (folder / "student.safetensors").chmod((folder / "student.json").stat().st_mode)
         image = torch.rand(3, *image_shape, generator=torch.Generator().manual_seed(0))
@@ -93,7 +96,8 @@ def export_student(
 
 def _reloaded(student: nn.Module, folder: Path, card: Mapping[str, Any]) -> nn.Module:
     if card.get("student"):
-        return load_student(folder)
+        packages = {type(module).__module__.partition(".")[0] for module in student.modules()}
+        return load_student(folder, trust=packages)  # which run here already
     empty = copy.deepcopy(student)
     for parameter in empty.parameters():
         parameter.zero_()

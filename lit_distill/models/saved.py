@@ -1,32 +1,37 @@
 """A trained student as files, and back."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import json
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 from torch import Tensor, nn
 
+from lit_distill.models.trust import build, trusting
 from lit_distill.models.weights import load_safely, load_strictly, read_state_dict
 
 # What a checkpoint says beside its weights: class names and the shape of the images it was trained on.
 ABOUT = "lit_distill_about"
 
 
-def load_student(path: str | Path, student: nn.Module | None = None) -> nn.Module:
+def load_student(path: str | Path, student: nn.Module | None = None, *, trust: str | Iterable[str] = ()) -> nn.Module:
     """Bring a trained student back, without Lightning and without its teacher.
+
+    The file says how to make the network, and may only name modules of this package and of ``torch.nn``, and models of
+    timm and torchvision. For a network of your own, say which package it is from, with ``trust``.
 
     Args:
         path: The folder of an export, or a checkpoint of `LitDistiller`.
         student: The network that the weights are for, where the file does not say how to make it: a checkpoint of
             Python code, not of the command line.
+        trust: Packages whose ``torch.nn.Module`` classes the file may name too.
 
     Returns:
         The student in eval mode, with what its card says as ``student.card``, a dict.
 
     Raises:
-        ValueError: If there is no such file, it is damaged, no student's, or would run code.
+        ValueError: If there is no such file, it is damaged, no student's, names what it may not name, or would run
+            code.
 
     Example:
         >>> load_student("no/such/folder")
@@ -45,9 +50,10 @@ def load_student(path: str | Path, student: nn.Module | None = None) -> nn.Modul
         card, state = card_of(checkpoint, path), student_state(checkpoint["state_dict"])
         weights, described = path, card["student"]
     if student is None:
-        if not described:
+        if not (isinstance(described, Mapping) and "class_path" in described):
             raise ValueError(f"{path} was saved by Python code and does not say how to make its student: give student=")
-        student = build(without_weights(described), path)
+        with trusting(trust):
+            student = build(described, path)
     load_strictly(student, state, weights)
     student.eval().card = card
     return student
@@ -67,7 +73,7 @@ def card_of(checkpoint: Any, path: str | Path) -> dict[str, Any]:
     summary = (checkpoint.get("callbacks") or {}).get("RunSummary") or {}
     return {
         "student": arguments.get("student"),
-        **(checkpoint.get(ABOUT) or {}),
+        **{key: value for key, value in (checkpoint.get(ABOUT) or {}).items() if key != "signature"},
         "metrics": summary.get("last") or {},
         "trained": {
             "epochs": checkpoint.get("epoch", -1) + 1,
@@ -81,38 +87,6 @@ def card_of(checkpoint: Any, path: str | Path) -> dict[str, Any]:
 def student_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the student's part of a `LitDistiller`'s state dict."""
     return {key.removeprefix("student."): value for key, value in state.items() if key.startswith("student.")}
-
-
-def build(config: Any, path: str | Path) -> Any:
-    """Make the modules that ``{"class_path": ..., "init_args": ...}`` describes; anything else is returned.
-
-    Only classes of `torch.nn.Module` are made: a file must not be able to have anything else called.
-
-    Raises:
-        ValueError: If a class is missing or is no module, or refuses its arguments.
-    """
-    if isinstance(config, Mapping) and "class_path" in config:
-        name = str(config["class_path"])
-        try:
-            kind = resolve_name(name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(f"{path} needs {name}, which cannot be imported: {error}") from error
-        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-            raise ValueError(f"refused {path}: it asks for {name}, which is no torch.nn.Module")
-        arguments = {**(config.get("init_args") or {}), **(config.get("dict_kwargs") or {})}
-        return kind(**{key: build(value, path) for key, value in arguments.items()})
-    if isinstance(config, Mapping):
-        return {key: build(value, path) for key, value in config.items()}
-    return [build(value, path) for value in config] if isinstance(config, list) else config
-
-
-def without_weights(config: Any) -> Any:
-    """Return a student's description without the files and downloads that it started from."""
-    if not isinstance(config, Mapping) or "class_path" not in config:
-        return config
-    arguments = dict(config.get("init_args") or {})
-    arguments |= {key: value for key, value in {"weights": None, "pretrained": False}.items() if key in arguments}
-    return {**config, "init_args": arguments}
 
 
 def _read_card(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torchvision.models
 from lit_distill.models.pixels import as_pair
 from lit_distill.models.saved import load_student
 from lit_distill.models.timm_net import nearest, timm_net
+from lit_distill.models.trust import file_that_names, module_named
 from lit_distill.models.weights import load_strictly, pick, read_state_dict
 
 
@@ -46,7 +47,7 @@ def named_network(
             raise ValueError(f"weights and model_args go with the name of a model, got them with the file {name}")
         student = load_student(path)
         shape = student.card.get("image_shape") or ()  # type: ignore[operator,union-attr]
-        return Network(student, input_size=shape[1:] or None)
+        return Network(student, input_size=shape[1:] or None, channels=shape[0] if shape else None)
     size = None if input_size is None else as_pair(input_size, "input_size")
     if name.startswith("torchvision.") or (weights is not None and "_Weights." in str(weights)):
         return _torchvision(name.rpartition(".")[2], weights, num_classes, args)
@@ -115,9 +116,12 @@ def _download(name: str, weights: Any) -> dict[str, Tensor]:
 
 
 def _dotted(name: str, weights: str | Path | None, num_classes: int | None, args: dict[str, Any]) -> nn.Module:
+    file = file_that_names()
     try:
-        make = resolve_name(name)
+        make = resolve_name(name) if file is None else module_named(name, file)
     except (ImportError, AttributeError, ValueError) as error:
+        if file is not None:
+            raise
         raise ValueError(f"{name!r} is no model of timm and cannot be imported: {error}") from error
     if num_classes is not None:
         args = {"num_classes": num_classes, **args}

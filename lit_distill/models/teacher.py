@@ -1,6 +1,6 @@
 """The frozen teacher."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -13,6 +13,7 @@ from lit_distill.models.classes import count_classes
 from lit_distill.models.output import StudentOutput
 from lit_distill.models.pixels import PixelInput
 from lit_distill.models.sources import named_network
+from lit_distill.models.trust import trusting
 from lit_distill.models.weights import load_strictly, pick, read_state_dict
 
 Precision = Literal["32", "bf16", "fp16"]
@@ -42,6 +43,7 @@ class FrozenTeacher(nn.Module):
         precision: What the network computes in, whatever the student does; by default what the trainer says.
         channels_last: Lay images and weights out by pixel, which is faster for convolutions in half precision.
         model_args: Further arguments of a name's network, such as ``in_chans`` of timm's.
+        trust: Packages whose modules a checkpoint or an export may name too; see `load_student`.
 
     Shape:
         image ``(B, C, H, W)``, ``uint8`` 0..255 or float 0..1, to logits ``(B, K)``, float32; K is the number of
@@ -71,19 +73,23 @@ class FrozenTeacher(nn.Module):
         precision: Precision | None = None,
         channels_last: bool = False,
         model_args: Mapping[str, Any] | None = None,
+        trust: str | Iterable[str] = (),
     ) -> None:
         super().__init__()
         if precision not in (None, *_DTYPES):
             raise ValueError(f"precision must be '32', 'bf16' or 'fp16', got {precision!r}")
         name = model if isinstance(model, str) else type(model).__name__
+        channels: int | None = None
         if isinstance(model, str):
-            network = named_network(model, weights, num_classes, input_size, dict(model_args or {}))
+            with trusting(trust):
+                network = named_network(model, weights, num_classes, input_size, dict(model_args or {}))
             model = network.model
             if mean is None and std is None:
                 mean, std = network.mean, network.std
                 if mean is not None and network.channels not in (None, len(mean)):
                     raise ValueError(f"{name} was made for {len(mean)} channels: give mean and std for yours")
             input_size = network.input_size if input_size is None else input_size
+            channels = network.channels
         else:
             if model_args:
                 raise ValueError("model_args go with the name of a model, got them with a module")
@@ -106,7 +112,7 @@ class FrozenTeacher(nn.Module):
             self.model.to(_DTYPES[precision])
         self.eval()
         if self.pixels.input_size is not None:
-            self._try(name)
+            self._try(name, channels or self._channels())
 
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode, whatever is asked: batch statistics of the student's data are none of the teacher's."""
@@ -145,10 +151,9 @@ class FrozenTeacher(nn.Module):
 
         return super()._apply(move, recurse)  # type: ignore[no-untyped-call,no-any-return]
 
-    def _try(self, name: str) -> None:
+    def _try(self, name: str, channels: int) -> None:
         """Find out now whether the network takes images of its size, and not at the first step."""
         try:
-            channels = self._channels()
             logits = self(torch.zeros(1, channels, *self.pixels.input_size or ()))
         except Exception as error:  # whatever a network raises
             said = str(error).split("\n")[0] or type(error).__name__

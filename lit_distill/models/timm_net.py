@@ -49,6 +49,8 @@ def timm_net(
         near = ", ".join(nearest(name, family or timm.list_models()))
         raise ValueError(f"timm has no model {name!r}; near it: {near}; a class of yours is named by its dotted path")
     args = dict(args or {})
+    if args.get("checkpoint_path"):  # some releases of timm run what is pickled there
+        raise ValueError(f"give the file {args['checkpoint_path']} as weights=, not as timm's checkpoint_path")
     if img_size is not None or args.get("img_size") is not None:
         args["img_size"] = as_pair(args["img_size"] if img_size is None else img_size, "img_size")
     if not pretrained and weights is None:

@@ -106,7 +106,7 @@ def test_a_difference_or_a_crash_leaves_nothing(tmp_path, monkeypatch: pytest.Mo
             {"student": {**VIT, "init_args": {**VIT["init_args"], "mean": [0.5] * 3, "std": [0.5] * 3}}},
             shape,
         )
-    monkeypatch.setattr("lit_distill.models.export.load_student", lambda *_: 1 / 0)
+    monkeypatch.setattr("lit_distill.models.export.load_student", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_student(student, tmp_path / "out", {"student": VIT}, shape)
     assert list(tmp_path.iterdir()) == []
@@ -120,14 +120,16 @@ def test_refuses_to_make_anything_but_a_module(tmp_path) -> None:
     for described, message in (
         (
             {"class_path": "os.mkdir", "init_args": {"path": str(trace)}},
-            "it asks for os.mkdir, which is no torch.nn.Module",
+            "it names os.mkdir, and a file may only name classes of lit_distill and torch.nn",
         ),
         (
             {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", str(trace)]}},
-            "which is no torch.nn.Module",
+            "it names subprocess.Popen, and a file",
         ),
-        ({"class_path": "no_such_package.Net"}, "needs no_such_package.Net, which cannot be imported"),
-        ({**VIT, "init_args": {**VIT["init_args"], "tokenizer": {"class_path": "os.mkdir"}}}, "it asks for os.mkdir"),
+        ({"class_path": "no_such_package.Net"}, r"add trust=\['no_such_package'\] to the call"),
+        ({"class_path": "lit_distill.NoSuchNet"}, "needs lit_distill.NoSuchNet, which cannot be imported"),
+        ({"class_path": "torch.nn.Parameter"}, "it names torch.nn.Parameter, which is no torch.nn.Module"),
+        ({**VIT, "init_args": {**VIT["init_args"], "tokenizer": {"class_path": "os.mkdir"}}}, "it names os.mkdir"),
     ):
         (tmp_path / "out" / "student.json").write_text(json.dumps({**card, "student": described}))
         with pytest.raises(ValueError, match=message):

@@ -1,0 +1,159 @@
+"""What files may name on the command line: a stranger's nothing of their own, one's own run all that it was made of."""
+
+from collections.abc import Callable
+import json
+from pathlib import Path
+import shutil
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from lit_distill import load_student
+from lit_distill.cli import main
+
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
+SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
+
+# What a user's package may hold, and what leaves a trace when it is run.
+PACKAGE = """
+from pathlib import Path
+import torch
+from torch import nn
+from lit_distill.datamodules import DigitsDataModule
+
+class Data(DigitsDataModule):
+    pass
+
+class Net(nn.Module):
+    def __init__(self, num_classes: int, width: int = 4):
+        super().__init__()
+        Path("trace").touch()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, num_classes))
+
+    def forward(self, image):
+        return self.net(image.float() / 255)
+
+Path("trace").touch()
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, away: Any) -> Path:
+    """The last checkpoint of a short run of the digits."""
+    folder = tmp_path_factory.mktemp("run")
+    away(main, ["fit", "--config", "digits", *QUIET, *SHORT, f"--trainer.logger.save_dir={folder}"])
+    (path,) = folder.glob("digits/version_0/checkpoints/last.ckpt")
+    return path
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package beside the user, not imported yet; the file that is there once it was."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "somebodys_package", raising=False)
+    Path("somebodys_package.py").write_text(PACKAGE)
+    return tmp_path / "trace"
+
+
+def hostile(run: Path, change: Callable[[dict[str, Any]], None], signed: bool = True) -> str:
+    """A checkpoint of a real run whose configuration somebody has changed."""
+    state = torch.load(run, weights_only=True)
+    for config in (state["lit_distill_config"], {"model": state["hyper_parameters"]}):
+        change(config)
+    if not signed:
+        state.pop("lit_distill_signature")
+    torch.save(state, "hostile.ckpt")
+    return "hostile.ckpt"
+
+
+TOUCH = {"command": "touch trace"}
+CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a student that is a function": lambda c: c["model"].update(
+        student={"class_path": "os.system", "init_args": TOUCH}
+    ),
+    "a student that is a teacher that is a function": lambda c: c["model"].update(
+        student={"class_path": "lit_distill.FrozenTeacher", "init_args": {"model": "os.system", "model_args": TOUCH}}
+    ),
+    "a teacher that is a function": lambda c: c["model"].update(
+        teacher={"class_path": "lit_distill.FrozenTeacher", "init_args": {"model": "os.system", "model_args": TOUCH}}
+    ),
+    "a package beside": lambda c: c["model"].update(student={"class_path": "somebodys_package.Net"}),
+    "a criterion beside": lambda c: c["model"].update(criterion="somebodys_package.Net"),
+    "an optimizer that is a function": lambda c: c["model"].update(optimizer="somebodys_package.Net"),
+}
+# Where the student is all that is read, the rest of the description is read by nobody.
+STUDENTS = [name for name in CHANGES if "student" in name or name == "a package beside"]
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_strangers_checkpoint_runs_nothing(run: Path, package: Path, capsys, command: str, change: str) -> None:
+    path = hostile(run, CHANGES[change], signed=command != "test")
+    before = sorted(Path().rglob("*"))
+    with pytest.raises(SystemExit, match="1"):
+        main([command, "--ckpt_path", path, *QUIET])
+    (line,) = capsys.readouterr().err.strip().split("\n")
+    assert line.startswith("error: refused hostile.ckpt: it names ")
+    assert not package.exists()
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize("change", STUDENTS)
+@pytest.mark.parametrize("command", ["export --ckpt_path {}", "distill --data.root=photos --teacher={}"])
+def test_nor_does_it_elsewhere(run: Path, package: Path, capsys, command: str, change: str) -> None:
+    path = hostile(run, CHANGES[change])
+    with pytest.raises(SystemExit, match="1"):
+        main(command.format(path).split())
+    (line,) = capsys.readouterr().err.strip().split("\n")
+    assert line.startswith("error: refused hostile.ckpt: it names ")
+    assert not package.exists()
+    flags = ["--model.teacher=FrozenTeacher", f"--model.teacher.model={path}"]
+    with pytest.raises(SystemExit, match="1"):
+        main(["fit", "--config", "digits", *QUIET, *SHORT, *flags])
+    assert "refused hostile.ckpt: it names " in capsys.readouterr().err
+    assert not package.exists()
+
+
+@pytest.mark.filterwarnings("ignore:the teacher is right on")
+def test_ones_own_run_goes_on_tests_and_predicts_with_ones_own_classes(package: Path, capsys) -> None:
+    own = ["--data=somebodys_package.Data", "--model.student=somebodys_package.Net", "--model.student.width=5"]
+    main(["fit", "--config", "digits", *QUIET, *SHORT, *own])
+    path = "logs/digits/version_0/checkpoints/last.ckpt"
+    main(["fit", "--ckpt_path", path, "--trainer.max_epochs=2"])
+    main(["test", "--ckpt_path", path, *QUIET])
+    main(["predict", "--ckpt_path", path, *QUIET])
+    # It may be moved, but not changed; to serve it is to say whose it is.
+    shutil.copy(path, "moved.ckpt")
+    main(["validate", "--ckpt_path", "moved.ckpt", *QUIET])
+    state = torch.load(path, weights_only=True)
+    state["lit_distill_config"]["seed_everything"] = 7
+    torch.save(state, "changed.ckpt")
+    for args in (["export", "--ckpt_path", path], ["test", "--ckpt_path", "changed.ckpt", *QUIET]):
+        with pytest.raises(SystemExit, match="1"):
+            main(args)
+        assert "add trust=['somebodys_package'] to the call, or --trust somebodys_package" in capsys.readouterr().err
+        main([*args, "--trust", "somebodys_package"])
+    student = load_student("logs/digits/version_0/checkpoints/student", trust=["somebodys_package"])
+    assert student.net[1].out_features == 5  # type: ignore[index,union-attr]
+    card = json.loads(Path("logs/digits/version_0/checkpoints/student/student.json").read_text())
+    assert str(Path.cwd()) not in json.dumps(card)
+    # As a teacher it needs the word too, once: the run remembers it.
+    flags = ["--model.teacher=FrozenTeacher", f"--model.teacher.model={path}", "--trust=somebodys_package"]
+    main(["fit", "--config", "digits", *QUIET, *SHORT, *flags])
+    main(["test", "--ckpt_path", "logs/digits/version_1/checkpoints/last.ckpt", *QUIET])
+    assert "going on without the teacher" not in capsys.readouterr().out
+
+
+def test_trusting_what_is_not_there_is_one_line(run: Path, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in (["export"], ["test"], ["fit"]):
+        with pytest.raises(SystemExit, match="1"):
+            main([*command, "--ckpt_path", str(run), "--trust=no_such_package", "--trust", "os"])
+        (line,) = capsys.readouterr().err.strip().split("\n")
+        assert line.startswith("error: cannot trust 'no_such_package': there is no such package, neither installed nor")
+    with pytest.raises(SystemExit, match="0"):
+        main(["export", "--help"])
+    assert "--trust" in capsys.readouterr().out
