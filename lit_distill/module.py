@@ -108,6 +108,11 @@ class LitDistiller(LightningModule):
         self.val_metrics = DistillationMetrics(teacher=self.teacher is not None)
         self.test_metrics = DistillationMetrics(teacher=self.teacher is not None)
 
+    @property
+    def predicts(self) -> Head:
+        """The head that predicts: the class head where nothing has trained the other one."""
+        return "class" if self.distillation is None else self.head
+
     @override
     def forward(self, image: Tensor) -> StudentOutput:
         """Return the student's logits; without distillation nothing trains its second head, which then has no say."""
@@ -208,13 +213,14 @@ class LitDistiller(LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         signature = sign(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY))
-        checkpoint[ABOUT] = {**self._about, "head": self.head, "signature": signature}
+        heads = ["class"] if self.distillation is None else ["class", "distill"]
+        checkpoint[ABOUT] = {**self._about, "head": self.predicts, "trained_heads": heads, "signature": signature}
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         about = checkpoint.get(ABOUT) or {}
         _compare_names(about.get("class_names"), self._about.get("class_names"))
-        kept = {key: value for key, value in about.items() if key not in ("head", "signature")}
+        kept = {key: value for key, value in about.items() if key not in ("head", "trained_heads", "signature")}
         self._about = {**kept, **self._about}
 
     @classmethod

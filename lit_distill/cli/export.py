@@ -41,6 +41,8 @@ def export(
     shape, chosen = card.pop("image_shape", None), card.pop("head", "mean_probs")
     if not shape:
         raise ValueError(f"{ckpt_path} does not say what images its student takes: it was saved before the first step")
+    if head not in (None, "class") and "distill" not in card.get("trained_heads", ["distill"]):
+        raise ValueError(f"head {head} is of a second head that {ckpt_path} has not trained: it was not distilled")
     folder = Path(ckpt_path).parent / "student" if output is None else output
     folder = export_student(student, folder, card, shape, head=head or chosen, onnx=onnx, overwrite=overwrite)
     size = sum(p.numel() for p in student.parameters())

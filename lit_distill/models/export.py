@@ -73,7 +73,8 @@ def export_student(
         state = {key: value.contiguous().clone() for key, value in student.state_dict().items()}
         save_file(state, folder / "student.safetensors")
         files = ["student.safetensors", *(["student.onnx"] if onnx else [])]
-        whole = {**card, "image_shape": list(image_shape), "head": head, "files": files, "made_with": _versions()}
+        whole = {"preprocessing": None, **card, "image_shape": list(image_shape), "head": head}
+        whole |= {"files": files, "made_with": _versions()}
         if "trained" in whole:
             whole["trained"] = without_places(whole["trained"])
         (folder / "student.json").write_text(json.dumps(whole, indent=2) + "\n")

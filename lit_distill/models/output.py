@@ -32,24 +32,29 @@ class StudentOutput(NamedTuple):
             return cls(output, output)
         return cls(*output)
 
-    def log_probs(self, head: Head = "mean_probs") -> Tensor:
-        """Return the logarithms of the predicted probabilities, ``(B, K)``, float32.
+    def combined(self, head: Head) -> Tensor:
+        """Return the logits that ``head`` answers with, ``(B, K)``, float32: their softmax is the prediction.
 
         Args:
-            head: Of the ``"class"`` head or the ``"distill"`` head alone, of the mean of their logits (DeiT's code), or
-                the mean of their softmaxes (DeiT's paper).
+            head: The ``"class"`` head or the ``"distill"`` head alone, the mean of their logits (DeiT's code), or the
+                mean of their softmaxes (DeiT's paper).
 
         Raises:
             ValueError: If there is no such head.
         """
         logits, distill_logits = self.logits.float(), self.distill_logits.float()
         if head == "class":
-            return F.log_softmax(logits, dim=1)
+            return logits
         if head == "distill":
-            return F.log_softmax(distill_logits, dim=1)
+            return distill_logits
         if head == "mean_logits":
-            return F.log_softmax((logits + distill_logits) / 2, dim=1)
+            return (logits + distill_logits) / 2
         if head != "mean_probs":
             raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
         both = torch.stack([F.log_softmax(logits, dim=1), F.log_softmax(distill_logits, dim=1)])
         return torch.logsumexp(both, dim=0) - math.log(2)
+
+    def log_probs(self, head: Head = "mean_probs") -> Tensor:
+        """Return the logarithms of the predicted probabilities, ``(B, K)``, float32; ``head`` as in `combined`."""
+        combined = self.combined(head)
+        return combined if head == "mean_probs" else F.log_softmax(combined, dim=1)

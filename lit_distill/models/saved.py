@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 import json
 from pathlib import Path
 from typing import Any
+import warnings
 
 from torch import Tensor, nn
 
@@ -70,10 +71,13 @@ def card_of(checkpoint: Any, path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no checkpoint of a LitDistiller: it has no student")
     arguments = checkpoint.get("hyper_parameters") or {}
     config = checkpoint.get("lit_distill_config") or {}
+    about = {key: value for key, value in (checkpoint.get(ABOUT) or {}).items() if key != "signature"}
+    if "trained_heads" not in about and _without_distillation(config.get("model", arguments)):
+        about["head"] = "class"  # earlier versions named a head that nothing had trained
     summary = (checkpoint.get("callbacks") or {}).get("RunSummary") or {}
     return {
         "student": arguments.get("student"),
-        **{key: value for key, value in (checkpoint.get(ABOUT) or {}).items() if key != "signature"},
+        **about,
         "metrics": summary.get("last") or {},
         "trained": {
             "epochs": checkpoint.get("epoch", -1) + 1,
@@ -89,6 +93,10 @@ def student_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix("student."): value for key, value in state.items() if key.startswith("student.")}
 
 
+def _without_distillation(model: Any) -> bool:
+    return isinstance(model, Mapping) and "distillation" in model and model["distillation"] is None
+
+
 def _read_card(path: Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text())
@@ -96,4 +104,13 @@ def _read_card(path: Path) -> dict[str, Any]:
         raise ValueError(f"cannot read {path}: {error}") from error
     if not isinstance(card, dict):
         raise ValueError(f"{path} is no card of a student")
+    if "preprocessing" not in card:
+        warnings.warn(
+            f"{path.parent} was exported by an earlier version: its card does not say how a photo becomes the "
+            "student's input; export it again from its checkpoint",
+            stacklevel=3,
+        )
+        config = (card.get("trained") or {}).get("config") or {}
+        if "trained_heads" not in card and _without_distillation(config.get("model", config)):
+            card["head"] = "class"
     return card

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lit_distill.models.class_groups import ClassGroups
 from lit_distill.models.classes import count_classes
-from lit_distill.models.output import StudentOutput
+from lit_distill.models.output import Head, StudentOutput
 from lit_distill.models.pixels import PixelInput
 from lit_distill.models.sources import named_network
 from lit_distill.models.trust import trusting
@@ -47,7 +47,8 @@ class FrozenTeacher(nn.Module):
 
     Shape:
         image ``(B, C, H, W)``, ``uint8`` 0..255 or float 0..1, to logits ``(B, K)``, float32; K is the number of
-        ``classes`` where these are given. A model with two heads answers with the mean of their logits.
+        ``classes`` where these are given. A student with two heads answers with the head that its checkpoint or export
+        names, and with the mean of both heads' logits where it is given as a module.
 
     Raises:
         ValueError: If the name is unknown, the weights are missing, unreadable, for another architecture or lack the
@@ -103,6 +104,8 @@ class FrozenTeacher(nn.Module):
         self.groups = None if classes is None else ClassGroups(classes, known)
         self.num_classes = known if self.groups is None else len(self.groups.names)
         self.pixels = PixelInput(mean, std, input_size)
+        card = getattr(model, "card", None)  # of `load_student`
+        self.head: Head = card.get("head", "mean_logits") if isinstance(card, dict) else "mean_logits"
         self.precision = precision
         self.channels_last = channels_last
         self.model = model.requires_grad_(False)
@@ -130,11 +133,7 @@ class FrozenTeacher(nn.Module):
             image = image.to(_DTYPES[self.precision])
         with nullcontext() if self.precision is None else torch.autocast(image.device.type, enabled=False):
             output = self.model(image)
-        if isinstance(output, Tensor):
-            logits = output.float()
-        else:
-            both = StudentOutput.of(output)
-            logits = (both.logits.float() + both.distill_logits.float()) / 2
+        logits = output.float() if isinstance(output, Tensor) else StudentOutput.of(output).combined(self.head)
         return logits if self.groups is None else self.groups(logits)
 
     def extra_repr(self) -> str:

@@ -9,8 +9,9 @@ import torchvision
 from torchvision.models import squeezenet1_0
 from torchvision.transforms.v2 import functional as tv
 
-from lit_distill import DigitsCNN, DistillableViT, FrozenTeacher, StudentOutput, load_student
+from lit_distill import DigitsCNN, DistillableViT, FrozenTeacher, LitDistiller, StudentOutput, load_student
 from lit_distill.cli import main
+from lit_distill.models.output import Head
 from lit_distill.models import count_classes
 
 
@@ -222,21 +223,38 @@ def test_finds_the_weights_in_any_common_nesting(tmp_path, number: int) -> None:
         torch.testing.assert_close(teacher(image), source(teacher.pixels(image)))
 
 
-@pytest.mark.parametrize("heads", [True, False])
-def test_a_checkpoint_of_the_command_line(tmp_path, heads: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("flags", "answers"),
+    [
+        ("--model.distillation=HardDistillation", "mean_probs"),
+        ("--model.distillation=HardDistillation --model.head=mean_logits", "mean_logits"),
+        ("--model.distillation=HardDistillation --model.head=distill", "distill"),
+        ("--model.distillation=null", "class"),
+        ("--model.distillation=null --model.head=distill", "class"),  # which nothing has trained
+    ],
+)
+def test_a_checkpoint_answers_with_the_head_that_was_measured(
+    tmp_path, flags: str, answers: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    token = "--model.distillation=HardDistillation --model.alpha=0.3" if heads else "--model.distillation=null"
-    main(f"fit --config digits --trainer.max_epochs=1 --trainer.limit_train_batches=2 {token}".split())
+    main(f"fit --config digits --trainer.max_epochs=1 --trainer.limit_train_batches=2 {flags}".split())
     (path,) = tmp_path.glob("logs/digits/version_0/checkpoints/last.ckpt")
-    student = load_student(path)
+    main(f"export --ckpt_path {path} --output out".split())
     image = torch.rand(3, 1, 8, 8)
-    output = StudentOutput.of(student(image))
+    measured = LitDistiller.load_from_checkpoint(path).eval().predict_step(image)
+    for file in (path, tmp_path / "out"):
+        student = load_student(file)
+        assert student.card["head"] == answers  # type: ignore[index]
+        torch.testing.assert_close(StudentOutput.of(student(image)).log_probs(answers).exp(), measured)
+        torch.testing.assert_close(FrozenTeacher(str(file))(image).softmax(dim=1), measured)
     teacher = FrozenTeacher(str(path))
     assert teacher.num_classes == 10
-    torch.testing.assert_close(teacher(image), (output.logits + output.distill_logits) / 2)
     assert teacher(torch.rand(2, 1, 12, 12)).shape == (2, 10)  # it knows what size it was trained at
     with pytest.raises(ValueError, match="weights and model_args go with the name of a model"):
         FrozenTeacher(str(path), weights="w.pt")
+    if answers == "class":
+        with pytest.raises(SystemExit, match="1"):
+            main(f"export --ckpt_path {path} --head=mean_probs".split())
 
 
 def test_a_head_that_is_not_in_the_weights_is_an_error(tmp_path) -> None:
