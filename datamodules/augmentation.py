@@ -7,7 +7,6 @@ import math
 import re
 from typing import Any, Literal, NamedTuple, get_args
 
-import numpy as np
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, posterize, rand_augment_transform
@@ -17,6 +16,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from lit_distill.keys import GENERATORS, Generator
+from lit_distill.photos import Preprocessing, pixels_of
 
 Crop = Literal["resized", "padded", "simple", "none"]
 PaddingMode = Literal["constant", "reflect"]
@@ -162,14 +162,14 @@ class Augmentation:
         modes = {mode: [*steps, *policy, *jitter] for mode, policy in policies.items()}
         return ImageTransform(modes, resize, erasing, [name for name in GENERATORS if name in generators])
 
-    def evaluate(self, size: int) -> "ImageTransform":
+    def evaluate(self, size: int, channels: Literal[1, 3] = 3) -> Preprocessing:
         """Return the transform of validation, test and prediction to ``size`` x ``size`` pixels; nothing is random.
 
         Raises:
             ValueError: If ``size`` is < 1.
         """
-        resize, steps = self._middle(size)
-        return ImageTransform({"RGB": steps, "L": steps}, resize)
+        _check_size(size)
+        return Preprocessing(math.floor(size / self.crop_pct), (size, size), self.interpolation, channels)
 
     def _train_crop(self, size: int) -> tuple[v2.Resize | None, list[Any]]:
         if self.crop == "none":
@@ -224,9 +224,7 @@ class ImageTransform:
             image = self.resize(image)  # type: ignore[misc]  # there, as its side is
         for step in steps:
             image = step(image)
-        # torchvision's own way there takes twice as long for a small image, and collating a tv_tensor longer still.
-        pixels = np.asarray(image)
-        tensor = torch.from_numpy((pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)).copy())
+        tensor = pixels_of(image)
         return tensor if self.finish is None else self.finish(tensor)
 
 

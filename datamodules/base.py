@@ -14,6 +14,7 @@ from lit_distill.datamodules.indexed import IndexedDataset
 from lit_distill.datamodules.mixing import Mixing
 from lit_distill.datamodules.sampler import KeyedSampler
 from lit_distill.keys import global_seed
+from lit_distill.photos import Preprocessing
 
 
 class ImageDataModule(LightningDataModule):
@@ -75,6 +76,15 @@ class ImageDataModule(LightningDataModule):
         self._state: dict[str, Any] = {}  # of the checkpoint that the trainer named below resumes
         self._state_is_for: Any = None
         self._sampler: _TrainingSampler | None = None
+
+    @property
+    def preprocessing(self) -> dict[str, Any] | None:
+        """How a photo becomes an input in evaluation, as `Preprocessing.as_dict` says it; None if nobody knows.
+
+        By default read off the transform of ``val_set``, where that is of `Augmentation.evaluate`.
+        """
+        transform = getattr(getattr(self, "val_set", None), "transform", None)
+        return transform.as_dict() if isinstance(transform, Preprocessing) else None
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the keyed loader of the training set; its batches start at the epoch that training has reached."""

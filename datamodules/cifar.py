@@ -1,5 +1,6 @@
 """CIFAR-10 and CIFAR-100."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 from typing_extensions import override
 
-from lit_distill.datamodules.augmentation import Augmentation, ImageTransform
+from lit_distill.datamodules.augmentation import Augmentation
 from lit_distill.datamodules.base import ImageDataModule
 from lit_distill.datamodules.decoded import cores
 from lit_distill.datamodules.mixing import Mixing
@@ -178,7 +179,7 @@ class _Part(NamedTuple):
 
 
 class _Images(Dataset[tuple[Tensor, int]]):
-    def __init__(self, part: _Part, transform: ImageTransform) -> None:
+    def __init__(self, part: _Part, transform: Callable[[Image.Image], Tensor]) -> None:
         self.images, self.targets = part  # tensors: workers share them
         self.transform = transform
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from lit_distill.datamodules.images import ImageFiles, Mode
+from lit_distill.datamodules.images import ImageFiles
+from lit_distill.photos import Mode
 
 _BATCH = 32  # images that a reading process hands over at once
 _FEW = 256  # images for which no process is worth its start

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
+from typing_extensions import override
 
 from lit_distill.datamodules.base import ImageDataModule
 from lit_distill.datamodules.mixing import Mixing
+from lit_distill.photos import Preprocessing
 
 
 class DigitsDataModule(ImageDataModule):
@@ -57,6 +59,12 @@ class DigitsDataModule(ImageDataModule):
         self.train_transform = train_transform or v2.RandomAffine(
             degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1), shear=5, interpolation=InterpolationMode.BILINEAR
         )
+
+    @property
+    @override
+    def preprocessing(self) -> dict[str, Any]:
+        """A photo of a white digit on black, shrunk to 8 px."""
+        return Preprocessing(resize=8, crop=(8, 8), channels=1).as_dict()
 
     def setup(self, stage: str | None = None) -> None:
         """Read the digits and split them."""

@@ -109,6 +109,11 @@ class FilesDataModule(ImageDataModule):
         """Standard deviation of the training images' pixels, a value a channel."""
         return self.scan("train").std if self.check else None
 
+    @property
+    @override
+    def preprocessing(self) -> dict[str, Any]:
+        return self.augmentation.evaluate(self.image_size, self.channels).as_dict()
+
     @override
     def setup(self, stage: str | None = None) -> None:
         """Make the data sets of a stage."""

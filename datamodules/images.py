@@ -1,128 +1,20 @@
-"""Reading images: any format of Pillow's as 8 bits a channel, shrunk while it is decoded."""
+"""Image files, and how to open them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
 import hashlib
-import io
 from itertools import pairwise
 import os
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
-import warnings
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import override
 
-Mode = Literal["RGB", "L"]
-
-
-def read_image(
-    file: str | Path | BinaryIO, mode: Mode = "RGB", shrink: int | None = None, name: str | None = None
-) -> Image.Image:
-    """Return an image as ``mode``, upright, and not larger than it need be.
-
-    Palettes, CMYK and greyscale are converted; 16 bits become 8 (``value / 257``), floats of 0..1 become 0..255; what
-    is transparent lies on white; of an animation the first frame counts; the turn that a camera noted (EXIF) is made.
-
-    Args:
-        file: A path, or a file opened for reading bytes.
-        mode: ``"RGB"``, or ``"L"`` for one channel.
-        shrink: Pixels that the shorter side has at most; a longer one is shrunk to it, of JPEGs while they are
-            decoded. None leaves the size alone.
-        name: Of a file that is open: the format of its suffix is tried before all others; by default that of the path.
-
-    Raises:
-        OSError: If it cannot be read, is cut off, is no image, or has more than 179 million pixels.
-
-    Example:
-        >>> import io
-        >>> file = io.BytesIO()
-        >>> Image.new("LA", (400, 300)).save(file, "PNG")  # black, and wholly transparent
-        >>> image = read_image(file, shrink=150)
-        >>> image.size, image.mode, image.getpixel((0, 0))
-        ((200, 150), 'RGB', (255, 255, 255))
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's about odd metadata: whoever reads ten thousand photos has some
-        try:
-            if isinstance(file, (str, Path)):
-                file, name = _bytes_of(file), str(file) if name is None else name
-            with _open(file, name or "") as opened:
-                target = _shrunk(opened.size, shrink)
-                if target != opened.size:
-                    opened.draft(None, target)  # None: the mode stays
-                opened.load()
-                image = _eight_bits(opened, mode)
-                if target != image.size:
-                    image = image.resize(target, Image.Resampling.BICUBIC, reducing_gap=2.0)
-                if {"exif", "xmp", "XML:com.adobe.xmp"} & image.info.keys():
-                    image = ImageOps.exif_transpose(image)
-                return image
-        except UnidentifiedImageError as error:  # Pillow's message has the whole path, or the object, in it
-            raise OSError("cannot identify image file") from error
-        except OSError:
-            raise
-        except Exception as error:  # damaged files bring every kind out of one or another of Pillow's readers
-            raise OSError(str(error) or type(error).__name__) from error
-
-
-def _open(file: BinaryIO, name: str) -> Image.Image:
-    # Of fifty formats the first that fits is taken: to begin with the likely one saves a third of a small image's time.
-    likely = _formats().get(os.path.splitext(name)[1].lower())
-    if likely is not None:
-        try:
-            return Image.open(file, formats=(likely,))
-        except UnidentifiedImageError:
-            file.seek(0)
-    return Image.open(file)
-
-
-@cache
-def _formats() -> dict[str, str]:
-    return {suffix: kind for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-
-
-def _bytes_of(path: str | Path) -> BinaryIO:
-    # At once: for small images a sixth faster than through Python's buffered files, which Pillow reads in blocks.
-    file = os.open(path, os.O_RDONLY)
-    try:
-        size, parts = os.fstat(file).st_size, []
-        while part := os.read(file, size + 1):
-            parts.append(part)
-    finally:
-        os.close(file)
-    return io.BytesIO(b"".join(parts))
-
-
-def _shrunk(size: tuple[int, int], shrink: int | None) -> tuple[int, int]:
-    shorter = min(size)
-    if shrink is None or shorter <= shrink:
-        return size
-    width, height = (max(shrink, round(side * shrink / shorter)) for side in size)
-    return width, height
-
-
-def _eight_bits(image: Image.Image, mode: Mode) -> Image.Image:
-    if image.mode == mode and "transparency" not in image.info:
-        return image
-    info = image.info
-    if image.mode.startswith("I") or image.mode == "F":
-        values: Any = np.asarray(image, dtype=np.float32)
-        values = values * 255 if image.mode == "F" and values.max(initial=0) <= 1 else values
-        values = values if image.mode == "F" else values / 257
-        image = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        white.alpha_composite(image)
-        image = white
-    image = image.convert(mode)
-    image.info = info
-    return image
+from lit_distill.photos import Mode, read_image
 
 
 class Files(Sequence[str]):

@@ -123,6 +123,7 @@ class LitDistiller(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         image, target = batch[0], batch[1]
         self._about["image_shape"] = list(image.shape[1:])
+        self._about["image_dtype"] = "float" if image.is_floating_point() else "uint8"
         output = StudentOutput.of(self.student(image))
         loss: Tensor = self.criterion(output.logits.float(), target)
         terms = {"train/criterion": loss.detach()}
@@ -160,6 +161,8 @@ class LitDistiller(LightningModule):
         if stage == "fit" and self.distillation is None and self.teacher is not None:
             rank_zero_info("there is a teacher but no distillation loss: nothing is learned from it")
         data = getattr(self._trainer, "datamodule", None)
+        if stage == "fit":
+            self._about["preprocessing"] = getattr(data, "preprocessing", None)
         names = getattr(data, "class_names", None)
         if names is not None:
             names = [str(name) for name in names]

@@ -62,7 +62,7 @@ class DistillCLI(LightningCLI):
             parser_kwargs={
                 **parser,
                 "description": "Distil a teacher into a vision transformer. `distill --help`: all of it in one "
-                "command, for a folder of photos; `export --help`: the result.",
+                "command, for a folder of photos; `export --help`: the result; `predict STUDENT PHOTO`: its use.",
                 "version": f"lit-distill {version('lit-distill')}",
                 **{name: dict(parser) for name in self.subcommands()},
             },

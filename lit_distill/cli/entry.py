@@ -7,7 +7,7 @@ import re
 import sys
 import warnings
 
-from lit_distill.cli import distill, export
+from lit_distill.cli import distill, export, photos
 from lit_distill.cli.app import DistillCLI
 from lit_distill.cli.errors import one_line
 from lit_distill.cli.run_config import one_trust
@@ -24,6 +24,8 @@ def main(args: Sequence[str] | None = None) -> None:
             export.run(args[1:])
         elif args[:1] == ["distill"]:
             distill.run(args[1:])
+        elif args[:1] == ["predict"] and args[1:] and not args[1].startswith("-"):
+            photos.run(args[1:])
         else:
             DistillCLI(args)
     except KeyboardInterrupt:

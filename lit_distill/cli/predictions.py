@@ -1,6 +1,6 @@
 """What ``predict`` writes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import csv
 import os
 from pathlib import Path
@@ -42,15 +42,35 @@ def write_predictions(trainer: Trainer, output: Path | None, **kwargs: Any) -> P
     batches = trainer.predict(**kwargs)
     numbers, probabilities = _in_order(torch.cat(batches), rows.seen, trainer)  # type: ignore[arg-type]
     if trainer.is_global_zero:
-        head, table = _table(kwargs.get("datamodule"), numbers, probabilities)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with temporary.open("x", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(head)
-            writer.writerows(table)
-        os.replace(temporary, path)
+        write_csv(path, *_table(kwargs.get("datamodule"), numbers, probabilities))
         print(f"wrote {len(probabilities)} predictions to {path}")
     return path
+
+
+def write_csv(path: Path, head: Iterable[object], rows: Iterable[Iterable[object]]) -> None:
+    """Write a CSV file that is whole or not there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("x", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(head)
+        writer.writerows(rows)
+    os.replace(temporary, path)
+
+
+def table_of(
+    columns: Mapping[str, Sequence[object]], names: Sequence[str], probabilities: Tensor
+) -> tuple[list[str], Iterable[list[object]]]:
+    """Return the head and the rows of a table of predictions.
+
+    Args:
+        columns: Name and values of what comes first in each row, such as the file.
+        names: The classes, K.
+        probabilities: ``(N, K)``.
+    """
+    head = [*columns, "class", "probability", *(f"p({name})" for name in names)]
+    confidence, decided = probabilities.max(dim=1)
+    table = zip(*columns.values(), decided.tolist(), confidence.tolist(), probabilities.tolist(), strict=True)
+    return head, ([*first, names[k], f"{p:.6f}", *(f"{value:.6f}" for value in rest)] for *first, k, p, rest in table)
 
 
 class _Rows(Callback):
@@ -83,19 +103,14 @@ def _in_order(probabilities: Tensor, seen: list[Tensor], trainer: Trainer) -> tu
     return ordered.tolist(), probabilities[torch.from_numpy(first)]
 
 
-def _table(data: Any, rows: list[int], probabilities: Tensor) -> tuple[Iterable[object], Iterable[Sequence[object]]]:
+def _table(data: Any, rows: list[int], probabilities: Tensor) -> tuple[Iterable[object], Iterable[Iterable[object]]]:
     own = data.submission(probabilities) if hasattr(data, "submission") else None
     if own is not None:
         return own  # type: ignore[no-any-return]
     files = data.names("predict") if hasattr(data, "names") else None
     names = getattr(data, "class_names", None) or [str(k) for k in range(probabilities.shape[1])]
-    head = ["index", *(["file"] if files else []), "class", "probability", *(f"p({name})" for name in names)]
-    confidence, decided = probabilities.max(dim=1)
-    table = zip(rows, decided.tolist(), confidence.tolist(), probabilities.tolist(), strict=True)
-    return head, (
-        [row, *([files[row]] if files else []), names[k], f"{p:.6f}", *(f"{value:.6f}" for value in rest)]
-        for row, k, p, rest in table
-    )
+    columns: dict[str, Sequence[object]] = {"index": rows} | ({"file": [files[row] for row in rows]} if files else {})
+    return table_of(columns, names, probabilities)
 
 
 def _free(path: Path) -> Path:

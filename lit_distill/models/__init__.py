@@ -6,6 +6,7 @@ from lit_distill.models.digits_cnn import DigitsCNN
 from lit_distill.models.output import StudentOutput
 from lit_distill.models.pixels import PixelInput
 from lit_distill.models.saved import load_student
+from lit_distill.models.serving import Prediction, predict
 from lit_distill.models.teacher import FrozenTeacher
 from lit_distill.models.timm_student import TimmStudent
 from lit_distill.models.tokenizers import PatchTokenizer, TokensToToken
@@ -22,6 +23,7 @@ __all__ = [
     "FrozenTeacher",
     "PatchTokenizer",
     "PixelInput",
+    "Prediction",
     "StudentOutput",
     "TimmStudent",
     "TokensToToken",
@@ -30,5 +32,6 @@ __all__ = [
     "load_safely",
     "load_strictly",
     "load_student",
+    "predict",
     "read_state_dict",
 ]

@@ -1,6 +1,6 @@
 """Write a trained student for use without this project's training code, and check what was written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import copy
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -43,7 +43,8 @@ def export_student(
         image_shape: ``(C, H, W)`` of the images.
         head: What the ONNX output ``probabilities`` is made of; see `StudentOutput.log_probs`.
         onnx: Write ``student.onnx`` too: a float image batch 0..1 of any size B to ``probabilities``, ``logits`` and
-            ``distill_logits``, each ``(B, K)``. Needs the extra ``lit-distill[onnx]``.
+            ``distill_logits``, each ``(B, K)``. Its metadata holds ``class_names``, ``preprocessing``, ``image_shape``
+            and ``head`` of the card, each as JSON. Needs the extra ``lit-distill[onnx]``.
         overwrite: Replace the folder if it exists.
 
     Returns:
@@ -85,7 +86,7 @@ def export_student(
             expected = StudentOutput.of(student(image))
             _compare("student.safetensors", expected, StudentOutput.of(_reloaded(student, folder, card)(image)), 0.0)
         if onnx:
-            _write_onnx(student, image[:2], head, folder / "student.onnx")
+            _write_onnx(student, image[:2], head, folder / "student.onnx", whole)
             outputs = _run_onnx(folder / "student.onnx", image)
             probabilities = expected.log_probs(head).exp()
             _compare("student.onnx", (probabilities, *expected), outputs, _TOLERANCE)
@@ -116,7 +117,7 @@ class _ForOnnx(nn.Module):
         return output.log_probs(self.head).exp(), output.logits, output.distill_logits
 
 
-def _write_onnx(student: nn.Module, image: Tensor, head: Head, path: Path) -> None:
+def _write_onnx(student: nn.Module, image: Tensor, head: Head, path: Path, card: Mapping[str, Any]) -> None:
     with warnings.catch_warnings(action="ignore"):  # of torch's exporter, about itself
         torch.onnx.export(
             _ForOnnx(student, head).eval(),
@@ -129,6 +130,29 @@ def _write_onnx(student: nn.Module, image: Tensor, head: Head, path: Path) -> No
             external_data=False,
             verbose=False,
         )
+    _describe(path, {key: card.get(key) for key in ("class_names", "preprocessing", "image_shape", "head")})
+
+
+def _describe(path: Path, about: Mapping[str, Any]) -> None:
+    """Put what a user of the ONNX file must know into its metadata, as JSON, and take out torch's local paths."""
+    import onnx
+
+    model = onnx.load(path)
+    for value in (*_parts_of(model.graph), *(node for function in model.functions for node in function.node)):
+        del value.metadata_props[:]
+        value.doc_string = ""
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in about.items()})
+    onnx.save(model, path)
+
+
+def _parts_of(graph: Any) -> Iterator[Any]:
+    yield from (graph, *graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _parts_of(inner)
 
 
 def _run_onnx(path: Path, image: Tensor) -> list[Tensor]:

@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Mapping
 import json
 from pathlib import Path
+from types import MethodType
 from typing import Any
 import warnings
 
 from torch import Tensor, nn
 
+from lit_distill.models.serving import predict
 from lit_distill.models.trust import build, trusting
 from lit_distill.models.weights import load_safely, load_strictly, read_state_dict
 
@@ -28,7 +30,8 @@ def load_student(path: str | Path, student: nn.Module | None = None, *, trust: s
         trust: Packages whose ``torch.nn.Module`` classes the file may name too.
 
     Returns:
-        The student in eval mode, with what its card says as ``student.card``, a dict.
+        The student in eval mode, with what its card says as ``student.card``, a dict, and the method
+        ``student.predict(photos)``, which is `predict`.
 
     Raises:
         ValueError: If there is no such file, it is damaged, no student's, names what it may not name, or would run
@@ -57,6 +60,7 @@ def load_student(path: str | Path, student: nn.Module | None = None, *, trust: s
             student = build(described, path)
     load_strictly(student, state, weights)
     student.eval().card = card
+    student.predict = MethodType(predict, student)  # a method of the object: any class may be a student
     return student
 
 

@@ -9,7 +9,8 @@ from PIL import Image
 import pytest
 import torch
 
-from lit_distill.datamodules.images import Files, ImageFiles, read_image
+from lit_distill.datamodules.images import Files, ImageFiles
+from lit_distill.photos import read_image
 
 GRADIENT = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
 

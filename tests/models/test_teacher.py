@@ -11,8 +11,8 @@ from torchvision.transforms.v2 import functional as tv
 
 from lit_distill import DigitsCNN, DistillableViT, FrozenTeacher, LitDistiller, StudentOutput, load_student
 from lit_distill.cli import main
-from lit_distill.models.output import Head
 from lit_distill.models import count_classes
+from lit_distill.models.output import Head
 
 
 def convnet(classes: int = 5) -> nn.Module:
