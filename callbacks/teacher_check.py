@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lit_distill.padding import SampleCounter
+
 # Of more classes the table of who was taken for whom would not be small.
 _MOST_CLASSES = 2000
 
@@ -60,22 +62,23 @@ class TeacherCheck(Callback):
             )
 
     def _ask(self, trainer: Trainer, teacher: Any, loaders: list[Any]) -> Tensor:
-        """Return how many images of each class (row) the teacher takes for each class (column), over all processes.
+        """Return how many images of each class (row) the teacher takes for each class (column), over all ranks.
 
         Of many classes, only how many it takes for what they are (place 0, 0) and for another class (place 0, 1).
         """
         few = teacher.num_classes is not None and teacher.num_classes <= _MOST_CLASSES
-        answers = torch.zeros(2, 2) if not few else torch.zeros(teacher.num_classes, teacher.num_classes)
-        answers = answers.to(trainer.strategy.root_device)
+        side, counter = teacher.num_classes if few else 2, SampleCounter()
+        answers = torch.zeros(side, side, dtype=torch.int64, device=trainer.strategy.root_device)
         # Loaders draw from torch's generator: the run is to be the same with and without this callback.
         with torch.random.fork_rng(devices=[]), torch.no_grad(), trainer.precision_plugin.forward_context():
-            for loader, limit in zip(loaders, trainer.num_val_batches, strict=False):
+            for which, (loader, limit) in enumerate(zip(loaders, trainer.num_val_batches, strict=False)):
                 for number, batch in enumerate(loader):
                     if number >= limit:
                         break
                     batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
                     image, target = batch[0], batch[1]
-                    answer = teacher(image).argmax(dim=1)
+                    count = counter.count(loader, number, len(target), which)
+                    answer, target = teacher(image).argmax(dim=1)[:count], target[:count]
                     labels = target if target.dim() == 1 else target.argmax(dim=1)
                     place = labels * len(answers) + answer if few else (labels != answer).long()
                     answers += torch.bincount(place, minlength=answers.numel()).view_as(answers)

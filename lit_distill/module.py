@@ -18,6 +18,7 @@ from lit_distill.metrics import DistillationMetrics
 from lit_distill.models import FrozenTeacher, StudentOutput, count_classes
 from lit_distill.models.output import HEADS, Head
 from lit_distill.models.saved import ABOUT, without_weights
+from lit_distill.padding import SampleCounter
 from lit_distill.schedule import WarmupCosine
 
 
@@ -102,8 +103,9 @@ class LitDistiller(LightningModule):
         self.scheduler_interval = scheduler_interval
         self.head: Head = head
         self._about: dict[str, Any] = {}
-        self.val_metrics = DistillationMetrics(teacher=self.teacher is not None)
-        self.test_metrics = DistillationMetrics(teacher=self.teacher is not None)
+        self.val_metrics = DistillationMetrics(teacher=self.teacher is not None, head=head)
+        self.test_metrics = DistillationMetrics(teacher=self.teacher is not None, head=head)
+        self._counter = SampleCounter()
 
     @override
     def forward(self, image: Tensor) -> StudentOutput:
@@ -130,12 +132,20 @@ class LitDistiller(LightningModule):
         return loss
 
     @override
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self._measure(batch, self.val_metrics, "val")
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._measure(batch, self.val_metrics, "val", batch_idx, dataloader_idx)
 
     @override
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        self._measure(batch, self.test_metrics, "test")
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._measure(batch, self.test_metrics, "test", batch_idx, dataloader_idx)
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self._log_measured(self.val_metrics, "val")
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self._log_measured(self.test_metrics, "test")
 
     @override
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
@@ -246,14 +256,26 @@ class LitDistiller(LightningModule):
             self.teacher._apply(fn)
         return self
 
-    def _measure(self, batch: Any, metrics: DistillationMetrics, stage: str) -> None:
+    def _measure(
+        self, batch: Any, metrics: DistillationMetrics, stage: str, batch_idx: int, dataloader_idx: int
+    ) -> None:
         image, target = batch[0], batch[1]
         output = self(image)
-        metrics.update_with(output, None if self.teacher is None else self.teacher(image), target)
-        shown = "accuracy_mean_probs"
+        teacher_logits = None if self.teacher is None else self.teacher(image)
+        count = self._counter.count(self._loader(stage, dataloader_idx), batch_idx, len(target), dataloader_idx)
+        counted = StudentOutput(output.logits[:count], output.distill_logits[:count])
+        metrics.update_with(counted, None if teacher_logits is None else teacher_logits[:count], target[:count])
+
+    def _log_measured(self, metrics: DistillationMetrics, stage: str) -> None:
         for name in metrics:
-            metric = metrics.metric(name)
-            self.log(f"{stage}/{name}", metric, on_epoch=True, prog_bar=name == shown, batch_size=len(image))
+            self.log(f"{stage}/{name}", metrics.metric(name), prog_bar=name == "accuracy_mean_probs")
+
+    def _loader(self, stage: str, dataloader_idx: int) -> Any:
+        """Return what the batches of a validation or a test come from."""
+        trainer: Any = self._trainer
+        loaders = trainer and (trainer.val_dataloaders if stage == "val" else trainer.test_dataloaders)
+        loaders = list(loaders.values()) if isinstance(loaders, dict) else loaders
+        return loaders[dataloader_idx] if isinstance(loaders, (list, tuple)) else loaders
 
     def _save_hyperparameters(self) -> None:
         arguments = list(inspect.signature(LitDistiller.__init__).parameters)[1:]
