@@ -81,9 +81,7 @@ class DistillCLI(LightningCLI):
             {
                 "checkpoint.monitor": "val/accuracy_mean_probs",
                 "checkpoint.mode": "max",
-                "checkpoint.save_on_train_epoch_end": True,
-                "checkpoint.filename": "best-epoch={epoch}",
-                "checkpoint.auto_insert_metric_name": False,
+                "checkpoint.auto_insert_metric_name": False,  # a metric's slash would make a folder
             }
         )
         parser.add_argument(
