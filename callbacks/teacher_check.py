@@ -22,6 +22,9 @@ class TeacherCheck(Callback):
     one whose answers become right when its classes change places is told in which order they are. Needs a module with
     ``pl_module.teacher(image)`` that returns logits ``(B, K)``, and batches that begin with image and target.
 
+    Raises:
+        ValueError: Before the first step, if the teacher's logits are not finite.
+
     Example:
         >>> trainer = Trainer(callbacks=TeacherCheck(), logger=False)
     """
@@ -35,12 +38,17 @@ class TeacherCheck(Callback):
         # What a data module does to training batches, such as mixing, is not to be done to these.
         stage, trainer.state.stage = trainer.state.stage, RunningStage.VALIDATING
         try:
-            answers = self._ask(trainer, teacher, loaders if isinstance(loaders, list) else [loaders])
+            answers, broken = self._ask(trainer, teacher, loaders if isinstance(loaders, list) else [loaders])
         finally:
             trainer.state.stage = stage
         images, classes = int(answers.sum()), teacher.num_classes or len(answers)
         if not images:
             return
+        if broken:
+            raise ValueError(
+                f"the teacher's outputs are NaN or infinite on {broken} of {images} images of the validation set: check "
+                "its weights, its mean and std, and its precision"
+            )
         accuracy, chance = float(answers.diagonal().sum() / images), 1 / classes
         least = chance + 0.25 * (1 - chance)
         rank_zero_info(f"teacher: accuracy {accuracy:.2%} on {images} images of the validation set")
@@ -61,14 +69,17 @@ class TeacherCheck(Callback):
                 "input_size, and that its classes are the data's"
             )
 
-    def _ask(self, trainer: Trainer, teacher: Any, loaders: list[Any]) -> Tensor:
+    def _ask(self, trainer: Trainer, teacher: Any, loaders: list[Any]) -> tuple[Tensor, int]:
         """Return how many images of each class (row) the teacher takes for each class (column), over all ranks.
+
+        And on how many its logits are not finite.
 
         Of many classes, only how many it takes for what they are (place 0, 0) and for another class (place 0, 1).
         """
         few = teacher.num_classes is not None and teacher.num_classes <= _MOST_CLASSES
         side, counter = teacher.num_classes if few else 2, SampleCounter()
         answers = torch.zeros(side, side, dtype=torch.int64, device=trainer.strategy.root_device)
+        broken = answers.new_zeros(())
         # Loaders draw from torch's generator: the run is to be the same with and without this callback.
         with torch.random.fork_rng(devices=[]), torch.no_grad(), trainer.precision_plugin.forward_context():
             for which, (loader, limit) in enumerate(zip(loaders, trainer.num_val_batches, strict=False)):
@@ -78,8 +89,11 @@ class TeacherCheck(Callback):
                     batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
                     image, target = batch[0], batch[1]
                     count = counter.count(loader, number, len(target), which)
-                    answer, target = teacher(image).argmax(dim=1)[:count], target[:count]
+                    logits, target = teacher(image)[:count], target[:count]
+                    answer = logits.argmax(dim=1)
+                    broken += (~logits.isfinite().all(dim=1)).sum()
                     labels = target if target.dim() == 1 else target.argmax(dim=1)
                     place = labels * len(answers) + answer if few else (labels != answer).long()
                     answers += torch.bincount(place, minlength=answers.numel()).view_as(answers)
-        return trainer.strategy.reduce(answers, reduce_op="sum")
+        sums = (trainer.strategy.reduce(counts, reduce_op="sum") for counts in (answers, broken))
+        return next(sums), int(next(sums))

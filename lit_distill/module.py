@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]  # exported, but not declared so
 import torch
@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from lit_distill.metrics import DistillationMetrics
 from lit_distill.models import FrozenTeacher, StudentOutput, count_classes
+from lit_distill.models.finite import refuse_not_finite
 from lit_distill.models.output import HEADS, Head
 from lit_distill.models.saved import ABOUT, without_weights
 from lit_distill.padding import SampleCounter
@@ -138,6 +139,19 @@ class LitDistiller(LightningModule):
     @override
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._measure(batch, self.test_metrics, "test", batch_idx, dataloader_idx)
+
+    @override
+    def on_validation_start(self) -> None:
+        if self.trainer.state.fn != "fit":
+            refuse_not_finite(self.student)
+
+    @override
+    def on_test_start(self) -> None:
+        refuse_not_finite(self.student)
+
+    @override
+    def on_predict_start(self) -> None:
+        refuse_not_finite(self.student)
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -267,6 +281,11 @@ class LitDistiller(LightningModule):
         metrics.update_with(counted, None if teacher_logits is None else teacher_logits[:count], target[:count])
 
     def _log_measured(self, metrics: DistillationMetrics, stage: str) -> None:
+        if not metrics.metric("nll").compute().isfinite():
+            message = f"the student's outputs are NaN or infinite on some of the images of {stage}"
+            if self.trainer.state.fn != "fit":
+                raise ValueError(f"{message}: if its precision is of 16 bits, set --trainer.precision=32")
+            rank_zero_warn(f"epoch {self.current_epoch}: {message}")
         for name in metrics:
             self.log(f"{stage}/{name}", metrics.metric(name), prog_bar=name == "accuracy_mean_probs")
 

@@ -23,7 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only
 import torch
 from typing_extensions import override
 
-from lit_distill.callbacks import LearningWithRetrospection, RunSummary, StepSeed, TeacherCheck
+from lit_distill.callbacks import DivergenceCheck, LearningWithRetrospection, RunSummary, StepSeed, TeacherCheck
 from lit_distill.callbacks.summary import checkpoint_paths
 from lit_distill.checkpoint import AtomicCheckpointIO
 from lit_distill.cli.checkpoints import BestCheckpoint, LastCheckpoint
@@ -171,6 +171,7 @@ class DistillCLI(LightningCLI):
         checkpoint = self._get(self.config_init, "checkpoint")
         self.trainer_defaults["callbacks"] = [
             StepSeed(),
+            DivergenceCheck(),
             *([retrospection] if retrospection is not None else []),
             RunSummary(checkpoint.monitor, checkpoint.mode) if checkpoint.monitor else RunSummary(),
             _NothingLost(),

@@ -130,3 +130,10 @@ def _told_by_two(folder: Path) -> None:
 def test_ranks_count_no_image_twice(tmp_path: Path, away: Any) -> None:
     away(_told_by_two, tmp_path)
     assert (tmp_path / "said.txt").read_text() == "teacher: accuracy 100.00% on 5 images of the validation set"
+
+
+def test_a_teacher_whose_outputs_are_not_finite_teaches_nobody() -> None:
+    teacher = DigitsCNN(pretrained=True)
+    next(teacher.parameters()).data[0] = float("nan")
+    with pytest.raises(ValueError, match=r"the teacher's outputs are NaN or infinite on 300 of 300 images"):
+        fit(teacher, TeacherCheck())
