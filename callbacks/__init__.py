@@ -2,6 +2,7 @@
 
 from lit_distill.callbacks.criterion import CriterionCallback
 from lit_distill.callbacks.distillation_warmup import DistillationWarmup
+from lit_distill.callbacks.divergence import DivergenceCheck
 from lit_distill.callbacks.memory import SoftLabelMemory
 from lit_distill.callbacks.pskd import ProgressiveSelfDistillation
 from lit_distill.callbacks.retrospection import LearningWithRetrospection
@@ -15,6 +16,7 @@ from lit_distill.callbacks.teacher_check import TeacherCheck
 __all__ = [
     "CriterionCallback",
     "DistillationWarmup",
+    "DivergenceCheck",
     "LearningWithRetrospection",
     "ProgressiveSelfDistillation",
     "RetrospectiveLoss",

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lit_distill.padding import SampleCounter
+
 # Of more classes the table of who was taken for whom would not be small.
 _MOST_CLASSES = 2000
 
@@ -19,6 +21,9 @@ class TeacherCheck(Callback):
     A teacher that is right on less than ``chance + 0.25 (1 - chance)`` of the images is called out with a warning, and
     one whose answers become right when its classes change places is told in which order they are. Needs a module with
     ``pl_module.teacher(image)`` that returns logits ``(B, K)``, and batches that begin with image and target.
+
+    Raises:
+        ValueError: Before the first step, if the teacher's logits are not finite.
 
     Example:
         >>> trainer = Trainer(callbacks=TeacherCheck(), logger=False)
@@ -33,12 +38,17 @@ class TeacherCheck(Callback):
         # What a data module does to training batches, such as mixing, is not to be done to these.
         stage, trainer.state.stage = trainer.state.stage, RunningStage.VALIDATING
         try:
-            answers = self._ask(trainer, teacher, loaders if isinstance(loaders, list) else [loaders])
+            answers, broken = self._ask(trainer, teacher, loaders if isinstance(loaders, list) else [loaders])
         finally:
             trainer.state.stage = stage
         images, classes = int(answers.sum()), teacher.num_classes or len(answers)
         if not images:
             return
+        if broken:
+            raise ValueError(
+                f"the teacher's outputs are NaN or infinite on {broken} of {images} images of the validation set: check "
+                "its weights, its mean and std, and its precision"
+            )
         accuracy, chance = float(answers.diagonal().sum() / images), 1 / classes
         least = chance + 0.25 * (1 - chance)
         rank_zero_info(f"teacher: accuracy {accuracy:.2%} on {images} images of the validation set")
@@ -59,24 +69,31 @@ class TeacherCheck(Callback):
                 "input_size, and that its classes are the data's"
             )
 
-    def _ask(self, trainer: Trainer, teacher: Any, loaders: list[Any]) -> Tensor:
-        """Return how many images of each class (row) the teacher takes for each class (column), over all processes.
+    def _ask(self, trainer: Trainer, teacher: Any, loaders: list[Any]) -> tuple[Tensor, int]:
+        """Return how many images of each class (row) the teacher takes for each class (column), over all ranks.
+
+        And on how many its logits are not finite.
 
         Of many classes, only how many it takes for what they are (place 0, 0) and for another class (place 0, 1).
         """
         few = teacher.num_classes is not None and teacher.num_classes <= _MOST_CLASSES
-        answers = torch.zeros(2, 2) if not few else torch.zeros(teacher.num_classes, teacher.num_classes)
-        answers = answers.to(trainer.strategy.root_device)
+        side, counter = teacher.num_classes if few else 2, SampleCounter()
+        answers = torch.zeros(side, side, dtype=torch.int64, device=trainer.strategy.root_device)
+        broken = answers.new_zeros(())
         # Loaders draw from torch's generator: the run is to be the same with and without this callback.
         with torch.random.fork_rng(devices=[]), torch.no_grad(), trainer.precision_plugin.forward_context():
-            for loader, limit in zip(loaders, trainer.num_val_batches, strict=False):
+            for which, (loader, limit) in enumerate(zip(loaders, trainer.num_val_batches, strict=False)):
                 for number, batch in enumerate(loader):
                     if number >= limit:
                         break
                     batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
                     image, target = batch[0], batch[1]
-                    answer = teacher(image).argmax(dim=1)
+                    count = counter.count(loader, number, len(target), which)
+                    logits, target = teacher(image)[:count], target[:count]
+                    answer = logits.argmax(dim=1)
+                    broken += (~logits.isfinite().all(dim=1)).sum()
                     labels = target if target.dim() == 1 else target.argmax(dim=1)
                     place = labels * len(answers) + answer if few else (labels != answer).long()
                     answers += torch.bincount(place, minlength=answers.numel()).view_as(answers)
-        return trainer.strategy.reduce(answers, reduce_op="sum")
+        sums = (trainer.strategy.reduce(counts, reduce_op="sum") for counts in (answers, broken))
+        return next(sums), int(next(sums))

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]  # exported, but not declared so
 import torch
@@ -17,10 +17,12 @@ from typing_extensions import override
 
 from lit_distill.metrics import DistillationMetrics
 from lit_distill.models import FrozenTeacher, StudentOutput, count_classes
+from lit_distill.models.finite import refuse_not_finite
 from lit_distill.models.output import HEADS, Head
 from lit_distill.models.saved import ABOUT
 from lit_distill.models.trust import check_run, is_own, sign, trusting, without_weights
 from lit_distill.models.weights import load_safely
+from lit_distill.padding import SampleCounter
 from lit_distill.schedule import WarmupCosine
 
 
@@ -105,8 +107,9 @@ class LitDistiller(LightningModule):
         self.scheduler_interval = scheduler_interval
         self.head: Head = head
         self._about: dict[str, Any] = {}
-        self.val_metrics = DistillationMetrics(teacher=self.teacher is not None)
-        self.test_metrics = DistillationMetrics(teacher=self.teacher is not None)
+        self.val_metrics = DistillationMetrics(teacher=self.teacher is not None, head=head)
+        self.test_metrics = DistillationMetrics(teacher=self.teacher is not None, head=head)
+        self._counter = SampleCounter()
 
     @property
     def predicts(self) -> Head:
@@ -139,12 +142,33 @@ class LitDistiller(LightningModule):
         return loss
 
     @override
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self._measure(batch, self.val_metrics, "val")
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._measure(batch, self.val_metrics, "val", batch_idx, dataloader_idx)
 
     @override
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        self._measure(batch, self.test_metrics, "test")
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._measure(batch, self.test_metrics, "test", batch_idx, dataloader_idx)
+
+    @override
+    def on_validation_start(self) -> None:
+        if self.trainer.state.fn != "fit":
+            refuse_not_finite(self.student)
+
+    @override
+    def on_test_start(self) -> None:
+        refuse_not_finite(self.student)
+
+    @override
+    def on_predict_start(self) -> None:
+        refuse_not_finite(self.student)
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self._log_measured(self.val_metrics, "val")
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self._log_measured(self.test_metrics, "test")
 
     @override
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
@@ -271,14 +295,31 @@ class LitDistiller(LightningModule):
             self.teacher._apply(fn)
         return self
 
-    def _measure(self, batch: Any, metrics: DistillationMetrics, stage: str) -> None:
+    def _measure(
+        self, batch: Any, metrics: DistillationMetrics, stage: str, batch_idx: int, dataloader_idx: int
+    ) -> None:
         image, target = batch[0], batch[1]
         output = self(image)
-        metrics.update_with(output, None if self.teacher is None else self.teacher(image), target)
-        shown = "accuracy_mean_probs"
+        teacher_logits = None if self.teacher is None else self.teacher(image)
+        count = self._counter.count(self._loader(stage, dataloader_idx), batch_idx, len(target), dataloader_idx)
+        counted = StudentOutput(output.logits[:count], output.distill_logits[:count])
+        metrics.update_with(counted, None if teacher_logits is None else teacher_logits[:count], target[:count])
+
+    def _log_measured(self, metrics: DistillationMetrics, stage: str) -> None:
+        if not metrics.metric("nll").compute().isfinite():
+            message = f"the student's outputs are NaN or infinite on some of the images of {stage}"
+            if self.trainer.state.fn != "fit":
+                raise ValueError(f"{message}: if its precision is of 16 bits, set --trainer.precision=32")
+            rank_zero_warn(f"epoch {self.current_epoch}: {message}")
         for name in metrics:
-            metric = metrics.metric(name)
-            self.log(f"{stage}/{name}", metric, on_epoch=True, prog_bar=name == shown, batch_size=len(image))
+            self.log(f"{stage}/{name}", metrics.metric(name), prog_bar=name == "accuracy_mean_probs")
+
+    def _loader(self, stage: str, dataloader_idx: int) -> Any:
+        """Return what the batches of a validation or a test come from."""
+        trainer: Any = self._trainer
+        loaders = trainer and (trainer.val_dataloaders if stage == "val" else trainer.test_dataloaders)
+        loaders = list(loaders.values()) if isinstance(loaders, dict) else loaders
+        return loaders[dataloader_idx] if isinstance(loaders, (list, tuple)) else loaders
 
     def _save_hyperparameters(self) -> None:
         arguments = list(inspect.signature(LitDistiller.__init__).parameters)[1:]

@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 import pytest
 import torch
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader, Subset
 from toys import QUIET
 
 from lit_distill import DigitsCNN, DistillableViT, HardDistillation, LitDistiller, SoftDistillation
@@ -157,3 +157,82 @@ def test_an_index_outside_on_one_rank_ends_all_before_anything_is_exchanged(tmp_
     assert not (tmp_path / "exchanged").exists()
     retrospect(tmp_path / "again", 2, 48, interval=1)
     assert (tmp_path / "exchanged").exists()
+
+
+def classifier() -> LitDistiller:
+    torch.manual_seed(1)
+    student = DistillableViT(8, 4, 10, dim=16, depth=1, heads=2, mlp_dim=16, dim_head=8, channels=1)
+    return LitDistiller(student, DigitsCNN(), None, HardDistillation(), scheduler=None)
+
+
+class FewHeldOut(DigitsDataModule):
+    """Several validation sets of a few rows each, in plain loaders that know no rows if need be."""
+
+    def __init__(self, counts: tuple[int, ...], plain: bool) -> None:
+        super().__init__(batch_size=16, eval_batch_size=2, seed=3)
+        self.counts, self.plain = counts, plain
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        self.train_set = Subset(self.train_set, range(32))
+        self.held_out = self.val_set
+
+    def val_dataloader(self) -> Any:
+        loaders = []
+        for count in self.counts:
+            self.val_set = Subset(self.held_out, range(count))
+            loaders.append(DataLoader(self.val_set, 2) if self.plain else super().val_dataloader())
+        return loaders if len(loaders) > 1 else loaders[0]
+
+    test_dataloader = val_dataloader
+
+
+def evaluated(folder: Any, ranks: int, counts: tuple[int, ...], plain: bool, **kwargs: Any) -> list[dict[str, Any]]:
+    """What each rank logs in `fit`, `validate` and `test`."""
+    folder.mkdir()
+    strategy = {"devices": ranks, "strategy": "ddp_fork" if ranks > 1 else "auto"}
+
+    class Keep(Callback):
+        def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+            if not trainer.sanity_checking:
+                torch.save(
+                    dict(trainer.callback_metrics), f"{folder}/{trainer.state.fn.value}-{trainer.global_rank}.pt"
+                )
+
+        def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
+            self.on_validation_end(trainer, pl_module)
+
+    run = Trainer(**{**QUIET, **strategy, "max_epochs": 1, "limit_train_batches": 1, "callbacks": Keep(), **kwargs})
+    run.fit(classifier(), FewHeldOut(counts, plain))
+    run.validate(classifier(), FewHeldOut(counts, plain), verbose=False)
+    run.test(classifier(), FewHeldOut(counts, plain), verbose=False)
+    parts = [{name: torch.load(f"{folder}/{name}-{rank}.pt") for name in NAMES} for rank in range(ranks)]
+    return [{(name, key): v for name in NAMES for key, v in part[name].items() if "/" in key} for part in parts]
+
+
+NAMES = ("fit", "validate", "test")
+
+
+@pytest.mark.filterwarnings("ignore:Using `DistributedSampler` with the dataloaders")
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize(
+    ("ranks", "counts"), [(2, (5,)), (2, (1,)), (3, (8,)), (3, (4,)), (2, (5, 3))], ids=lambda value: str(value)
+)
+def test_ranks_measure_what_one_process_measures(tmp_path, ranks: int, counts: tuple[int, ...], plain: bool) -> None:
+    """Sets that the ranks cannot share evenly, down to one sample for two ranks; a sample that pads counts nowhere."""
+    (one,) = evaluated(tmp_path / "one", 1, counts, plain)
+    data, module = FewHeldOut(counts, plain), classifier().eval()
+    data.setup()
+    right = [
+        module.predict_step(torch.stack([data.held_out[i][0] for i in range(count)])).argmax(1)
+        == torch.tensor([data.held_out[i][1] for i in range(count)])
+        for count in counts
+    ]
+    accuracy = torch.cat(right).float().mean().item()
+    assert one["validate", "val/accuracy_mean_probs"].item() == pytest.approx(accuracy)
+    assert {key for _, key in one} > {"val/nll", "val/ece", "val/agreement", "test/nll", "test/teacher_accuracy"}
+    for rank in evaluated(tmp_path / "several", ranks, counts, plain):
+        assert rank.keys() == one.keys()
+        for key, value in one.items():
+            if "train/" not in key[1] and key[0] != "fit":
+                torch.testing.assert_close(rank[key], value, rtol=1e-6, atol=1e-6, msg=str(key))

@@ -23,7 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only
 import torch
 from typing_extensions import override
 
-from lit_distill.callbacks import LearningWithRetrospection, RunSummary, StepSeed, TeacherCheck
+from lit_distill.callbacks import DivergenceCheck, LearningWithRetrospection, RunSummary, StepSeed, TeacherCheck
 from lit_distill.callbacks.summary import checkpoint_paths
 from lit_distill.checkpoint import AtomicCheckpointIO
 from lit_distill.cli.checkpoints import BestCheckpoint, LastCheckpoint
@@ -82,9 +82,7 @@ class DistillCLI(LightningCLI):
             {
                 "checkpoint.monitor": "val/accuracy_mean_probs",
                 "checkpoint.mode": "max",
-                "checkpoint.save_on_train_epoch_end": True,
-                "checkpoint.filename": "best-epoch={epoch}",
-                "checkpoint.auto_insert_metric_name": False,
+                "checkpoint.auto_insert_metric_name": False,  # a metric's slash would make a folder
             }
         )
         parser.add_argument(
@@ -180,6 +178,7 @@ class DistillCLI(LightningCLI):
         checkpoint = self._get(self.config_init, "checkpoint")
         self.trainer_defaults["callbacks"] = [
             StepSeed(),
+            DivergenceCheck(),
             *([retrospection] if retrospection is not None else []),
             RunSummary(checkpoint.monitor, checkpoint.mode) if checkpoint.monitor else RunSummary(),
             _NothingLost(),

@@ -28,7 +28,7 @@ def write_predictions(trainer: Trainer, output: Path | None, **kwargs: Any) -> P
         **kwargs: Arguments of ``Trainer.predict``.
 
     Raises:
-        ValueError: If ``output`` exists, or its folder does not; if there are several processes that each started by
+        ValueError: If ``output`` exists, or its folder does not; if a prediction is not finite; if there are several processes that each started by
             itself and cannot put their parts together.
     """
     beside = Path(kwargs.get("ckpt_path") or "predictions.csv").with_name("predictions.csv")
@@ -41,6 +41,12 @@ def write_predictions(trainer: Trainer, output: Path | None, **kwargs: Any) -> P
     trainer.callbacks.append(rows)  # type: ignore[attr-defined]
     batches = trainer.predict(**kwargs)
     numbers, probabilities = _in_order(torch.cat(batches), rows.seen, trainer)  # type: ignore[arg-type]
+    broken = (~probabilities.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if broken:
+        raise ValueError(
+            f"{len(broken)} of {len(probabilities)} predictions are NaN or infinite, the first of row "
+            f"{numbers[broken[0]]}: nothing was written; if the precision is of 16 bits, set --trainer.precision=32"
+        )
     if trainer.is_global_zero:
         write_csv(path, *_table(kwargs.get("datamodule"), numbers, probabilities))
         print(f"wrote {len(probabilities)} predictions to {path}")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_distill.models.card import without_places
+from lit_distill.models.finite import refuse_not_finite
 from lit_distill.models.output import HEADS, Head, StudentOutput
 from lit_distill.models.saved import load_student
 
@@ -51,8 +52,8 @@ def export_student(
         The folder.
 
     Raises:
-        ValueError: If the folder exists, its parent does not, the extra is missing, or what was written answers
-            otherwise than the student.
+        ValueError: If the folder exists, its parent does not, the extra is missing, weights or outputs are not finite,
+            or what was written answers otherwise than the student.
     """
     path = Path(path)
     if path.exists() and not overwrite:
@@ -67,6 +68,7 @@ def export_student(
         missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
         if missing:
             raise ValueError(f"ONNX needs {', '.join(missing)}: pip install 'lit-distill[onnx]'")
+    refuse_not_finite(student)
     student = student.eval().float().cpu()
     with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=f".{path.name}-") as temporary:
         folder = Path(temporary) / path.name
@@ -84,6 +86,8 @@ def export_student(
         image = torch.rand(3, *image_shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             expected = StudentOutput.of(student(image))
+            if not all(output.isfinite().all() for output in expected):
+                raise ValueError("the student's outputs are NaN or infinite on random images: nothing was written")
             _compare("student.safetensors", expected, StudentOutput.of(_reloaded(student, folder, card)(image)), 0.0)
         if onnx:
             _write_onnx(student, image[:2], head, folder / "student.onnx", whole)

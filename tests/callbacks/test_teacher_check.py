@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 import warnings
 
@@ -5,6 +6,7 @@ from lightning.pytorch import Callback
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Subset
 from toys import trainer, weights
 
 from lit_distill import DigitsCNN, DistillableViT, FrozenTeacher, HardDistillation, LitDistiller
@@ -104,3 +106,34 @@ def test_what_is_mixed_in_training_is_not_mixed_here(caplog: pytest.LogCaptureFi
         return next(line for line in caplog.messages if line.startswith("teacher: accuracy"))
 
     assert said(Mixing(mixup=5.0, cutmix=5.0)) == said(None)
+
+
+def _told_by_two(folder: Path) -> None:
+    """Fit on two ranks with five validation images; write what is said of the teacher."""
+
+    class Five(DigitsDataModule):
+        def setup(self, stage: str | None = None) -> None:
+            super().setup(stage)
+            self.val_set = Subset(self.val_set, range(5))
+
+    def note(message: str, **_: Any) -> None:
+        (folder / "said.txt").write_text(message)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lit_distill.callbacks.teacher_check.rank_zero_info", note)
+        student = DistillableViT(8, 4, 10, dim=8, depth=1, heads=1, mlp_dim=8, channels=1)
+        module = LitDistiller(student, DigitsCNN(pretrained=True), distillation=HardDistillation())
+        options = {"max_epochs": 1, "limit_train_batches": 1, "callbacks": TeacherCheck()}
+        trainer(devices=2, strategy="ddp_fork", precision="bf16-true", **options).fit(module, datamodule=Five())
+
+
+def test_ranks_count_no_image_twice(tmp_path: Path, away: Any) -> None:
+    away(_told_by_two, tmp_path)
+    assert (tmp_path / "said.txt").read_text() == "teacher: accuracy 100.00% on 5 images of the validation set"
+
+
+def test_a_teacher_whose_outputs_are_not_finite_teaches_nobody() -> None:
+    teacher = DigitsCNN(pretrained=True)
+    next(teacher.parameters()).data[0] = float("nan")
+    with pytest.raises(ValueError, match=r"the teacher's outputs are NaN or infinite on 300 of 300 images"):
+        fit(teacher, TeacherCheck())

@@ -76,7 +76,9 @@ def test_both_checkpoints_are_where_the_best_one_is_wanted() -> None:
     for name in ("a", "b"):
         fit_flags = ["--trainer.logger=false", f"--checkpoint.dirpath=mine/{name}", "--trainer.max_epochs=1"]
         main(["fit", "--config", "digits", *QUIET, *fit_flags, "--trainer.limit_train_batches=2"])
-        assert sorted(path.name for path in Path("mine", name).iterdir()) == ["best-epoch=0.ckpt", "last.ckpt"]
+        best, last = sorted(path.name for path in Path("mine", name).iterdir())
+        assert re.fullmatch(r"best-epoch=0-accuracy_mean_probs=0\.\d{4}\.ckpt", best)
+        assert last == "last.ckpt"
     assert not Path("checkpoints").exists()
 
 
@@ -472,3 +474,16 @@ def test_other_classes_than_were_learned_are_refused(command: str, capsys) -> No
     err = capsys.readouterr().err
     assert "error: the student has learned other classes than the data has: class 2 was 'c' and is 'x'" in err
     main([command, f"--ckpt_path={checkpoint}", "--data.root=photos", "--trainer.max_epochs=2"])
+
+
+@pytest.mark.parametrize("flags", [["check_val_every_n_epoch=2"], ["val_check_interval=0.4"]], ids=str)
+def test_the_best_checkpoint_is_validated_to_the_value_in_its_name_and_in_the_table(flags: list[str], capsys) -> None:
+    folder = fit(*(f"--trainer.{flag}" for flag in flags), "--model.optimizer.lr=0.02", epochs=4, batches=5)
+    table = capsys.readouterr().out
+    (best,) = (folder / "checkpoints").glob("best-*.ckpt")
+    named = best.stem.rpartition("=")[2]
+    shown = re.search(r"mean of softmaxes +[\d.]+% +([\d.]+)%", table)[1]
+    main(["validate", "--ckpt_path", str(best), *QUIET])
+    measured = float(re.search(r"val/accuracy_mean_probs +.*?([0-9.]+)", capsys.readouterr().out)[1])
+    assert f"{measured:.4f}" == named
+    assert f"{measured:.2%}" == f"{shown}%"

@@ -1,0 +1,113 @@
+"""The end of a run whose weights are lost."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lit_distill.callbacks.summary import checkpoint_paths
+from lit_distill.models.finite import not_finite
+
+_BATCHES = 2**40  # more than an epoch has
+
+
+class DivergenceCheck(Callback):
+    """End a run whose weights have become NaN or infinite, before a checkpoint holds them.
+
+    The loss of every step is looked at on the device, and the verdict copied to the host without waiting: on a CPU the
+    run ends at the very step, on a GPU a few steps later, and with several ranks before the next validation, checkpoint
+    or epoch, which are moments when all ranks look at their weights too. A loss that is not finite while the weights
+    are, as when a gradient scaler skips the step, is a warning, once an epoch.
+
+    Raises:
+        ValueError: If the weights are lost; in training it names the epoch, the batch and the last checkpoint before.
+
+    Example:
+        >>> trainer = Trainer(callbacks=DivergenceCheck(), logger=False)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._first: Tensor | None = None  # epoch and batch of the first loss that is not finite, or -1; on the device
+        self._host: Tensor | None = None  # the same, perhaps a few steps old
+        self._warned_in = -1
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        lost = not_finite(pl_module)
+        if lost is not None:
+            raise ValueError(f"the weights to begin from are not finite ({lost}): take an earlier checkpoint")
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        device = pl_module.device
+        self._first = torch.tensor(-1, device=device)
+        self._host = torch.tensor(-1)
+        self._host = self._host.pin_memory() if device.type == "cuda" else self._host
+        self._warned_in = -1
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if not isinstance(loss, Tensor) or self._first is None or self._host is None:
+            return
+        place = trainer.current_epoch * _BATCHES + batch_idx
+        news = ~loss.detach().isfinite().all() & (self._first < 0)
+        self._first = torch.where(news, place, self._first)
+        self._host.copy_(self._first, non_blocking=True)
+        if trainer.world_size == 1 and int(self._host) >= 0:
+            self._judge(trainer, pl_module)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._judge(trainer, pl_module)
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._judge(trainer, pl_module)
+
+    @override
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.training:
+            self._judge(trainer, pl_module, alone=True)
+
+    def _judge(self, trainer: Trainer, pl_module: LightningModule, alone: bool = False) -> None:
+        """End the run if the weights are lost; on all ranks alike unless ``alone``."""
+        if self._first is None or self._host is None:
+            return
+        lost = not_finite(pl_module)
+        place, ends = self._first, lost is not None
+        if not alone:
+            place = trainer.strategy.reduce(place.clone(), reduce_op="max")
+            ends = trainer.strategy.reduce_boolean_decision(ends, all=False)
+        place = int(place)
+        epoch, batch = divmod(place, _BATCHES) if place >= 0 else (trainer.current_epoch, None)
+        where = f"epoch {epoch}" if batch is None else f"epoch {epoch}, batch {batch}"
+        if ends:
+            before = checkpoint_paths(trainer)
+            path = before.get("last checkpoint") or before.get("best checkpoint")
+            raise ValueError(
+                f"the run has diverged: in {where} (counted from 0) the "
+                + (
+                    "loss became NaN or infinite, and with it the weights"
+                    if place >= 0
+                    else "weights became not finite"
+                )
+                + f"{f' ({lost})' if lost else ''}; lower the learning rate or set the trainer's gradient_clip_val=1; "
+                + (f"the last checkpoint before is {path}" if path else "no checkpoint was saved before")
+            )
+        if place >= 0:
+            self._first = torch.full_like(self._first, -1)
+            self._host.fill_(-1)
+            if self._warned_in != epoch:
+                self._warned_in = epoch
+                rank_zero_warn(
+                    f"the loss was NaN or infinite in {where} (counted from 0); the weights are still finite"
+                )

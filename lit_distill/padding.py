@@ -1,0 +1,46 @@
+"""Which samples of an evaluation batch count when several processes share a data set."""
+
+from typing import Any
+
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+from torch.utils.data import BatchSampler, DistributedSampler
+
+
+class SampleCounter:
+    """Count each sample of a data set once, whatever the number of ranks.
+
+    So that all ranks make the same number of steps, PyTorch's ``DistributedSampler`` repeats the first samples at the
+    end of some ranks' share. Here the repeated ones are told by their position, so any loader with Lightning's sampler
+    will do: batches need no row numbers, and nothing is read from the device. A sampler of another class is taken at
+    its word: all of its samples count.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> data, counter = range(5), SampleCounter()
+        >>> loader = DataLoader(data, batch_size=2, sampler=DistributedSampler(data, 2, rank=1, shuffle=False))
+        >>> [batch.tolist() for batch in loader]  # 0 pads the share of rank 1
+        [[1, 3], [0]]
+        >>> [counter.count(loader, number, len(batch)) for number, batch in enumerate(loader)]
+        [2, 0]
+    """
+
+    def __init__(self) -> None:
+        self._done: dict[int, int] = {}
+
+    def count(self, loader: Any, batch_idx: int, size: int, dataloader_idx: int = 0) -> int:
+        """Return how many samples of this batch count, which are its first; call it once a batch, in order.
+
+        Args:
+            loader: What the batch came from.
+            batch_idx: Number of the batch on this rank, from 0; 0 begins a new pass.
+            size: Samples in the batch.
+            dataloader_idx: Number of the loader, where there are several.
+        """
+        before = self._done.get(dataloader_idx, 0) if batch_idx else 0
+        self._done[dataloader_idx] = before + size
+        batches = getattr(loader, "batch_sampler", None)
+        sampler: Any = batches.sampler if type(batches) is BatchSampler else None
+        if type(sampler) not in (DistributedSampler, DistributedSamplerWrapper):
+            return size
+        own = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))
+        return min(size, max(0, own - before))
