@@ -1,7 +1,8 @@
 """What all image data modules share: keyed loaders around plain data sets."""
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
@@ -14,6 +15,8 @@ from lit_distill.datamodules.indexed import IndexedDataset
 from lit_distill.datamodules.mixing import Mixing
 from lit_distill.datamodules.sampler import KeyedSampler
 from lit_distill.keys import global_seed
+from lit_distill.models.trust import check_run
+from lit_distill.models.weights import load_safely
 from lit_distill.photos import Preprocessing
 
 
@@ -122,6 +125,16 @@ class ImageDataModule(LightningDataModule):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state, self._state_is_for = state_dict, self.trainer
+
+    @classmethod
+    @override
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """Load as Lightning does, from a file that names nothing but what a file may name: see SECURITY.md."""
+        kwargs.setdefault("weights_only", True)
+        if isinstance(checkpoint_path, (str, Path)) and Path(checkpoint_path).is_file():
+            checkpoint = load_safely(checkpoint_path, "checkpoint", mmap=True)
+            check_run(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY), checkpoint_path)
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def _mix(self, batch: Batch, dataloader_idx: int) -> Batch:
         batch = type(self).on_after_batch_transfer(self, batch, dataloader_idx)

@@ -1,10 +1,13 @@
 """What losses and exports are compared with; in a module of its own, for other processes to import."""
 
 from collections.abc import Callable
+import json
 from pathlib import Path
 from typing import Any
 import warnings
 
+import numpy as np
+from PIL import Image, ImageOps
 import torch
 from torch import Tensor, nn
 
@@ -72,3 +75,28 @@ def onnx_differences(student: nn.Module, described: dict[str, Any], shape: list[
             expected = (output.log_probs(head).exp(), *output)
             differences += [float((torch.from_numpy(b) - a).abs().max()) for a, b in zip(expected, got, strict=True)]
     return differences
+
+
+def onnx_says(path: Path, photo: Path) -> tuple[str, list[float]]:
+    """The class of a photo by ONNX Runtime, Pillow, NumPy and what the file's metadata says; nothing else."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    steps = about["preprocessing"]
+    image = ImageOps.exif_transpose(Image.open(photo))  # steps["upright"]
+    if image.has_transparency_data:  # steps["transparent"]
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image.convert("RGBA"))
+        image = white
+    image = image.convert(steps["color"])
+    width, height = image.size
+    longer = int(steps["resize"] * max(image.size) / min(image.size))  # steps["longer_side"]
+    size = (steps["resize"], longer) if width <= height else (longer, steps["resize"])
+    image = image.resize(size, Image.Resampling[steps["interpolation"].upper()])
+    top, left = (round((side - crop) / 2) for side, crop in zip(image.size[::-1], steps["crop"], strict=True))
+    image = image.crop((left, top, left + steps["crop"][1], top + steps["crop"][0]))
+    pixels = np.asarray(image, dtype=np.float32) / np.float32(255)  # steps["scale"]
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    (probabilities,) = session.run(["probabilities"], {"image": pixels[None]})
+    return about["class_names"][int(probabilities.argmax())], probabilities[0].tolist()

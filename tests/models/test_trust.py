@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lit_distill import DistillableViT, FrozenTeacher, LitDistiller, load_student
+from lit_distill.datamodules import DigitsDataModule
 from lit_distill.models.card import without_places
 from lit_distill.models.export import export_student
 from lit_distill.models.trust import build, check_run, is_own, sign, trusting
@@ -103,6 +104,18 @@ def test_nor_does_lightnings_way_of_loading_run_it(tmp_path, trace: Path, kind: 
     torch.save({**state, "pytorch-lightning_version": "2.6.6"}, path)
     with pytest.raises(ValueError, match=r"refused .*hostile"):
         LitDistiller.load_from_checkpoint(path)
+    assert not trace.exists()
+
+
+def test_nor_does_a_data_module_from_a_file(tmp_path, trace: Path) -> None:
+    state = {"state_dict": {}, "pytorch-lightning_version": "2.6.6"}
+    named = {"seed": 3, "train_transform": {"class_path": "evil.Net"}}
+    for hyper_parameters in (named, {**named, "_instantiator": "lightning.pytorch.cli.instantiate_module"}):
+        torch.save({**state, "datamodule_hyper_parameters": hyper_parameters}, tmp_path / "hostile.ckpt")
+        with pytest.raises(ValueError, match=r"refused .*hostile.ckpt: it names evil.Net"):
+            DigitsDataModule.load_from_checkpoint(tmp_path / "hostile.ckpt")
+    torch.save({**state, "datamodule_hyper_parameters": {"seed": 3}}, tmp_path / "fine.ckpt")
+    assert DigitsDataModule.load_from_checkpoint(tmp_path / "fine.ckpt").seed == 3
     assert not trace.exists()
 
 
