@@ -233,8 +233,8 @@ def _about(data: Any) -> str:
 def _table(teacher: Stage | None, student: Stage, exported: Path, data: Any, flags: Sequence[str]) -> str:
     """Return what came of it, and where it is."""
     metrics = card_of(load_safely(student.checkpoint, "checkpoint"), student.checkpoint)["metrics"]
-    served = load_student(exported)
-    head = served.card["head"]  # type: ignore[index]
+    served: Any = load_student(exported)
+    head = served.card["head"]
     flag = next((flag for flag in flags if flag.startswith("--trainer.accelerator=")), "=auto")
     quiet: Any = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
     trainer = Trainer(accelerator=flag.partition("=")[2], devices=1, **quiet)

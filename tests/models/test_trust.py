@@ -78,7 +78,8 @@ def as_checkpoint(described: Any, folder: Path) -> Path:
 def as_folder(described: Any, folder: Path) -> Path:
     (folder / "hostile").mkdir()
     save_file(DistillableViT(**VIT).state_dict(), folder / "hostile" / "student.safetensors")
-    (folder / "hostile" / "student.json").write_text(json.dumps({"student": described, "image_shape": [3, 8, 8]}))
+    card = {"student": described, "image_shape": [3, 8, 8], "preprocessing": None}
+    (folder / "hostile" / "student.json").write_text(json.dumps(card))
     return folder / "hostile"
 
 
