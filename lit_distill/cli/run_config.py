@@ -159,8 +159,8 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(named, dict):  # of load_from_checkpoint and save_weights_only
         named, signature = checkpoint.get("hyper_parameters") or {}, (checkpoint.get(ABOUT) or {}).get("signature")
     if not is_own(named, signature):
+        named = {key: value for key, value in named.items() if key not in ("trust", "config")}
         check_run(named, path)
-        named = {key: value for key, value in named.items() if key != "trust"}
     if isinstance(checkpoint.get(KEY), dict):
         return dict(named)
     model = {key: value for key, value in named.items() if not key.startswith("_")}

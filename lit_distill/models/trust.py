@@ -42,7 +42,7 @@ def trusting(packages: str | Iterable[str] = ()) -> Iterator[None]:
     """Let files name ``torch.nn.Module`` classes of these packages too, while the context lasts.
 
     Raises:
-        ValueError: If there is no such package.
+        ValueError: If there is no such package, or a file's description asks for it.
 
     Example:
         >>> with trusting("timm"):
@@ -50,6 +50,9 @@ def trusting(packages: str | Iterable[str] = ()) -> Iterator[None]:
         4
     """
     names = (packages,) if isinstance(packages, str) else tuple(packages)
+    file = _built_from.get()
+    if names and file is not None:
+        raise ValueError(f"refused {file}: it asks to trust {', '.join(map(str, names))}, which only you can say")
     for name in names:
         if not _is_installed(name):
             raise ValueError(f"cannot trust {name!r}: there is no such package, neither installed nor in {Path.cwd()}")
@@ -158,6 +161,8 @@ def check_run(config: Any, path: str | Path) -> None:
         for key, value in config.items():
             if key in ("class_path", "_class_path") and "." in str(value):
                 class_named(value, path, _OF_A_RUN)
+            elif key == "trust" and value:
+                raise ValueError(f"refused {path}: it asks to trust {value}, which only you can say")
             elif key != "_instantiator":  # which Lightning compares with its own
                 check_run(value, path)
     elif isinstance(config, (list, tuple)):
@@ -185,7 +190,7 @@ def _check_text(text: str, path: str | Path) -> None:
 def _content(name: str) -> str:
     try:
         file = Path(name)
-        return file.read_text() if file.is_file() and file.stat().st_size < 1_000_000 else ""
+        return file.read_text() if file.is_file() else ""
     except (OSError, ValueError):  # no name of a file, or no text
         return ""
 

@@ -83,6 +83,17 @@ def as_folder(described: Any, folder: Path) -> Path:
     return folder / "hostile"
 
 
+def test_a_file_cannot_give_trust(tmp_path, trace: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    inner = as_folder({"class_path": "evil.Net"}, tmp_path / "inner")
+    teacher = {"class_path": "lit_distill.FrozenTeacher", "init_args": {"model": str(inner), "trust": ["evil"]}}
+    with pytest.raises(ValueError, match=r"refused .*hostile: it asks to trust evil, which only you can say"):
+        load_student(as_folder(teacher, tmp_path))
+    with pytest.raises(ValueError, match=r"refused x.ckpt: it asks to trust \['evil'\]"):
+        check_run({"model": {"teacher": teacher}}, "x.ckpt")
+    assert not trace.exists()
+
+
 @pytest.mark.parametrize("load", [load_student, lambda path: FrozenTeacher(str(path))], ids=["student", "teacher"])
 @pytest.mark.parametrize("write", [as_checkpoint, as_folder], ids=["checkpoint", "folder"])
 @pytest.mark.parametrize("place", places("", {}))
