@@ -102,7 +102,9 @@ def test_a_strangers_checkpoint_runs_nothing(run: Path, package: Path, capsys, c
 
 
 @pytest.mark.parametrize("change", STUDENTS)
-@pytest.mark.parametrize("command", ["export --ckpt_path {}", "distill --data.root=photos --teacher={}"])
+@pytest.mark.parametrize(
+    "command", ["export --ckpt_path {}", "distill --data.root=photos --teacher={}", "predict {} photo.jpg"]
+)
 def test_nor_does_it_elsewhere(run: Path, package: Path, capsys, command: str, change: str) -> None:
     path = hostile(run, CHANGES[change])
     with pytest.raises(SystemExit, match="1"):
