@@ -1,6 +1,6 @@
 """Data modules on keyed randomness: every sample is a pure function of (seed, view, index)."""
 
-from lit_distill.datamodules.augmentation import Augmentation, ImageTransform
+from lit_distill.datamodules.augmentation import Augmentation, ImageTransform, read_photo
 from lit_distill.datamodules.base import ImageDataModule
 from lit_distill.datamodules.batch import Batch
 from lit_distill.datamodules.cifar import CIFAR10DataModule, CIFAR100DataModule
@@ -29,4 +29,5 @@ __all__ = [  # noqa: RUF022  # plainly sorted: CIFAR100 before CIFAR10
     "KeyedSampler",
     "Mixing",
     "generators_of",
+    "read_photo",
 ]

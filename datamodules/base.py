@@ -76,6 +76,11 @@ class ImageDataModule(LightningDataModule):
         self._state_is_for: Any = None
         self._sampler: _TrainingSampler | None = None
 
+    @property
+    def preprocessing(self) -> dict[str, Any] | None:
+        """How a photo becomes the student's input in evaluation, as `Augmentation.preprocessing` says it, or None."""
+        return None
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the keyed loader of the training set; its batches start at the epoch that training has reached."""
         seed = self._seed()

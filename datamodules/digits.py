@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
+from typing_extensions import override
 
+from lit_distill.datamodules.augmentation import Augmentation
 from lit_distill.datamodules.base import ImageDataModule
 from lit_distill.datamodules.mixing import Mixing
 
@@ -57,6 +59,12 @@ class DigitsDataModule(ImageDataModule):
         self.train_transform = train_transform or v2.RandomAffine(
             degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1), shear=5, interpolation=InterpolationMode.BILINEAR
         )
+
+    @property
+    @override
+    def preprocessing(self) -> dict[str, Any]:
+        """How an image becomes the student's input: in grey, of 8 x 8 pixels; the digits are white on black."""
+        return Augmentation(crop_pct=1.0).preprocessing(8, channels=1)
 
     def setup(self, stage: str | None = None) -> None:
         """Read the digits and split them."""

@@ -1,4 +1,4 @@
-"""Reading images: any format of Pillow's as 8 bits a channel, shrunk while it is decoded."""
+"""Reading images: any format of Pillow's as 8 bits a channel, upright."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
@@ -19,11 +19,17 @@ from typing_extensions import override
 
 Mode = Literal["RGB", "L"]
 
+# libjpeg halves with a coarse filter. From an image three times as large Pillow averages that away.
+_DRAFT = 3
+
 
 def read_image(
     file: str | Path | BinaryIO, mode: Mode = "RGB", shrink: int | None = None, name: str | None = None
 ) -> Image.Image:
-    """Return an image as ``mode``, upright, and not larger than it need be.
+    """Return an image as ``mode``, and upright.
+
+    Evaluation is this without ``shrink``, followed by `Augmentation.evaluate`: validation, test and prediction see the
+    same pixels.
 
     Palettes, CMYK and greyscale are converted; 16 bits become 8 (``value / 257``), floats of 0..1 become 0..255; what
     is transparent lies on white; of an animation the first frame counts; the turn that a camera noted (EXIF) is made.
@@ -31,8 +37,8 @@ def read_image(
     Args:
         file: A path, or a file opened for reading bytes.
         mode: ``"RGB"``, or ``"L"`` for one channel.
-        shrink: Pixels that the shorter side has at most; a longer one is shrunk to it, of JPEGs while they are
-            decoded. None leaves the size alone.
+        shrink: Pixels that the shorter side has at most; a longer one is shrunk to it, of JPEGs in part while they are
+            decoded, which changes the pixels a little. None leaves the size alone.
         name: Of a file that is open: the format of its suffix is tried before all others; by default that of the path.
 
     Raises:
@@ -54,11 +60,11 @@ def read_image(
             with _open(file, name or "") as opened:
                 target = _shrunk(opened.size, shrink)
                 if target != opened.size:
-                    opened.draft(None, target)  # None: the mode stays
+                    opened.draft(None, (_DRAFT * target[0], _DRAFT * target[1]))  # None: the mode stays
                 opened.load()
                 image = _eight_bits(opened, mode)
                 if target != image.size:
-                    image = image.resize(target, Image.Resampling.BICUBIC, reducing_gap=2.0)
+                    image = image.resize(target, Image.Resampling.BICUBIC, reducing_gap=3.0)
                 if {"exif", "xmp", "XML:com.adobe.xmp"} & image.info.keys():
                     image = ImageOps.exif_transpose(image)
                 return image
@@ -204,6 +210,8 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         transform: Called with the Pillow image.
         mode: ``"RGB"``, or ``"L"`` for one channel.
         shrink: As of `read_image`.
+        resize: Called with each image as it is read, before it is kept in memory: the beginning of ``transform``, which
+            then has nothing left to resize. Its ``repr`` says what it does.
 
     Raises:
         ValueError: When a file that is read turns out to be damaged.
@@ -220,6 +228,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         transform: Callable[[Image.Image], Any] | None = None,
         mode: Mode = "RGB",
         shrink: int | None = None,
+        resize: Callable[[Image.Image], Image.Image] | None = None,
     ) -> None:
         self.files = files
         self.targets = torch.as_tensor(targets if isinstance(targets, Tensor) else list(targets), dtype=torch.int64)
@@ -228,6 +237,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         self.transform = transform
         self.mode: Mode = mode
         self.shrink = shrink
+        self.resize = resize
         self.rows: Tensor | None = None
         self.decoded: Any = None
 
@@ -244,6 +254,11 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         if self.decoded is not None:
             return self.decoded[index]  # type: ignore[no-any-return]
         try:
-            return read_image(self.files.open(index), self.mode, self.shrink, self.files[index])
+            image = read_image(self.files.open(index), self.mode, self.shrink, self.files[index])
         except OSError as error:
             raise ValueError(f"cannot read the image {self.files[index]}: {error}") from error
+        return image if self.resize is None else self.resize(image)
+
+    def digest(self) -> str:
+        """Return what changes when a file does, or how the files are read."""
+        return self.files.digest(len(self.mode), self.shrink, repr(self.resize))

@@ -195,7 +195,9 @@ def evaluated(folder: Any, ranks: int, counts: tuple[int, ...], plain: bool, **k
     class Keep(Callback):
         def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
             if not trainer.sanity_checking:
-                torch.save(dict(trainer.callback_metrics), f"{folder}/{trainer.state.fn.value}-{trainer.global_rank}.pt")
+                torch.save(
+                    dict(trainer.callback_metrics), f"{folder}/{trainer.state.fn.value}-{trainer.global_rank}.pt"
+                )
 
         def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
             self.on_validation_end(trainer, pl_module)

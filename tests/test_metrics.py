@@ -56,9 +56,7 @@ def test_mean_of_softmaxes_is_stable_for_extreme_logits() -> None:
 def measured(metrics: DistillationMetrics, count: int = 3000) -> dict[str, float]:
     """Metrics of made logits that are right on half of the samples, taken in by batches of 30."""
     generator = torch.Generator().manual_seed(2)
-    logits, other = (
-        3 * torch.randn(count, 4, generator=generator, dtype=torch.float32) for _ in range(2)
-    )
+    logits, other = (3 * torch.randn(count, 4, generator=generator, dtype=torch.float32) for _ in range(2))
     target = torch.randint(4, (count,), generator=generator)
     for start in range(0, count, 30):
         part = slice(start, start + 30)

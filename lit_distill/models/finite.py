@@ -31,4 +31,6 @@ def refuse_not_finite(network: nn.Module) -> None:
     """
     name = not_finite(network)
     if name is not None:
-        raise ValueError(f"the student's weights are not finite ({name}): its run has diverged; take an earlier checkpoint")
+        raise ValueError(
+            f"the student's weights are not finite ({name}): its run has diverged; take an earlier checkpoint"
+        )

@@ -36,7 +36,9 @@ def fit(module: Any, *callbacks: Any, **kwargs: Any) -> Trainer:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_the_run_ends_at_the_step_and_names_it(value: float) -> None:
     module = Diverges(value=value)
-    with pytest.raises(ValueError, match=r"diverged: in epoch 1, batch 2 \(counted from 0\) the loss became NaN") as ended:
+    with pytest.raises(
+        ValueError, match=r"diverged: in epoch 1, batch 2 \(counted from 0\) the loss became NaN"
+    ) as ended:
         fit(module)
     assert "(net.0.weight)" in str(ended.value)
     assert "no checkpoint was saved before" in str(ended.value)
@@ -64,7 +66,9 @@ class Overflows(Foreign):
 
 
 def test_weights_are_looked_at_before_a_checkpoint_and_at_the_epochs_end(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"in epoch 0 \(counted from 0\) the weights became not finite \(net\.0\.bias\)"):
+    with pytest.raises(
+        ValueError, match=r"in epoch 0 \(counted from 0\) the weights became not finite \(net\.0\.bias\)"
+    ):
         fit(Overflows(), limit_val_batches=0)
     every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
     with pytest.raises(ValueError, match=r"in epoch 0"):
