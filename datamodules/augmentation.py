@@ -169,9 +169,9 @@ class Augmentation:
         """Return the shorter side in pixels from which random resized crops of ``size`` lose next to nothing.
 
         It is where the smallest crop still has ``size`` pixels, and three times ``size`` at least: 4.1 times with the
-        defaults. From photos of 1000 to 3000 px that were shrunk to it, crops differ by 0.2 to 0.5 levels of 255 on
-        average, those of twice ``size`` by up to 3.7; a JPEG of quality 95 differs by 4
-        (``benchmarks/shrinking.py``).
+        defaults. Crops from photos of 1000 to 3000 px that were shrunk to it differ from crops of the whole photo by
+        0.2 to 0.3 levels of 255 on average; from photos of twice ``size`` it would be up to 1.9, and saving a crop as a
+        JPEG of quality 95 changes it by 4 (``benchmarks/shrinking.py``). Whole photos would take ten times the memory.
         """
         return math.ceil(size * max(3.0, math.sqrt(max(*self.ratio, 1 / self.ratio[0]) / self.scale[0])))
 
