@@ -83,24 +83,20 @@ class DivergenceCheck(Callback):
         if self._first is None or self._host is None:
             return
         lost = not_finite(pl_module)
-        place, ends = self._first, lost is not None
+        first, ends = self._first, lost is not None
         if not alone:
-            place = trainer.strategy.reduce(place.clone(), reduce_op="max")
+            first = trainer.strategy.reduce(first.clone(), reduce_op="max")
             ends = trainer.strategy.reduce_boolean_decision(ends, all=False)
-        place = int(place)
+        place = int(first)
         epoch, batch = divmod(place, _BATCHES) if place >= 0 else (trainer.current_epoch, None)
         where = f"epoch {epoch}" if batch is None else f"epoch {epoch}, batch {batch}"
         if ends:
             before = checkpoint_paths(trainer)
             path = before.get("last checkpoint") or before.get("best checkpoint")
+            what = "loss became NaN or infinite, and with it the weights" if place >= 0 else "weights became not finite"
             raise ValueError(
-                f"the run has diverged: in {where} (counted from 0) the "
-                + (
-                    "loss became NaN or infinite, and with it the weights"
-                    if place >= 0
-                    else "weights became not finite"
-                )
-                + f"{f' ({lost})' if lost else ''}; lower the learning rate or set the trainer's gradient_clip_val=1; "
+                f"the run has diverged: in {where} (counted from 0) the {what}{f' ({lost})' if lost else ''}; "
+                "lower the learning rate or set the trainer's gradient_clip_val=1; "
                 + (f"the last checkpoint before is {path}" if path else "no checkpoint was saved before")
             )
         if place >= 0:

@@ -46,8 +46,8 @@ class TeacherCheck(Callback):
             return
         if broken:
             raise ValueError(
-                f"the teacher's outputs are NaN or infinite on {broken} of {images} images of the validation set: check "
-                "its weights, its mean and std, and its precision"
+                f"the teacher's outputs are NaN or infinite on {broken} of {images} images of the validation set: "
+                "check its weights, its mean and std, and its precision"
             )
         accuracy, chance = float(answers.diagonal().sum() / images), 1 / classes
         least = chance + 0.25 * (1 - chance)

@@ -7,7 +7,7 @@ from typing import Any, Self
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from typing_extensions import override
 
 from lit_distill.datamodules.batch import Batch
@@ -111,7 +111,13 @@ class ImageDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Return the loader of the images to predict, in order."""
-        return self._loader(IndexedDataset(self.predict_set), self.eval_batch_size)
+        data = IndexedDataset(self.predict_set)
+        ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
+        # Lightning's own sampler refuses a rank without a sample; this one repeats some, which their index tells.
+        few: dict[str, Any] = (
+            {"sampler": DistributedSampler(data, ranks, rank, shuffle=False)} if len(data) < ranks else {}
+        )
+        return self._loader(data, self.eval_batch_size, **few)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -98,6 +98,12 @@ class CIFAR10DataModule(ImageDataModule):
         """Standard deviation of the training images' pixels, a value a channel."""
         return self._statistics()[1]
 
+    @property
+    @override
+    def preprocessing(self) -> dict[str, Any]:
+        """How a photo becomes the student's input in evaluation; see `Preprocessing`."""
+        return self.augmentation.evaluate(self.image_size).as_dict()
+
     @override
     def prepare_data(self) -> None:
         """Download the data unless it is there; Lightning has one process of a machine do it."""

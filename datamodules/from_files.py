@@ -19,6 +19,7 @@ from lit_distill.datamodules.base import ImageDataModule
 from lit_distill.datamodules.decoded import DecodedImages, Reading, cores, free_memory, read_all
 from lit_distill.datamodules.images import Files, ImageFiles
 from lit_distill.datamodules.mixing import Mixing
+from lit_distill.photos import Mode
 
 Split = Literal["train", "val", "test", "predict"]
 
@@ -38,7 +39,9 @@ class FilesDataModule(ImageDataModule):
 
     All files are read once before training: damaged ones are left out and named in one message, while the others keep
     their row; ``mean`` and ``std`` of the training images are taken; and the decoded pixels stay in memory, shared by
-    all workers and all ranks of a machine, if they fit. Whether they do changes no pixel.
+    all workers and all ranks of a machine, if they fit. Whether they do changes no pixel. Validation, test and
+    prediction see each photo as `read_image` and `Augmentation.evaluate` make it, to the bit; for training with random
+    resized crops a large photo is shrunk as it is read, to what is `Augmentation.enough`.
 
     Args:
         image_size: Side of the square images in pixels.
@@ -133,7 +136,7 @@ class FilesDataModule(ImageDataModule):
         split = self._source(split)
         if split not in self._scans:
             data = self._files(split)
-            digest = data.files.digest(self.channels, data.shrink)
+            digest = data.digest()
             scan = self._stored().get(split)
             if scan is None or scan.digest != digest:
                 self._read(split)
@@ -157,16 +160,24 @@ class FilesDataModule(ImageDataModule):
             return next((s for s in order[order.index(split) :] if s in self.splits), split)
         return split
 
-    def _files(self, split: Split, transform: Any = None) -> ImageFiles:
+    def _files(self, split: Split) -> ImageFiles:
+        """Return the files of a split, read as its transform wants them, which is what fits into memory too."""
         files, targets = self.splits[split]
-        return ImageFiles(files, targets, transform, "L" if self.channels == 1 else "RGB", 2 * self.image_size)
+        if split == "train":
+            train = self.augmentation.train(self.image_size)
+            return ImageFiles(files, targets, train, self._mode, train.enough, train.resize)
+        evaluate = self.augmentation.evaluate(self.image_size, self.channels)
+        return ImageFiles(files, targets, evaluate, self._mode, resize=evaluate.resized)
+
+    @property
+    def _mode(self) -> Mode:
+        return "L" if self.channels == 1 else "RGB"
 
     def _data_set(self, split: Split) -> Any:
         train, source = split == "train", self._source(split)
         if self.check:
             self.scan(source)
-        make = self.augmentation.train if train else self.augmentation.evaluate
-        data = self._files(source, make(self.image_size))
+        data = self._files(source)
         data.decoded = self._shared(source)
         damaged = self._scans[source].damaged if source in self._scans else {}
         if damaged:
@@ -269,8 +280,7 @@ class Scan:
         mean, square = reading.moments[good].mean(dim=0)
         std = (square - mean.square()).clamp(min=1e-6).sqrt()
         height, width = reading.sizes[good].median(dim=0).values.tolist() if good.any() else (0, 0)
-        digest = data.files.digest(len(data.mode), data.shrink)
-        return cls(digest, len(data), (height, width), _rounded(mean), _rounded(std), damaged)
+        return cls(data.digest(), len(data), (height, width), _rounded(mean), _rounded(std), damaged)
 
 
 def once_a_machine(trainer: Any, make: Callable[[], DecodedImages | None]) -> DecodedImages | None:

@@ -96,6 +96,8 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         transform: Called with the Pillow image.
         mode: ``"RGB"``, or ``"L"`` for one channel.
         shrink: As of `read_image`.
+        resize: Called with each image as it is read, before it is kept in memory: the beginning of ``transform``, which
+            then has nothing left to resize. Its ``repr`` says what it does.
 
     Raises:
         ValueError: When a file that is read turns out to be damaged.
@@ -112,6 +114,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         transform: Callable[[Image.Image], Any] | None = None,
         mode: Mode = "RGB",
         shrink: int | None = None,
+        resize: Callable[[Image.Image], Image.Image] | None = None,
     ) -> None:
         self.files = files
         self.targets = torch.as_tensor(targets if isinstance(targets, Tensor) else list(targets), dtype=torch.int64)
@@ -120,6 +123,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         self.transform = transform
         self.mode: Mode = mode
         self.shrink = shrink
+        self.resize = resize
         self.rows: Tensor | None = None
         self.decoded: Any = None
 
@@ -136,6 +140,11 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         if self.decoded is not None:
             return self.decoded[index]  # type: ignore[no-any-return]
         try:
-            return read_image(self.files.open(index), self.mode, self.shrink, self.files[index])
+            image = read_image(self.files.open(index), self.mode, self.shrink, self.files[index])
         except OSError as error:
             raise ValueError(f"cannot read the image {self.files[index]}: {error}") from error
+        return image if self.resize is None else self.resize(image)
+
+    def digest(self) -> str:
+        """Return what changes when a file does, or how the files are read."""
+        return self.files.digest(len(self.mode), self.shrink, repr(self.resize))

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+# libjpeg halves with a coarse filter. From an image three times as large Pillow averages that away.
+_DRAFT = 3
+
 Photo = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
 Mode = Literal["RGB", "L"]
 
@@ -22,7 +25,10 @@ Mode = Literal["RGB", "L"]
 def read_image(
     file: str | Path | BinaryIO, mode: Mode = "RGB", shrink: int | None = None, name: str | None = None
 ) -> Image.Image:
-    """Return an image as ``mode``, upright, and not larger than it need be.
+    """Return an image as ``mode``, and upright.
+
+    Evaluation is this without ``shrink``, followed by `Preprocessing`: validation, test and prediction see the same
+    pixels.
 
     Palettes, CMYK and greyscale are converted; 16 bits become 8 (``value / 257``), floats of 0..1 become 0..255; what
     is transparent lies on white; of an animation the first frame counts; the turn that a camera noted (EXIF) is made.
@@ -30,8 +36,8 @@ def read_image(
     Args:
         file: A path, or a file opened for reading bytes.
         mode: ``"RGB"``, or ``"L"`` for one channel.
-        shrink: Pixels that the shorter side has at most; a longer one is shrunk to it, of JPEGs while they are
-            decoded. None leaves the size alone.
+        shrink: Pixels that the shorter side has at most; a longer one is shrunk to it, of JPEGs in part while they are
+            decoded, which changes the pixels a little. None leaves the size alone.
         name: Of a file that is open: the format of its suffix is tried before all others; by default that of the path.
 
     Raises:
@@ -53,11 +59,11 @@ def read_image(
             with _open(file, name or "") as opened:
                 target = _shrunk(opened.size, shrink)
                 if target != opened.size:
-                    opened.draft(None, target)  # None: the mode stays
+                    opened.draft(None, (_DRAFT * target[0], _DRAFT * target[1]))  # None: the mode stays
                 opened.load()
                 image = _eight_bits(opened, mode)
                 if target != image.size:
-                    image = image.resize(target, Image.Resampling.BICUBIC, reducing_gap=2.0)
+                    image = image.resize(target, Image.Resampling.BICUBIC, reducing_gap=3.0)
                 return _upright(image)
         except UnidentifiedImageError as error:  # Pillow's message has the whole path, or the object, in it
             raise OSError("cannot identify image file") from error

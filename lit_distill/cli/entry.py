@@ -53,6 +53,7 @@ def _tidy_output() -> None:
         "Starting from v1.9.0, `tensorboardX` has been removed",  # the CSV logger is meant to serve without it
         "Be aware that when using `ckpt_path`, callbacks used to create",  # retrospection has no part in a test
         "The dirpath has changed",  # to the new folder of a resumed run; BestCheckpoint carries the best over
+        "Using `DistributedSampler` with the dataloaders",  # which repeats samples; LitDistiller counts each once
         ".*does not have many workers",  # small data is fastest in the process itself
         "You're resuming from a checkpoint that ended before the epoch ended",  # KeyedSampler goes on where it was
         "`ModelCheckpoint.monitor=.*could not find the monitored key",  # without validation there is no best epoch

@@ -28,8 +28,8 @@ def write_predictions(trainer: Trainer, output: Path | None, **kwargs: Any) -> P
         **kwargs: Arguments of ``Trainer.predict``.
 
     Raises:
-        ValueError: If ``output`` exists, or its folder does not; if a prediction is not finite; if there are several processes that each started by
-            itself and cannot put their parts together.
+        ValueError: If ``output`` exists, or its folder does not; if a prediction is not finite; if there are several
+            processes that each started by itself and cannot put their parts together.
     """
     beside = Path(kwargs.get("ckpt_path") or "predictions.csv").with_name("predictions.csv")
     path = _free(beside) if output is None else output

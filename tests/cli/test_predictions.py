@@ -123,3 +123,17 @@ def test_two_processes_write_what_one_writes(photos: Path) -> None:
     assert [row["id"] for row in table("two.csv")] == [row["id"] for row in table("one.csv")]
     ours, theirs = ([float(row["label"]) for row in table(name)] for name in ("two.csv", "one.csv"))
     assert ours == pytest.approx(theirs, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_predict_a_single_photo(photos: Path) -> None:
+    for number in range(2, TESTS + 1):
+        (photos / "test" / f"{number}.jpg").unlink()
+    main(predict("DogsVsCatsDataModule", photos, "--output=one.csv"))
+    two = predict("DogsVsCatsDataModule", photos, "--output=two.csv", "--trainer.devices=2", "--trainer.strategy=ddp")
+    command = [sys.executable, str(ROOT / "train.py"), *two]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (table(name) for name in ("two.csv", "one.csv"))
+    assert len(ours) == 1
+    assert float(ours[0]["label"]) == pytest.approx(float(theirs[0]["label"]), abs=1e-6)

@@ -238,3 +238,7 @@ def test_starting_workers_draws_nothing_from_the_process() -> None:
 def test_refuses_what_is_out_of_range(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ImageDataModule(**arguments)
+
+
+def test_a_data_module_without_photos_says_nothing_of_preprocessing() -> None:
+    assert ImageDataModule().preprocessing is None

@@ -121,3 +121,9 @@ def test_without_network_one_line_says_what_goes_where(
 def test_arguments_out_of_range_are_refused(arguments, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         CIFAR10DataModule(**arguments)
+
+
+def test_preprocessing_is_that_of_the_augmentation(tmp_path) -> None:
+    data = CIFAR10DataModule(tmp_path, image_size=48)
+    assert data.preprocessing == data.augmentation.evaluate(48).as_dict()
+    assert (data.preprocessing["resize"], data.preprocessing["crop"]) == (48, [48, 48])

@@ -1,8 +1,10 @@
 from lightning.pytorch import seed_everything
+from PIL import Image
 import torch
 from torch import nn
 
 from lit_distill.datamodules import DigitsDataModule
+from lit_distill.photos import Preprocessing, as_image
 
 
 def digits(**kwargs) -> DigitsDataModule:
@@ -45,3 +47,10 @@ def test_batches_of_every_stage_carry_the_index() -> None:
         batch = next(iter(loader))
         assert batch.image.shape == (20, 1, 8, 8)
         assert batch.index.tolist() == list(range(20))
+
+
+def test_an_image_as_the_digits_are_is_read_as_it_is(tmp_path) -> None:
+    data = DigitsDataModule()
+    pixels = torch.arange(64, dtype=torch.uint8).view(8, 8)
+    Image.fromarray(pixels.numpy()).save(tmp_path / "digit.png")
+    assert torch.equal(Preprocessing.of(data.preprocessing)(as_image(tmp_path / "digit.png", "L")), pixels[None])

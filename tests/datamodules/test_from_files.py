@@ -5,15 +5,18 @@ from typing import Any
 import warnings
 
 from lightning.pytorch import Trainer
+import numpy as np
+from PIL import Image
 import pytest
 import torch
 from torch.utils.data import DataLoader
 from toys import QUIET, Foreign, make_photos, trainer
 
 from lit_distill.callbacks import LearningWithRetrospection
-from lit_distill.datamodules import Augmentation, ImageFolderDataModule, from_files
+from lit_distill.datamodules import Augmentation, ImageFolderDataModule, IndexedDataset, from_files
 from lit_distill.datamodules.from_files import Scan
 from lit_distill.datamodules.images import Files
+from lit_distill.photos import Preprocessing, as_image, read_image
 
 RANDOM = Augmentation(policy="rand-m9-mstd0.5-inc1", erasing=0.3, color_jitter=0.2)
 
@@ -326,3 +329,72 @@ def test_what_is_stored_is_plain(tmp_path) -> None:
     assert data.scan("test") == data.scan("val")  # what is tested, without a folder for it
     height, width = data.scan("train").size
     assert (height, width) == (32, 54)
+
+
+def cameras(root: Path) -> Path:
+    """Photos as cameras make them: large, upright or turned, sharp; and small ones."""
+    generator = np.random.default_rng(7)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for split, kind in ((split, kind) for split in ("train", "val", "test") for kind in "ab"):
+        folder = root / split / kind
+        folder.mkdir(parents=True)
+        for name, size, options in (
+            ("wide.jpg", (523, 391), {"quality": 90}),
+            ("turned.jpg", (391, 523), {"quality": 90, "exif": exif}),
+            ("grey.png", (300, 700), {}),
+            ("small.jpg", (30, 20), {}),
+            ("exact.png", (36, 41), {}),
+        ):
+            pixels = generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+            image = Image.fromarray(pixels)
+            (image.convert("L") if name.startswith("grey") else image).save(folder / name, **options)
+    return root
+
+
+@pytest.mark.parametrize("decode_memory", [0.5, 0.0])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("crop", ["resized", "padded"])
+def test_evaluation_sees_the_pixels_of_the_whole_photo(
+    tmp_path, decode_memory: float, channels: Any, crop: Any
+) -> None:
+    """Validation, test and prediction, decoded into memory or read each time: no bit is another."""
+    augmentation = Augmentation(crop=crop)
+    options = {"image_size": 32, "augmentation": augmentation, "channels": channels, "eval_batch_size": 3}
+    data = module(cameras(tmp_path), decode_memory=decode_memory, predict_root=tmp_path / "test", **options)
+    data.setup()
+    evaluate, mode = augmentation.evaluate(32), "L" if channels == 1 else "RGB"
+    for split in ("val", "test", "predict"):
+        images = torch.cat([batch.image for batch in getattr(data, f"{split}_dataloader")()])
+        root = data.splits[split].files.root
+        for name, image in zip(data.names(split), images, strict=True):
+            assert torch.equal(image, evaluate(read_image(Path(root, name), mode))), (split, name)
+            served = Preprocessing.of(data.preprocessing)(as_image(Path(root, name), mode))
+            assert torch.equal(image, served), (split, name)
+    if decode_memory:
+        sizes = data.val_set.decoded.sizes  # type: ignore[attr-defined]
+        assert sizes.min(dim=1).values.unique().tolist() == [36]  # the middle is all that is left to cut out
+
+
+@pytest.mark.parametrize("crop", ["none", "padded", "simple"])
+def test_training_sees_the_whole_photo_where_the_crop_begins_with_a_resize(tmp_path, crop: Any) -> None:
+    augmentation = Augmentation(crop=crop, hflip=0)
+    cameras(tmp_path)
+    epochs = [epoch(module(tmp_path, augmentation=augmentation, decode_memory=share)) for share in (0.5, 0)]
+    assert equal(*epochs)
+    files = module(tmp_path, augmentation=augmentation).splits["train"].files
+    whole = [(read_image(Path(tmp_path, name)), 0) for name in files]
+    data = IndexedDataset(whole, 5, ["torch"])
+    transform = augmentation.train(16)
+    data._sample = lambda index: transform(whole[index][0])  # type: ignore[assignment, method-assign]
+    for image, row in zip(epochs[0][0], epochs[0][2].tolist(), strict=True):
+        assert torch.equal(image, data[(0, row)])
+
+
+def test_another_evaluation_reads_the_files_anew(tmp_path) -> None:
+    photos(tmp_path)
+    digests = {
+        module(tmp_path, augmentation=Augmentation(**options)).scan("val").digest
+        for options in ({}, {"crop_pct": 1.0}, {"interpolation": "bilinear"}, {"erasing": 0.5})
+    }
+    assert len(digests) == 3

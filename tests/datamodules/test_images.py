@@ -121,7 +121,7 @@ def test_a_large_jpeg_is_shrunk_while_it_is_decoded(monkeypatch) -> None:
 
     monkeypatch.setattr(Image.Image, "resize", resize)
     assert read_image(file, shrink=448).size == (597, 448)
-    assert loaded == [(1000, 750)]
+    assert loaded == [(2000, 1500)]  # three times as large as it will be
 
 
 def test_damaged_files_are_os_errors_and_say_nothing_else(capfd) -> None:

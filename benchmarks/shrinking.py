@@ -1,0 +1,116 @@
+"""How far shrinking a photo before a random crop moves the crop's pixels.
+
+    python benchmarks/shrinking.py FOLDER [--size 224] [--crops 20] [--json FILE]
+
+FOLDER has small photos at any depth, such as CIFAR's as files. Large JPEGs are made of them: mosaics as they are
+(sharp), mosaics enlarged three times (soft, as photos of cameras are), and noise on a gradient. Each is cut with the
+boxes of ``RandomResizedCrop`` from the fully decoded photo and from one whose shorter side was shrunk to ``multiple``
+times the size, and the two crops of ``size`` pixels are compared: mean and 99th percentile of the difference in levels
+of 0..255, over all crops. For the scale of it: saving the crop as a JPEG of quality 95 moves it by "JPEG 95". Also the
+processor milliseconds to read a photo, and the kilobytes that it takes when decoded into memory.
+"""
+
+import argparse
+import io
+import json
+import math
+from pathlib import Path
+import random
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+from PIL import Image
+import torch
+from torchvision.transforms import v2
+
+from lit_distill.photos import read_image
+
+SIDES = (500, 1000, 2000, 3000)
+MULTIPLES = (2.0, 3.0, 4.085, None)  # 4.085: what the smallest crop of DeiT needs
+
+
+def photos(folder: str, side: int) -> list[Image.Image]:
+    """Three photos of ``side`` x 4/3 ``side`` pixels: sharp, soft, noise."""
+    names = sorted(str(path) for path in Path(folder).rglob("*.*") if path.is_file())[:20_000]
+    rng = random.Random(side)
+    made = []
+    for zoom in (1, 3):
+        width, height = side * 4 // 3, side
+        mosaic = Image.new("RGB", (width, height))
+        for top in range(0, height, 32 * zoom):
+            for left in range(0, width, 32 * zoom):
+                with Image.open(rng.choice(names)) as tile:
+                    size = (tile.width * zoom, tile.height * zoom)
+                    mosaic.paste(tile.convert("RGB").resize(size, Image.Resampling.LANCZOS), (left, top))
+        made.append(mosaic)
+    ramp = np.linspace(0, 200, width)[None, :, None] + np.random.default_rng(side).normal(0, 20, (height, width, 3))
+    return [*made, Image.fromarray(ramp.clip(0, 255).astype(np.uint8))]
+
+
+def crop(image: Image.Image, box: tuple[float, ...], size: int) -> Any:
+    """Cut out and resize a box in shares of width and height."""
+    width, height = image.size
+    pixels = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=pixels)).astype(int)
+
+
+def boxes(image: Image.Image, scale: tuple[float, float], count: int) -> list[tuple[float, ...]]:
+    width, height = image.size
+    torch.manual_seed(0)
+    found = []
+    for _ in range(count):
+        top, left, h, w = v2.RandomResizedCrop(8, scale).make_params([v2.functional.to_image(image)]).values()
+        found.append((left / width, top / height, (left + w) / width, (top + h) / height))
+    return found
+
+
+def saved_again(pixels: Any) -> Any:
+    file = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(file, "JPEG", quality=95)
+    return np.asarray(Image.open(file)).astype(int)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--crops", type=int, default=20)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    results: dict[str, Any] = {}
+    for side in SIDES:
+        files = []
+        for image in photos(args.folder, side):
+            file = io.BytesIO()
+            image.save(file, "JPEG", quality=90)
+            files.append(file.getvalue())
+        whole = [read_image(io.BytesIO(file)) for file in files]
+        for multiple in MULTIPLES:
+            shrink = None if multiple is None else math.ceil(multiple * args.size)
+            begin = time.process_time()
+            small = [read_image(io.BytesIO(file), shrink=shrink) for file in files for _ in range(3)][::3]
+            milliseconds = (time.process_time() - begin) / 3 / len(files) * 1000
+            row: dict[str, Any] = {
+                "ms": round(milliseconds, 1),
+                "kB": round(statistics.mean(w * h * 3 for w, h in (image.size for image in small)) / 1000),
+            }
+            for name, scale in {"0.08": (0.08, 1.0), "0.35": (0.35, 1.0)}.items():
+                differences, jpeg = [], []
+                for image, shrunk in zip(whole, small, strict=True):
+                    for box in boxes(image, scale, args.crops):
+                        right = crop(image, box, args.size)
+                        differences.append(np.abs(crop(shrunk, box, args.size) - right))
+                        jpeg.append(np.abs(saved_again(right) - right).mean())
+                row[f"mean {name}"] = round(float(np.mean(differences)), 2)
+                row[f"p99 {name}"] = round(float(np.percentile(differences, 99)), 1)
+                row["JPEG 95"] = round(float(np.mean(jpeg)), 2)
+            results[f"{side} px, {'whole' if multiple is None else f'{multiple:.3g} x {args.size}'}"] = row
+            print(f"{side:>5} px, multiple {multiple}: {row}", flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
