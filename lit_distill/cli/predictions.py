@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 import csv
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, distributed
 from typing_extensions import override
 
+from lit_distill.checkpoint import whole_file
 from lit_distill.datamodules import Batch
 
 
@@ -43,12 +43,10 @@ def write_predictions(trainer: Trainer, output: Path | None, **kwargs: Any) -> P
     numbers, probabilities = _in_order(torch.cat(batches), rows.seen, trainer)  # type: ignore[arg-type]
     if trainer.is_global_zero:
         head, table = _table(kwargs.get("datamodule"), numbers, probabilities)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with temporary.open("x", newline="") as file:
+        with whole_file(path) as part, part.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(head)
             writer.writerows(table)
-        os.replace(temporary, path)
         print(f"wrote {len(probabilities)} predictions to {path}")
     return path
 
