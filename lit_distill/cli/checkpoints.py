@@ -48,7 +48,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     It is written after every epoch, when a stop is asked for, and after the steps or the time given. Within an epoch
     that is at the end of a gradient accumulation window: gradients that wait for the optimizer's step are in no
-    checkpoint. At the epoch's last step it is after the validation.
+    checkpoint.
 
     A run keeps to its own file: where the folder has another run's ``last.ckpt``, it writes ``last-v1.ckpt``.
 
@@ -103,12 +103,13 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if ends_window(trainer, batch_idx) and not trainer.is_last_batch:
+        if ends_window(trainer, batch_idx):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._should_skip_saving_checkpoint(trainer):
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            # Also if it was written after the epoch's last step: that one knows nothing of the validation.
             self._save_checkpoint(trainer, str(self.path))
 
     @override
