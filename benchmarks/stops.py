@@ -2,17 +2,20 @@
 
     python benchmarks/stops.py --kills 40 --fits 24 --seed 0
 
-A trial of ``distill`` starts the command on 30 tiny photos, kills it or the run that it has started at random moments
-(SIGTERM, SIGKILL, SIGINT), once or twice, and then lets the same command end. A trial of ``fit`` stops a run on the digits
-with three batches a gradient accumulation window by SIGTERM at a random moment, by ``max_time`` or by ``max_steps``, and then
-runs the printed line, until the run has all its epochs. At the end, weights, optimizer, schedule, progress and soft labels
-must be the bits of a run that nothing stopped. After every stop no process may be left, no file half-written, and no run
-be noted as done that is not; the exit code must be the signal's.
+A trial of ``distill`` starts the command on 30 tiny photos, kills it, the run that it has started, or both at random
+moments (SIGTERM, SIGKILL, SIGINT), once or twice, and then lets the same command end; half of the time it begins at
+once, while what was killed may still be ending. A trial of ``fit`` stops a run on the digits, with three batches a
+gradient accumulation window, by SIGTERM at a random moment, by ``max_time`` or by ``max_steps``, and then runs the
+printed line until the run has all its epochs. At the end weights, optimizer, schedule, progress and soft labels must be
+the bits of a run that nothing stopped. No process may be left over, no file half-written, no run be noted as done that
+is not, and the exit code must be the signal's.
 """
 
 import argparse
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 import json
 import os
 from pathlib import Path
@@ -100,7 +103,8 @@ class Trial:
                 self.found.append(f"wrong done.json: {done}")
 
     def leftovers(self) -> None:
-        """Note hidden files of runs that have come to their end."""
+        """Note what is left of runs that have come to their end."""
+        self.inspect()
         names = [str(path.name) for path in self.folder.rglob(".*") if path.name.endswith(".part")]
         names += [str(path.name) for path in self.folder.rglob(".exported-*")]
         self.found += [f"half-written: {name} is left" for name in names]
@@ -145,56 +149,60 @@ def stopped_distill(
     trial: Trial, arguments: list[str], seconds: float, rng: random.Random, kills: Counter[str]
 ) -> None:
     """Start the command, kill it or its child at a random moment, and note what is wrong then."""
-    kind, of_child = rng.choice(list(KINDS)), rng.random() < 0.5
+    kind, target = rng.choice(list(KINDS)), rng.choice(("command", "run", "group"))
     process = trial.start(arguments)
-    until(lambda: process.poll() is not None, rng.uniform(0, seconds))
-    if of_child:
-        until(lambda: process.poll() is not None or children(process.pid))
-    targets = children(process.pid) if of_child else [process.pid]
-    if process.poll() is None and targets:
-        with_number = KINDS[kind]
-        try:
-            os.kill(targets[0], with_number)
-        except ProcessLookupError:
-            targets = []
-    if not until(lambda: process.poll() is not None):
+    ended = partial(has_ended, process)
+    until(ended, rng.uniform(0, seconds))
+    if target == "run":
+        until(lambda: ended() or children(process.pid))
+    hit = not ended()
+    with suppress(ProcessLookupError, IndexError):
+        if hit and target == "run":
+            os.kill(children(process.pid)[0], KINDS[kind])
+        elif hit:
+            (os.killpg if target == "group" else os.kill)(process.pid, KINDS[kind])
+    if not until(ended):
         trial.found.append(f"{kind} does not end it")
         process.kill()
     code = process.wait()
-    if targets and code != 0:
-        kills[f"{kind} to the {'run' if of_child else 'command'}"] += 1
-        expected = {128 + KINDS[kind], -KINDS[kind]}
-        if code not in expected:
-            trial.found.append(f"exit code {code} after {kind}")
-    trial.inspect()
+    if hit and code:
+        kills[f"{kind} to the {target}"] += 1
+        if code not in {128 + KINDS[kind], -KINDS[kind]}:
+            trial.found.append(f"exit code {code} after {kind} to the {target}")
+    if rng.random() < 1 / 2:
+        trial.inspect()
 
 
 def stopped_fit(trial: Trial, kind: str, steps: int, seconds: float, rng: random.Random, kills: Counter[str]) -> None:
     """Stop a fit early, and run the printed line until no more is printed."""
     arguments = ["fit", *FIT]
-    stop = {
-        "max_steps": [f"--trainer.max_steps={rng.randrange(1, steps)}"],
-        "max_time": ["--trainer.max_time=00:00:00:01"],
+    limits = {
+        "max_steps": f"--trainer.max_steps={rng.randrange(1, steps)}",
+        "max_time": "--trainer.max_time=00:00:00:01",
     }
+    first = [*arguments, *([limits[kind]] if kind in limits else [])]
     for attempt in range(20):
         before = len(trial.log()) if attempt else 0
-        process = trial.start([*arguments, *(stop.get(kind, []) if attempt == 0 else [])])
+        process = trial.start(arguments if attempt else first)
         if kind == "SIGTERM" and (attempt == 0 or rng.random() < 1 / 3):
-            until(lambda: process.poll() is not None, rng.uniform(0, seconds))
+            until(partial(has_ended, process), rng.uniform(0, seconds))
             process.terminate()
-        code = process.wait(PATIENCE)
-        kills[f"{kind} to fit"] += code in (143, -15) or f"Stopped by {kind}" in trial.log()[before:]
+        code, said = process.wait(PATIENCE), trial.log()[before:]
+        kills[f"{kind} to fit"] += code in (143, -15) or f"Stopped by {kind}" in said
         if code not in ({0, 143, -15} if kind == "SIGTERM" else {0}):
             trial.found.append(f"exit code {code} after {kind}")
             return
         trial.inspect()
-        said = trial.log()[before:]
         line = re.search(r"Resume with\n +(.*)", said)
         if line:
             arguments = shlex.split(line[1])[len(PROGRAM) :]
         elif code == 0 and "Stopped" not in said:
             return
     trial.found.append("never ends")
+
+
+def has_ended(process: subprocess.Popen[bytes]) -> bool:
+    return process.poll() is not None
 
 
 def last_of(folder: Path) -> Path:

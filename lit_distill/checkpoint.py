@@ -59,7 +59,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     left behind when they were killed are removed.
 
     Raises:
-        OSError: If the disk is full; says what was not written, and whether there is an older file.
+        DiskFullError: If the disk is full; says what was not written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent)
@@ -72,8 +72,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         full = _disk_full(error)
         if full is None:
             raise
-        before = "the one before is whole" if path.exists() else "there is none before"
-        message = f"no space left on the disk of {path.parent}: {path.name} was not written, {before}"
+        message = f"{os.strerror(full.errno or 0)}: {path} was not written; no other file was changed"
         raise DiskFullError(full.errno, message) from error
 
 

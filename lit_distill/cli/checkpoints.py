@@ -59,12 +59,14 @@ class LastCheckpoint(ModelCheckpoint):
 
     Attributes:
         written: Whether this run has written its checkpoint.
+        epochs: Epochs that are complete in it.
     """
 
     def __init__(self, dirpath: str | Path | None = None, resumed_from: str | None = None, **within: Any) -> None:
         super().__init__(dirpath, filename="last", enable_version_counter=False, save_on_train_epoch_end=True, **within)
         self.best_model_path = resumed_from or ""
         self.written = False
+        self.epochs = 0
         self._lock: Lock | None = None
 
     @property
@@ -143,7 +145,7 @@ class LastCheckpoint(ModelCheckpoint):
     @override
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
-        self.best_model_path, self.written = filepath, True
+        self.best_model_path, self.written, self.epochs = filepath, True, progress_of(trainer)[0]
 
     def _claim(self) -> str:
         """Return the first name whose file is free, or is this run's own."""

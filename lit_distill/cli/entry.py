@@ -77,6 +77,7 @@ def _tidy_output() -> None:
         "Starting from v1.9.0, `tensorboardX` has been removed",  # the CSV logger is meant to serve without it
         "Be aware that when using `ckpt_path`, callbacks used to create",  # retrospection has no part in a test
         "The dirpath has changed",  # to the new folder of a resumed run; BestCheckpoint carries the best over
+        "Checkpoint directory .* exists and is not empty",  # no run replaces another's files
         ".*does not have many workers",  # small data is fastest in the process itself
         "You're resuming from a checkpoint that ended before the epoch ended",  # KeyedSampler goes on where it was
         "`ModelCheckpoint.monitor=.*could not find the monitored key",  # without validation there is no best epoch

@@ -43,16 +43,18 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
+        self._process = 0
+        self._before: dict[int, Any] = {}
+        self._reset()
+
+    def _reset(self) -> None:
         self.received: int | None = None
         self.listener: Callable[[int], None] | None = None
         self.hears_all = False
         self.told = False
         self._time = 0.0
-        self._process = 0
-        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        self.__init__()  # type: ignore[misc]  # a new run of the command line in the same process
         self._process = os.getpid()
         if threading.current_thread() is threading.main_thread():
             # An ignored signal stays ignored: nohup, and shells that start a job in the background, mean it.
@@ -61,9 +63,9 @@ class StopSignals:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.listener = None
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._reset()  # another command line may follow in the same process
 
     def take(self) -> None:
         """Handle the signals here; Lightning registers handlers of its own when a trainer starts."""

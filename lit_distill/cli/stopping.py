@@ -127,8 +127,9 @@ def _say(trainer: Trainer, arguments: Sequence[str], cause: str) -> None:
             if isinstance(callback, RunSummary):
                 callback.on_fit_end(trainer, trainer.lightning_module)
     last = next((c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)
-    epochs = f"{progress_of(trainer)[0]} of {trainer.max_epochs}" if trainer.max_epochs != -1 else trainer.current_epoch
-    print(f"\nStopped by {cause} with {epochs} epochs done.", end="" if not in_stage() else "\n")
+    epochs = last.epochs if last is not None and last.written else progress_of(trainer)[0]
+    of_all = f" of {trainer.max_epochs}" if trainer.max_epochs != -1 else ""
+    print(f"\nStopped by {cause} with {epochs}{of_all} epochs done.", end="\n" if in_stage() else "", flush=True)
     if in_stage():
         return
     if last is not None and last.written:
