@@ -163,7 +163,7 @@ def test_early_stopping_is_an_end(capfd) -> None:
     assert "Stopped" not in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("trigger", ["train_time_interval=0:00:00", "every_n_train_steps=1"])
+@pytest.mark.parametrize("trigger", ["train_time_interval=0:00:00.001", "every_n_train_steps=1"])
 def test_a_checkpoint_within_the_epoch_waits_for_the_end_of_the_accumulation_window(
     trigger: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
