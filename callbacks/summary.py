@@ -93,19 +93,20 @@ def checkpoint_paths(trainer: Trainer) -> dict[str, str]:
     """Return the paths of the run's best and last checkpoints, as far as there are any."""
     paths = {}
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint):
+        if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
             paths["last checkpoint" if callback.monitor is None else "best checkpoint"] = callback.best_model_path
-    return {name: _short(path) for name, path in paths.items() if path}
+    return {name: short_path(path) for name, path in paths.items()}
 
 
 def _places(trainer: Trainer) -> str:
     places = checkpoint_paths(trainer)
     if trainer.loggers and trainer.log_dir:
-        places["logs"] = _short(trainer.log_dir)
+        places["logs"] = short_path(trainer.log_dir)
     return "\n".join(f"{name:<17}{path}" for name, path in places.items())
 
 
-def _short(path: str) -> str:
+def short_path(path: str) -> str:
+    """Return the path from the current folder, where it is below that."""
     try:
         return str(Path(path).resolve().relative_to(Path.cwd()))
     except ValueError:

@@ -175,7 +175,9 @@ def progress_of(trainer: Any) -> tuple[int, int]:
     """Return the epoch that a trainer is in, counted from 0, and how many of its batches it has trained."""
     epoch, batch = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress
     if epoch.ready <= epoch.processed:
-        return epoch.processed, 0
+        # Lightning also ends an epoch that max_steps or a callback cuts off.
+        cut_off = epoch.processed > 0 and batch.current.processed > 0 and not batch.is_last_batch
+        return (epoch.processed - 1, batch.current.processed) if cut_off else (epoch.processed, 0)
     return (epoch.processed + 1, 0) if batch.is_last_batch else (epoch.processed, batch.current.processed)
 
 

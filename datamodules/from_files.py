@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -14,6 +13,7 @@ from torch import Tensor, distributed
 from torch.utils.data import Subset
 from typing_extensions import override
 
+from lit_distill.checkpoint import whole_file
 from lit_distill.datamodules.augmentation import Augmentation
 from lit_distill.datamodules.base import ImageDataModule
 from lit_distill.datamodules.decoded import DecodedImages, Reading, cores, free_memory, read_all
@@ -305,11 +305,9 @@ def once_a_machine(trainer: Any, make: Callable[[], DecodedImages | None]) -> De
 
 def write_json(path: Path, content: Any) -> bool:
     """Write a file that is whole or not there; tell whether it could be written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=1))
-        os.replace(temporary, path)
+        with whole_file(path) as part:
+            part.write_text(json.dumps(content, indent=1))
     except OSError:
         return False
     return True

@@ -1,5 +1,6 @@
 """Distil a teacher into a vision transformer with PyTorch Lightning."""
 
+import lit_distill._early  # noqa: F401  # first: torch and Lightning take seconds to import
 from lit_distill.losses import (
     DIST,
     DKD,

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterable
 import copy
 import inspect
+import math
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -218,10 +219,7 @@ class LitDistiller(LightningModule):
             return optimizer
         scheduler = self.make_scheduler(optimizer)
         if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
-            steps = self.trainer.estimated_stepping_batches
-            if steps == float("inf"):
-                raise ValueError("WarmupCosine needs an end: set the trainer's max_epochs or max_steps, or total_steps")
-            scheduler.start(int(steps))
+            scheduler.start(_steps_of(self.trainer))
         config: Any = {"scheduler": scheduler, "interval": self.scheduler_interval}
         if hasattr(scheduler, "monitor"):  # Lightning's ReduceLROnPlateau says what it watches
             config["monitor"] = scheduler.monitor
@@ -331,6 +329,16 @@ class LitDistiller(LightningModule):
             self.hparams["student"] = without_weights(self.hparams.get("student"))
         else:
             self.save_hyperparameters("alpha", "scheduler_interval", "head")
+
+
+def _steps_of(trainer: Trainer) -> int:
+    """Return the optimizer steps of all epochs: ``max_steps`` may end a run before, but is not its length then."""
+    steps, epochs = trainer.estimated_stepping_batches, trainer.max_epochs
+    if epochs not in (None, -1) and isinstance(trainer.num_training_batches, int):
+        return max(1, epochs) * math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    if steps == float("inf"):
+        raise ValueError("WarmupCosine needs an end: set the trainer's max_epochs or max_steps, or total_steps")
+    return int(steps)
 
 
 def _compare_names(learned: list[str] | None, given: list[str] | None) -> None:

@@ -1,6 +1,11 @@
 """A checkpoint is whole or not there, and a damaged one is found out before anything is loaded from it."""
 
+import multiprocessing
+import os
 from pathlib import Path
+import socket
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -8,7 +13,7 @@ import torch
 from toys import Foreign, toy_loader, trainer
 
 from lit_distill.callbacks import LearningWithRetrospection
-from lit_distill.checkpoint import AtomicCheckpointIO, check_archive
+from lit_distill.checkpoint import AtomicCheckpointIO, DiskFullError, check_archive
 
 
 def test_what_is_saved_is_what_is_loaded_and_nothing_else_is_left(tmp_path) -> None:
@@ -43,6 +48,61 @@ def damage(path: Path, how: str) -> None:
     else:  # a bit in the middle of the largest record, which torch.load does not see
         data[len(data) // 2] ^= 4
     path.write_bytes(bytes(data))
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path) -> None:
+    """As torch comes upon it: its own error is about a position in the file."""
+    resource = pytest.importorskip("resource")
+    io, path = AtomicCheckpointIO(), tmp_path / "a.ckpt"
+    io.save_checkpoint({"weights": torch.ones(3)}, path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(DiskFullError) as error:
+            io.save_checkpoint({"weights": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(error.value) == f"File too large: {path} was not written; no other file was changed"
+    assert io.load_checkpoint(path, weights_only=True)["weights"].tolist() == [1, 1, 1]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def write(path: Path, value: int, times: int) -> None:
+    for _ in range(times):
+        AtomicCheckpointIO().save_checkpoint({"weights": torch.full((20_000,), value)}, path)
+
+
+def test_two_processes_may_write_the_same_file(tmp_path) -> None:
+    path, context = tmp_path / "a.ckpt", multiprocessing.get_context("spawn")
+    write(path, 0, 1)
+    writers = [context.Process(target=write, args=(path, value, 30)) for value in (1, 2)]
+    for writer in writers:
+        writer.start()
+    looks = 0
+    while looks < 30 or any(writer.is_alive() for writer in writers):
+        weights = AtomicCheckpointIO().load_checkpoint(path, weights_only=True)["weights"]
+        assert (weights == weights[0]).all()
+        looks += 1
+    assert [writer.exitcode for writer in writers if writer.join() is None] == [0, 0]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_parts_that_nobody_writes_any_more_are_swept(tmp_path) -> None:
+    host, gone = socket.gethostname(), subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    old, kept = (
+        [f".last.ckpt.{host}.{gone.pid}.part", ".b.ckpt.other.7.part", ".last.ckpt.part"],
+        [
+            f".best-epoch=1.ckpt.{host}.{os.getppid()}.part",
+            ".a.ckpt.other.8.part",
+            ".notes.part",
+        ],
+    )
+    for name in [*old, *kept]:
+        (tmp_path / name).touch()
+    os.utime(tmp_path / old[1], (0, 0))
+    AtomicCheckpointIO().save_checkpoint({}, tmp_path / "a.ckpt")
+    assert {file.name for file in tmp_path.iterdir()} == {"a.ckpt", *kept}
 
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "flipped"])

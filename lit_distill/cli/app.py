@@ -8,15 +8,13 @@ import inspect
 from pathlib import Path
 from pkgutil import resolve_name
 import re
-import shlex
 import sys
-import tempfile
 from typing import Any
 import warnings
 
 from jsonargparse import DefaultHelpFormatter
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
 from lightning.pytorch.utilities import rank_zero_only
@@ -24,12 +22,12 @@ import torch
 from typing_extensions import override
 
 from lit_distill.callbacks import DivergenceCheck, LearningWithRetrospection, RunSummary, StepSeed, TeacherCheck
-from lit_distill.callbacks.summary import checkpoint_paths
 from lit_distill.checkpoint import AtomicCheckpointIO
 from lit_distill.cli.checkpoints import BestCheckpoint, LastCheckpoint
 from lit_distill.cli.errors import one_line
 from lit_distill.cli.predictions import write_predictions
 from lit_distill.cli.run_config import TRUST, SaveRunConfig, differences, from_checkpoint, recipe
+from lit_distill.cli.stopping import Stopping, resumable
 import lit_distill.datamodules
 import lit_distill.losses  # noqa: F401  # makes the short class names known
 from lit_distill.models import TimmStudent
@@ -50,6 +48,7 @@ class DistillCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         self.checkpoint_config: dict[str, Any] = {}
+        self.arguments = list(args)
         parser: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             LitDistiller,
@@ -66,7 +65,7 @@ class DistillCLI(LightningCLI):
                 "version": f"lit-distill {version('lit-distill')}",
                 **{name: dict(parser) for name in self.subcommands()},
             },
-            args=list(args),
+            args=self.arguments,
         )
 
     @override
@@ -181,7 +180,6 @@ class DistillCLI(LightningCLI):
             DivergenceCheck(),
             *([retrospection] if retrospection is not None else []),
             RunSummary(checkpoint.monitor, checkpoint.mode) if checkpoint.monitor else RunSummary(),
-            _NothingLost(),
             TeacherCheck(),  # after what would rather stop the run
         ]
         return super().instantiate_trainer(**kwargs)
@@ -193,10 +191,14 @@ class DistillCLI(LightningCLI):
         else:
             # Lightning's save_last=True keeps the last checkpoint that was saved, which is the best epoch's.
             best = next((callback for callback in callbacks if isinstance(callback, BestCheckpoint)), None)
-            where = None if best is None else best.dirpath
-            callbacks = [*callbacks, LastCheckpoint(dirpath=where, save_on_train_epoch_end=True)]
-            if best is not None and best.within:
-                callbacks.append(LastCheckpoint(dirpath=where, **best.within))
+            resumed_from = self._get(self.config_init, "ckpt_path")
+            last = (
+                LastCheckpoint(None, resumed_from)
+                if best is None
+                else LastCheckpoint(best.dirpath, resumed_from, **best.within)
+            )
+            callbacks = [*callbacks, last]
+        callbacks = [Stopping(config.pop("max_time", None)), *callbacks]
         plugins = config.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -208,6 +210,11 @@ class DistillCLI(LightningCLI):
         teacher = self.model.teacher
         if teacher is not None:
             rank_zero_only(print)(f"teacher: {type(teacher.model).__name__}({teacher.extra_repr()})")
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train; if that ends early, say how to go on."""
+        with resumable(self.trainer, self.arguments):
+            self.trainer.fit(**kwargs)
 
     def predict(self, **kwargs: Any) -> None:
         """Predict and write a CSV file."""
@@ -252,28 +259,3 @@ class _ModelInstantiator(_InstantiatorFn):
         student = self.cli.config_dump["model"]["student"].get("init_args") or {}
         links = {key: value for key, value in applied_instantiation_links.items() if key.rpartition(".")[2] in student}
         return super().__call__(class_type, *args, applied_instantiation_links=links, **kwargs)
-
-
-class _NothingLost(Callback):
-    """Find out before the first step whether checkpoints can be written, and say on Ctrl-C how to go on."""
-
-    @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for checkpoint in trainer.checkpoint_callbacks:
-            folder = getattr(checkpoint, "dirpath", None)
-            if folder is not None and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-                Path(folder).mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryFile(dir=folder):
-                    pass
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if not isinstance(exception, KeyboardInterrupt) or trainer.state.fn != "fit" or not trainer.is_global_zero:
-            return
-        last = checkpoint_paths(trainer).get("last checkpoint")
-        if last:
-            program = f"python {shlex.quote(sys.argv[0])}" if sys.argv[0].endswith(".py") else "lit-distill"
-            print(f"\nStopped with {trainer.current_epoch} epochs done. Resume with")
-            print(f"  {program} fit --ckpt_path {shlex.quote(last)}")
-        else:
-            print("\nStopped before the first epoch was complete: nothing to resume from yet.")

@@ -1,11 +1,22 @@
 """The two checkpoint callbacks of a run: the best validation, and the last epoch."""
 
 from datetime import timedelta
+from itertools import chain, count
+from pathlib import Path
+import tempfile
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
 from typing_extensions import override
+
+from lit_distill.cli.lock import Lock
+from lit_distill.datamodules.base import progress_of
+
+# Whether the run that wrote the checkpoint had come to its end.
+FINISHED = "lit_distill_finished"
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -88,7 +99,138 @@ def _averages_at_the_epochs_end(trainer: Trainer) -> bool:
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """``last.ckpt``; a class of its own, so that its state is told from that of another plain ``ModelCheckpoint``."""
+    """Write ``last.ckpt``, from which a run goes on to the bits of one that was never cut off.
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(filename="last", enable_version_counter=False, **kwargs)
+    It is written after every epoch, when a stop is asked for, and after the steps or the time given. Within an epoch
+    that is at the end of a gradient accumulation window: gradients that wait for the optimizer's step are in no
+    checkpoint.
+
+    A run keeps to its own file: where the folder has another run's ``last.ckpt``, it writes ``last-v1.ckpt``.
+
+    Args:
+        dirpath: The folder; by default the logger's.
+        resumed_from: The checkpoint that the run goes on from, which it may replace.
+        **within: ``every_n_train_steps`` or ``train_time_interval``.
+
+    Attributes:
+        written: Whether this run has written its checkpoint.
+        epochs: Epochs that are complete in it.
+    """
+
+    def __init__(self, dirpath: str | Path | None = None, resumed_from: str | None = None, **within: Any) -> None:
+        super().__init__(dirpath, filename="last", enable_version_counter=False, save_on_train_epoch_end=True, **within)
+        self.best_model_path = resumed_from or ""
+        self.written = False
+        self.epochs = 0
+        self._lock: Lock | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file of this run."""
+        return Path(str(self.dirpath), f"{self.filename}{self.FILE_EXTENSION}")
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return type(self).__name__  # whatever it is given: it has no state that another run needs
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing: the path was given."""
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find out before the first step whether checkpoints can be written, and under which name."""
+        name = None
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            for callback in trainer.checkpoint_callbacks:
+                folder = getattr(callback, "dirpath", None)
+                if folder is not None:
+                    Path(folder).mkdir(parents=True, exist_ok=True)
+                    with tempfile.TemporaryFile(dir=folder):
+                        pass
+            name = self._claim()
+        self.filename = trainer.strategy.broadcast(name) or self.filename
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if ends_window(trainer, batch_idx):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            # Also if it was written after the epoch's last step: that one knows nothing of the validation.
+            self._save_checkpoint(trainer, str(self.path))
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        try:
+            # Lightning ends between two steps, and all processes come here. After another error they may not.
+            if isinstance(exception, SIGTERMException) and not self._should_skip_saving_checkpoint(trainer):
+                self._save_checkpoint(trainer, str(self.path))
+        finally:
+            self.teardown(trainer, pl_module, "fit")  # which Lightning calls only at a run's own end
+
+    @override
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[FINISHED] = finished(trainer)
+        if within_ended_epoch(trainer):
+            # Lightning counts an epoch as done that max_steps or a callback has cut off, and would not go on with it.
+            progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+            for counts in (progress["total"], progress["current"]):
+                counts["completed"] -= counts["completed"] == counts["processed"]
+                counts["processed"] -= 1
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+    @override
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        self._save_checkpoint(trainer, str(self.path))
+
+    @override
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        self.best_model_path, self.written, self.epochs = filepath, True, progress_of(trainer)[0]
+
+    def _claim(self) -> str:
+        """Return the first name whose file is free, or is this run's own."""
+        own = Path(self.best_model_path).resolve()
+        names = chain(["last"], (f"last-v{number}" for number in count(self.STARTING_VERSION)))
+        while True:
+            name = next(names)
+            path = Path(str(self.dirpath), f"{name}{self.FILE_EXTENSION}")
+            lock = Lock(path.with_name(f".{path.name}.lock"))
+            if lock.acquire():
+                if path.resolve() == own or not path.exists():
+                    self._lock = lock
+                    return name
+                lock.release()
+
+
+def ends_window(trainer: Trainer, batch_idx: int) -> bool:
+    """Tell whether the optimizer has taken its step after this batch."""
+    return trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+def finished(trainer: Trainer) -> bool:
+    """Tell whether a fit has come to its end: all its epochs, or a callback such as ``EarlyStopping`` has ended it."""
+    epochs, steps = progress_of(trainer)[0], trainer.global_step
+    if trainer.should_stop and epochs >= (trainer.min_epochs or 0) and steps >= (trainer.min_steps or 0):
+        return True
+    return steps >= trainer.max_steps > 0 if trainer.max_epochs in (None, -1) else epochs >= trainer.max_epochs
+
+
+def within_ended_epoch(trainer: Trainer) -> bool:
+    """Tell whether Lightning has ended an epoch before its last batch."""
+    epoch: Any = trainer.fit_loop.epoch_progress.current
+    return epoch.ready <= epoch.processed and progress_of(trainer)[1] > 0

@@ -5,6 +5,7 @@ import hashlib
 import json
 from pathlib import Path
 import re
+import shutil
 import time
 from typing import Any
 
@@ -123,7 +124,10 @@ def distill(config: Any, given: set[str], both: Sequence[str] = (), students: Se
     )
     if not files or (config.onnx and "student.onnx" not in files):
         print("\nexport", flush=True)
-        export(second.checkpoint, exported, onnx=config.onnx, overwrite=bool(files))
+        with second.held():
+            for unfinished in second.folder.glob(f".{exported.name}-*"):  # of a command that was killed
+                shutil.rmtree(unfinished)
+            export(second.checkpoint, exported, onnx=config.onnx, overwrite=bool(files))
     print("\n" + _table(teacher, second, exported, data, both))
     print(f"{time.monotonic() - began:.0f} seconds in all; the same command again does only what is new")
 

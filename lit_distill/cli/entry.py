@@ -4,40 +4,67 @@ from collections.abc import Sequence
 import logging
 import os
 import re
+import signal
 import sys
+from typing import Any
 import warnings
+
+from lightning.pytorch.utilities import rank_zero_only
 
 from lit_distill.cli import distill, export, photos
 from lit_distill.cli.app import DistillCLI
 from lit_distill.cli.errors import one_line
 from lit_distill.cli.run_config import one_trust
+from lit_distill.cli.signals import Stopped, end_with_parent, in_stage, stop_signals
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; an error is one line on standard error and a non-zero exit."""
     args = one_trust(sys.argv[1:] if args is None else args)
+    with stop_signals:
+        try:
+            end_with_parent()
+            _run(args)
+        except (KeyboardInterrupt, SystemExit) as end:
+            sys.exit(_exit_code(end, args))
+        except Exception as error:
+            # A signal to the whole group also ends the workers of a loader, which torch makes an error of.
+            if stop_signals.received is not None and re.search("DataLoader worker.* (killed|exited)", str(error)):
+                sys.exit(_exit_code(Stopped(stop_signals.received), args))
+            if "--debug" in args:
+                raise
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            sys.exit(1)
+
+
+def _run(args: list[str]) -> None:
     _tidy_output()
     if os.getcwd() not in sys.path:  # an installed command does not look for your modules beside you by itself
         sys.path.append(os.getcwd())
-    try:
-        if args[:1] == ["export"]:
-            export.run(args[1:])
-        elif args[:1] == ["distill"]:
-            distill.run(args[1:])
-        elif args[:1] == ["predict"] and args[1:] and not args[1].startswith("-"):
-            photos.run(args[1:])
-        else:
-            DistillCLI(args)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except SystemExit as end:
-        # Lightning turns Ctrl-C into an exit with code 1; to a shell it is 130.
-        sys.exit(130 if isinstance(end.__context__, KeyboardInterrupt) else end.code)
-    except Exception as error:
-        if "--debug" in args:
-            raise
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(1)
+    if args[:1] == ["export"]:
+        export.run(args[1:])
+    elif args[:1] == ["distill"]:
+        distill.run(args[1:])
+    elif args[:1] == ["predict"] and args[1:] and not args[1].startswith("-"):
+        photos.run(args[1:])
+    else:
+        DistillCLI(args)
+
+
+def _exit_code(end: BaseException, args: list[str]) -> Any:
+    """Return 128 plus the number of the signal that ended the program, else its own exit code, and say how to go on."""
+    received = stop_signals.received
+    # Lightning turns a KeyboardInterrupt into an exit with code 1.
+    if received is None and isinstance(end.__context__ or end, KeyboardInterrupt):
+        received = signal.SIGINT
+    if received is None:
+        return end.code if isinstance(end, SystemExit) else 1
+    first_rank = not getattr(rank_zero_only, "rank", 0)
+    if first_rank and not stop_signals.told and not in_stage():
+        again = "goes on from here" if args[:1] == ["distill"] else "starts again"
+        print(f"\nStopped. The same command {again}.", flush=True)
+    # Of a rank that ends first with another code than 0, Lightning would kill the first one, which still has to print.
+    return 128 + received if first_rank else 0
 
 
 def _tidy_output() -> None:
@@ -53,7 +80,7 @@ def _tidy_output() -> None:
         "Starting from v1.9.0, `tensorboardX` has been removed",  # the CSV logger is meant to serve without it
         "Be aware that when using `ckpt_path`, callbacks used to create",  # retrospection has no part in a test
         "The dirpath has changed",  # to the new folder of a resumed run; BestCheckpoint carries the best over
-        "Using `DistributedSampler` with the dataloaders",  # which repeats samples; LitDistiller counts each once
+        "Checkpoint directory .* exists and is not empty",  # no run replaces another's files
         ".*does not have many workers",  # small data is fastest in the process itself
         "You're resuming from a checkpoint that ended before the epoch ended",  # KeyedSampler goes on where it was
         "`ModelCheckpoint.monitor=.*could not find the monitored key",  # without validation there is no best epoch

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+import errno
 from importlib import import_module
 import inspect
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lit_distill.checkpoint import DiskFullError
 from lit_distill.models.weights import other_depth_in
 
 _BASES = (nn.Module, LightningDataModule, Callback, Optimizer, LRScheduler, Logger)
@@ -42,6 +44,11 @@ _MEANINGS = {
     r"You restored a checkpoint with current_epoch=(\d+), but you have set Trainer\(max_epochs=(\d+)\)": (
         r"the checkpoint's last epoch is \1, counted from 0, and max_epochs is \2: set --trainer.max_epochs higher"
     ),
+    r"DataLoader worker \(pid\S* (\d+)\) is killed by signal: Killed": (
+        r"worker \1 of the data loader was killed: out of memory? Fewer --data.num_workers or a smaller "
+        r"--data.batch_size need less"
+    ),
+    r"No space left on device": r"no space left on the disk: free some and run the same command again",
     r"stack expects each tensor to be equal size, but got (\[.*?\]) at entry 0 and (\[.*?\])": (
         r"images of different sizes, \1 and \2, make no batch: resize or crop them in the transform"
     ),
@@ -62,6 +69,11 @@ def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
         'unknown option --model.aplha; the nearest is --model.alpha'
     """
     text = re.sub(r"^Call to compute_fn of link .*? failed: ", "", str(error).strip(), flags=re.DOTALL)
+    if isinstance(error, DiskFullError):
+        return text
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        file = f" for {error.filename}" if error.filename else ""
+        return f"no space left on the disk{file}: free some and run the same command again"
     if isinstance(error, OSError) and error.filename and error.strerror:
         mend = "; for logs choose another folder with the logger's save_dir, or with --trainer.default_root_dir"
         if isinstance(error, FileNotFoundError):

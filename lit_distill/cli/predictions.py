@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 import csv
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, distributed
 from typing_extensions import override
 
+from lit_distill.checkpoint import whole_file
 from lit_distill.datamodules import Batch
 
 
@@ -55,12 +55,10 @@ def write_predictions(trainer: Trainer, output: Path | None, **kwargs: Any) -> P
 
 def write_csv(path: Path, head: Iterable[object], rows: Iterable[Iterable[object]]) -> None:
     """Write a CSV file that is whole or not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("x", newline="") as file:
+    with whole_file(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(head)
         writer.writerows(rows)
-    os.replace(temporary, path)
 
 
 def table_of(

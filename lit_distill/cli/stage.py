@@ -1,22 +1,33 @@
 """A run of ``fit`` as one step of several."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 import hashlib
 from importlib.metadata import version
 import io
 import json
+import os
 from pathlib import Path
 import shlex
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from typing import Any
 
 import yaml
 
+from lit_distill.checkpoint import alive, sweep, whole_file
 from lit_distill.cli.app import DistillCLI
-from lit_distill.datamodules.from_files import write_json
+from lit_distill.cli.checkpoints import FINISHED
+from lit_distill.cli.lock import Lock
+from lit_distill.cli.signals import STAGE, Stopped, stop_signals
+from lit_distill.models import load_safely
+
+# Flags of ``fit`` that end a run early, without another result if it goes on, and the value for none.
+LIMITS = {"--trainer.max_time=": "null", "--trainer.max_steps=": "-1"}
 
 
 class Stage:
@@ -40,10 +51,16 @@ class Stage:
     def __init__(
         self, output: Path, name: str, config: Mapping[str, Any], epochs: int, flags: Sequence[str], inputs: str
     ) -> None:
-        made_of = [config, epochs, list(flags), inputs, version("lit-distill")]
+        for flag in flags:
+            if flag.startswith(("--trainer.fast_dev_run=", "--checkpoint.dirpath=")) and not flag.endswith("=null"):
+                raise ValueError(f"{flag} leaves no checkpoint to go on from in {output}: leave it out")
+        # A limit ends a run before its last epoch, and another one goes on with the same run.
+        made_of_flags = [flag for flag in flags if not flag.startswith(tuple(LIMITS))]
+        made_of = [config, epochs, made_of_flags, inputs, version("lit-distill")]
         digest = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:8]
         self.name, self.epochs, self.flags = name, epochs, list(flags)
         self.folder = output / f"{name}-{digest}"
+        self._lock = Lock(self.folder / ".lock")
         if not self.done:
             self._check(config)
 
@@ -67,6 +84,32 @@ class Stage:
         runs = sorted(self.folder.glob("version_*"), key=lambda run: int(run.name.rpartition("_")[2]), reverse=True)
         return next((run / "checkpoints/last.ckpt" for run in runs if (run / "checkpoints/last.ckpt").is_file()), None)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other commands out of the folder; wait for a run in it whose command is gone to end.
+
+        Raises:
+            ValueError: If another command is at work in it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        waiting = False
+        while not self._lock.acquire():
+            holder = self._lock.holder()
+            process, host = holder.get("process", 0), holder.get("host")
+            if process and (host != socket.gethostname() or alive(process)):
+                raise ValueError(
+                    f"process {process} on {host} is at work in {self.folder} since {holder['since']}: wait for it, or "
+                    "stop it"
+                )
+            if process and not waiting:
+                waiting = True
+                print(f"waiting for the {self.name}'s run that process {process} has left behind to stop", flush=True)
+            time.sleep(0.1)
+        try:
+            yield
+        finally:
+            self._lock.release()
+
     def run(self, title: str, config: Mapping[str, Any]) -> None:
         """Run it, or what is left of it, in a process of its own.
 
@@ -76,32 +119,73 @@ class Stage:
 
         Raises:
             SystemExit: If it fails, or is stopped; it has then said why.
+            ValueError: If it was killed, or ended before its last epoch; says what to do.
         """
         if self.done:
             print(f"\n{title}: done before, {self.checkpoint}")
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.config.write_text(self._text(config))
-        begun = self.newest()
-        print(f"\n{title}" + (f": going on from {begun}" if begun else ""), flush=True)
-        # Of a run that goes on, the checkpoint has the configuration and the flags.
-        what = ["--ckpt_path", str(begun)] if begun else ["--config", str(self.config), *self.flags]
-        command = [sys.executable, "-m", "lit_distill.cli", "fit", *what]
-        process = subprocess.Popen(command)  # noqa: S603  # this command line, and the user's own flags
+        with self.held():
+            with whole_file(self.config) as part:
+                part.write_text(self._text(config))
+            for folder in self.folder.glob("version_*/checkpoints"):
+                sweep(folder)
+            begun = self.newest()
+            if begun is None or not self._has_finished(begun):
+                print(f"\n{title}" + (f": going on from {begun}" if begun else ""), flush=True)
+                # Of a run that goes on, the checkpoint has the configuration and the flags, but the limits are new.
+                limits = [flag for flag in self.flags if flag.startswith(tuple(LIMITS))]
+                limits = [*(f"{limit}{value}" for limit, value in LIMITS.items()), *limits]
+                what = ["--ckpt_path", str(begun), *limits] if begun else ["--config", str(self.config), *self.flags]
+                self._train([sys.executable, "-m", "lit_distill.cli", "fit", *what])
+            last = self.newest()
+            if last is None:
+                raise ValueError(
+                    f"the {self.name} left no checkpoint in {self.folder}: --trainer.enable_checkpointing=true"
+                )
+            if not self._has_finished(last):
+                raise ValueError(
+                    f"the {self.name} is not trained to its last epoch, and nothing is made from it: the same command "
+                    "goes on from here; if --trainer.max_steps is given, raise it or leave it out"
+                )
+            with whole_file(self.folder / "done.json") as part:
+                part.write_text(json.dumps({"checkpoint": str(last.relative_to(self.folder))}, indent=1))
+            stop_signals.check()
+
+    def _train(self, command: Sequence[str]) -> None:
+        """Run the command, with this one's signals passed on to it."""
+        process = None
+
+        def forward(number: int) -> None:
+            if process is not None and process.poll() is None:
+                process.send_signal(number)
+
+        stop_signals.listen(forward, hears_all=True)
         try:
+            environment = {**os.environ, STAGE: str(os.getpid())}
+            # The run holds the lock too: should this process be killed, no other run begins beside it.
+            process = subprocess.Popen(command, env=environment, pass_fds=[self._lock.fileno()])  # noqa: S603  # this command line, and the user's own flags
+            if stop_signals.received is not None:  # while the process was started
+                forward(stop_signals.received)
             code = process.wait()
-        except KeyboardInterrupt:  # which the run has had too
-            code = process.wait() or 130
-        if code:
-            if code in (130, -2):
-                print("The same command goes on from here.")
-            sys.exit(code if code > 0 else 128 - code)
-        last = self.newest()
-        if last is None:
-            raise ValueError(
-                f"the {self.name} left no checkpoint in {self.folder}: --trainer.enable_checkpointing=true"
+        finally:
+            stop_signals.listen(None)
+        number = -code if code < 0 else code - 128
+        if number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)):
+            raise Stopped(stop_signals.received or number)
+        if code < 0:
+            name = signal.Signals(number).name if number in set(signal.Signals) else "unknown"
+            why = "out of memory? A smaller --data.batch_size needs less; " if number == 9 else ""
+            print(
+                f"error: the {self.name}'s run was killed by signal {number} ({name}): {why}"
+                "the same command goes on from here",
+                file=sys.stderr,
             )
-        write_json(self.folder / "done.json", {"checkpoint": str(last.relative_to(self.folder))})
+            sys.exit(128 + number)
+        if code:
+            sys.exit(code)
+
+    def _has_finished(self, checkpoint: Path) -> bool:
+        return bool(load_safely(checkpoint, "checkpoint", mmap=True).get(FINISHED, False))
 
     def _text(self, config: Mapping[str, Any]) -> str:
         logger = {"save_dir": str(self.folder.parent), "name": self.folder.name}

@@ -186,7 +186,7 @@ def test_damaged_photos_are_said_before_anything_runs(tmp_path, monkeypatch, cap
 
 def test_a_stage_that_fails_ends_the_command_with_its_code(tmp_path, monkeypatch, capfd) -> None:
     class Fails:
-        def __init__(self, command: list[str]) -> None:
+        def __init__(self, command: list[str], **kwargs: Any) -> None:
             self.command = command
 
         def wait(self) -> int:

@@ -1,0 +1,77 @@
+"""A lock that names its holder, and ends with it."""
+
+import json
+import os
+from pathlib import Path
+import socket
+import time
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is locked
+    fcntl = None  # type: ignore[assignment]
+
+
+class Lock:
+    """A file that one process holds at a time, and the children that it passes `fileno` to.
+
+    The operating system ends the hold with the last of them, whatever they ended by. On file systems without locks
+    everyone gets it.
+
+    Args:
+        path: The file, which is removed when the lock is released.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+
+    def acquire(self) -> bool:
+        """Take the lock and write down who has it; False if somebody else has it."""
+        while self._file is None:
+            file = self.path.open("a+")
+            try:
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                return False
+            except OSError:  # a file system without locks
+                pass
+            if not _is_at(file, self.path):  # the holder before has just removed it
+                file.close()
+                continue
+            file.truncate(0)
+            about = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            file.write(json.dumps(about))
+            file.flush()
+            self._file = file
+        return True
+
+    def release(self) -> None:
+        """Let go, if it is held."""
+        if self._file is not None:
+            self.path.unlink(missing_ok=True)
+            self._file.close()
+            self._file = None
+
+    def fileno(self) -> int:
+        """Return the file descriptor, for ``pass_fds`` of a child that is to hold the lock too."""
+        if self._file is None:
+            raise ValueError(f"{self.path} is not held")
+        return self._file.fileno()
+
+    def holder(self) -> dict[str, Any]:
+        """Return the holder's ``process``, ``host`` and ``since``; empty if it has not written them down yet."""
+        try:
+            return dict(json.loads(self.path.read_text()))
+        except (OSError, ValueError):
+            return {}
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False

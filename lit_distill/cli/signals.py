@@ -1,0 +1,141 @@
+"""One request to stop, whichever signal brings it: Ctrl-C, SIGTERM, or SIGHUP of a closed terminal."""
+
+from collections.abc import Callable
+import contextlib
+import ctypes
+import os
+import signal
+import stat
+import sys
+import threading
+import time
+from types import FrameType
+from typing import Any, Self
+
+from lit_distill.checkpoint import alive
+
+# A terminal and a parent process, or Slurm's daemon and srun, may both deliver the same request.
+_SAME_REQUEST = 0.5  # seconds
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+# Environment variables with the process id of a parent that its child must not outlive.
+STAGE = "LIT_DISTILL_STAGE"  # a `distill` command, of one of its runs
+LAUNCHER = "LIT_DISTILL_LAUNCHER"  # rank 0, of the other ranks that Lightning starts
+
+
+class Stopped(SystemExit):
+    """The program ends because of a signal, with the exit code that a shell gives: 128 plus its number."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
+
+
+class StopSignals:
+    """Hears the signals that ask to stop while it is entered.
+
+    Without a listener, `Stopped` is raised wherever the program is. A listener is told instead and the program goes on,
+    so that it can end where nothing is lost; a second request then raises `Stopped`, unless the listener hears all.
+
+    Attributes:
+        received: The first signal, or None.
+        listener: Called with the signal's number.
+        hears_all: Whether the listener is told of every request.
+        told: Whether the user has been told how to go on.
+    """
+
+    def __init__(self) -> None:
+        self._process = 0
+        self._before: dict[int, Any] = {}
+        self._reset()
+
+    def _reset(self) -> None:
+        self.received: int | None = None
+        self.listener: Callable[[int], None] | None = None
+        self.hears_all = False
+        self.told = False
+        self._time = 0.0
+
+    def __enter__(self) -> Self:
+        self._process = os.getpid()
+        if threading.current_thread() is threading.main_thread():
+            # An ignored signal stays ignored: nohup, and shells that start a job in the background, mean it.
+            self._before = {s: signal.getsignal(s) for s in _SIGNALS if signal.getsignal(s) is not signal.SIG_IGN}
+        self.take()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._reset()  # another command line may follow in the same process
+
+    def take(self) -> None:
+        """Handle the signals here; Lightning registers handlers of its own when a trainer starts."""
+        for number in self._before:
+            signal.signal(number, self._handle)
+
+    def listen(self, listener: Callable[[int], None] | None, hears_all: bool = False) -> None:
+        """Have the listener told from now on; None raises `Stopped` again."""
+        self.listener, self.hears_all = listener, hears_all
+
+    def check(self) -> None:
+        """Raise `Stopped` if a signal came, in case the place where it was raised has swallowed it."""
+        if self.received is not None:
+            raise Stopped(self.received)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a forked worker of a loader or pool: its parent decides when it ends
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        now = time.monotonic()
+        if self.received is not None and now - self._time < _SAME_REQUEST:
+            return
+        first = self.received is None
+        self.received, self._time = self.received or number, now
+        if number != signal.SIGINT and number != signal.SIGTERM:
+            _leave_terminal()
+        if self.listener is None or not (first or self.hears_all):
+            raise Stopped(self.received)
+        self.listener(number)
+
+
+stop_signals = StopSignals()
+
+
+def say_at_once(line: str) -> None:
+    """Write a line to standard output from within a signal handler, where `print` might be interrupted by itself."""
+    with contextlib.suppress(OSError):
+        os.write(1, f"\n{line}\n".encode())
+
+
+def end_with_parent() -> None:
+    """Have this process told to stop when the process that started it is gone, however that ended.
+
+    Linux only; elsewhere a run outlives a parent that was killed with SIGKILL.
+
+    Raises:
+        Stopped: If the parent is gone already.
+    """
+    for name, end in ((STAGE, signal.SIGTERM), (LAUNCHER, getattr(signal, "SIGKILL", signal.SIGTERM))):
+        parent = os.environ.get(name, "")
+        if not parent.isdecimal() or int(parent) == os.getpid():
+            continue
+        if os.getppid() == int(parent) and sys.platform == "linux":
+            ctypes.CDLL(None).prctl(1, int(end), 0, 0, 0)  # PR_SET_PDEATHSIG
+        if not alive(int(parent)):
+            raise Stopped(signal.SIGTERM)
+
+
+def in_stage() -> bool:
+    """Tell whether this process is a run of ``distill``, which itself says how to go on."""
+    return os.environ.get(STAGE) == str(os.getppid())
+
+
+def _leave_terminal() -> None:
+    """Write no more to a terminal that is gone, where every line would be an error."""
+    for number in (1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(number).st_mode):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, number)
+                os.close(nowhere)

@@ -1,0 +1,190 @@
+"""A run among several: what is passed on to it, who may run it, and when it is done."""
+
+from collections.abc import Sequence
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from lit_distill.cli import signals
+from lit_distill.cli.checkpoints import FINISHED
+from lit_distill.cli.lock import Lock
+from lit_distill.cli.signals import Stopped, stop_signals
+from lit_distill.cli.stage import Stage
+
+CONFIG = yaml.safe_load((Path(__file__).parents[2] / "configs/digits.yaml").read_text())
+CONFIG = {"data": CONFIG["data"], "model": CONFIG["model"]}
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path, "teacher", CONFIG, 2, [], "")
+
+
+def until(condition: Any, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def alone(stage: Stage, code: str) -> None:
+    """Run Python code as the stage's run."""
+    with stop_signals, stage.held():
+        stage._train([sys.executable, "-c", code])
+
+
+def test_a_run_that_was_killed_is_said_with_what_it_probably_was(stage: Stage, capfd) -> None:
+    for number, said in ((9, "signal 9 (SIGKILL): out of memory?"), (11, "signal 11 (SIGSEGV): the same")):
+        with pytest.raises(SystemExit) as end:
+            alone(stage, f"import os; os.kill(os.getpid(), {number})")
+        assert end.value.code == 128 + number
+        (line,) = capfd.readouterr().err.splitlines()
+        assert line.startswith("error: the teacher's run was killed by ")
+        assert said in line
+        assert line.endswith("the same command goes on from here")
+
+
+WAITING = """
+import pathlib, signal, sys, time
+signal.signal(signal.{name}, lambda number, frame: sys.exit(128 + number))
+pathlib.Path(r"{folder}", "ready").touch()
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_is_passed_on_and_its_code_is_returned(name: str, stage: Stage, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(signals, "_leave_terminal", lambda: None)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    number = getattr(signal, name)
+
+    def send() -> None:
+        until((tmp_path / "ready").exists)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        with pytest.raises(Stopped) as end:
+            alone(stage, WAITING.format(name=name, folder=tmp_path))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    thread.join()
+    assert end.value.code == 128 + number
+    assert list(stage.folder.iterdir()) == []  # the lock is gone too
+
+
+PARENT = """
+import os, subprocess, sys
+code = "from lit_distill.cli.signals import *; end_with_parent(); import pathlib, time, os;"
+code += "pathlib.Path('child').write_text(str(os.getpid())); time.sleep(600)"
+subprocess.run([sys.executable, "-c", code], env={**os.environ, "LIT_DISTILL_STAGE": str(os.getpid())})
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
+def test_a_run_does_not_outlive_a_command_that_is_killed(tmp_path) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], cwd=tmp_path)
+    until(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text())
+    child = int((tmp_path / "child").read_text())
+    parent.kill()
+    parent.wait()
+    until(lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2])
+
+
+def test_a_run_whose_command_is_gone_already_ends(monkeypatch) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    monkeypatch.setenv(signals.STAGE, str(gone.pid))
+    with pytest.raises(Stopped):
+        signals.end_with_parent()
+
+
+def test_a_folder_in_use_is_named_with_its_holder(stage: Stage) -> None:
+    stage.folder.mkdir(parents=True)
+    other = Lock(stage.folder / ".lock")
+    assert other.acquire()
+    with pytest.raises(
+        ValueError, match=rf"process {os.getpid()} on .* is at work in .*teacher-.*: wait for it, or stop"
+    ):
+        stage.run("teacher", CONFIG)
+    other.release()
+
+
+def test_it_waits_for_a_run_whose_command_is_gone(stage: Stage, capfd, monkeypatch) -> None:
+    stage.folder.mkdir(parents=True)
+    other = Lock(stage.folder / ".lock")
+    assert other.acquire()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    about = json.loads((stage.folder / ".lock").read_text())
+    (stage.folder / ".lock").write_text(json.dumps({**about, "process": gone.pid}))
+    monkeypatch.setattr(time, "sleep", lambda seconds: other.release())
+    with stage.held():
+        pass
+    assert f"waiting for the teacher's run that process {gone.pid} has left behind to stop" in capfd.readouterr().out
+
+
+def leaves(monkeypatch: pytest.MonkeyPatch, stage: Stage, finished: bool) -> list[Sequence[str]]:
+    """Have the stage's next run leave a checkpoint; return the commands that are run."""
+    commands: list[Sequence[str]] = []
+
+    def train(self: Stage, command: Sequence[str]) -> None:
+        commands.append(command)
+        folder = self.folder / f"version_{len(commands)}/checkpoints"
+        folder.mkdir(parents=True)
+        torch.save({FINISHED: finished}, folder / "last.ckpt")
+
+    monkeypatch.setattr(Stage, "_train", train)
+    return commands
+
+
+def test_it_is_done_only_when_its_run_has_finished(stage: Stage, monkeypatch) -> None:
+    leaves(monkeypatch, stage, finished=False)
+    with pytest.raises(ValueError, match="the teacher is not trained to its last epoch"):
+        stage.run("teacher", CONFIG)
+    assert not stage.done
+    assert not (stage.folder / "done.json").exists()
+    commands = leaves(monkeypatch, stage, finished=True)
+    commands.append([])  # the next folder is another one
+    stage.run("teacher", CONFIG)
+    assert stage.done
+    (command,) = commands[1:]
+    assert command[command.index("--ckpt_path") + 1] == str(stage.folder / "version_1/checkpoints/last.ckpt")
+
+
+def test_a_run_that_finished_before_the_command_was_killed_is_not_run_again(stage: Stage, monkeypatch) -> None:
+    (stage.folder / "version_0/checkpoints").mkdir(parents=True)
+    torch.save({FINISHED: True}, stage.folder / "version_0/checkpoints/last.ckpt")
+    assert leaves(monkeypatch, stage, finished=True) == []
+    stage.run("teacher", CONFIG)
+    assert stage.checkpoint == stage.folder / "version_0/checkpoints/last.ckpt"
+
+
+def test_a_limit_makes_no_other_run_and_is_lifted_when_it_is_left_out(stage: Stage, tmp_path, monkeypatch) -> None:
+    limited = Stage(tmp_path, "teacher", CONFIG, 2, ["--trainer.max_steps=3", "--trainer.max_time=00:00:01:00"], "")
+    assert limited.folder == stage.folder
+    assert Stage(tmp_path, "teacher", CONFIG, 2, ["--trainer.precision=16-mixed"], "").folder != stage.folder
+    commands = leaves(monkeypatch, limited, finished=False)
+    for run in (limited, stage, limited):
+        with pytest.raises(ValueError, match="not trained to its last epoch"):
+            run.run("teacher", CONFIG)
+    free = ["--trainer.max_time=null", "--trainer.max_steps=-1"]
+    assert list(commands[1][-2:]) == free
+    assert list(commands[2][-4:]) == [*free, *limited.flags]
+
+
+@pytest.mark.parametrize("flag", ["--trainer.fast_dev_run=true", "--checkpoint.dirpath=elsewhere"])
+def test_a_flag_that_leaves_nothing_to_go_on_from_is_refused(flag: str, tmp_path) -> None:
+    with pytest.raises(ValueError, match=f"{flag} leaves no checkpoint to go on from in .*: leave it out"):
+        Stage(tmp_path, "student", CONFIG, 2, [flag], "")
