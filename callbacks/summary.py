@@ -48,7 +48,7 @@ class RunSummary(Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self.last = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        self.last["epoch"] = trainer.current_epoch
+        self.last |= {"epoch": trainer.current_epoch, "step": trainer.global_step}
         sign = 1 if self.mode == "max" else -1
         worst = -sign * float("inf")
         if sign * self.last.get(self.monitor, worst) > sign * self.best.get(self.monitor, worst):
@@ -58,6 +58,11 @@ class RunSummary(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         heads = getattr(pl_module, "distillation", None) is not None
         parts = [self.table(heads, getattr(pl_module, "head", None))] if self.last else []
+        if self.last and self.last.get("step", trainer.global_step) != trainer.global_step:
+            parts.append(
+                f"note: the last validation was at step {self.last['step']:.0f} of {trainer.global_step}: the column "
+                "'last epoch' is of that moment, and the last checkpoint was not validated"
+            )
         rank_zero_only(print)("\n" + "\n\n".join([*parts, _places(trainer)]), flush=True)
 
     @override

@@ -187,6 +187,17 @@ def test_what_an_epoch_measures_is_that_of_its_weights_in_any_precision(precisio
         assert value == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_loss_of_an_epoch_is_the_mean_over_its_samples() -> None:
+    """Of batches of 10, 10 and 4, each counts by its samples."""
+    module = distiller(optimizer=lambda p: torch.optim.SGD(p, lr=0.0), scheduler=None)
+    run = trainer(max_epochs=1)
+    run.fit(module, loader(batch_size=10))
+    expected = trainer(max_epochs=1)
+    expected.fit(module, loader(batch_size=24))
+    for name in ("train/loss", "train/criterion", "train/distillation"):
+        torch.testing.assert_close(run.callback_metrics[name], expected.callback_metrics[name])
+
+
 @every_student
 def test_an_average_of_the_weights_is_the_students_alone(student: Any, tmp_path) -> None:
     module = distiller(student=student())

@@ -1,5 +1,6 @@
 from typing import Any
 
+import pytest
 import torch
 from toys import Foreign, toy_loader, trainer
 
@@ -57,3 +58,14 @@ def test_remembers_the_best_over_a_resume(tmp_path, capsys) -> None:
 def test_says_nothing_without_validation(capsys) -> None:
     trainer(max_epochs=1, callbacks=RunSummary(), limit_val_batches=0).fit(Foreign(), toy_loader())
     assert "best epoch" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("cadence", "noted"),
+    [({}, ""), ({"check_val_every_n_epoch": 2}, "8 of 12"), ({"val_check_interval": 0.75}, "11 of 12")],
+)
+def test_says_when_the_last_weights_were_not_validated(capsys, cadence: dict[str, Any], noted: str) -> None:
+    trainer(max_epochs=3, callbacks=RunSummary(), **cadence).fit(Scores(), toy_loader(), toy_loader(8))
+    out = capsys.readouterr().out
+    assert ("note: the last validation was at step " in out) == bool(noted)
+    assert f"at step {noted}" in out or not noted
