@@ -60,10 +60,6 @@ def test_one_answer_everywhere(flags: list[str], tmp_path, monkeypatch, capfd, a
     table = float(re.findall(r"^student +([\d.]+)%", out, re.MULTILINE)[-1])
     (exported,) = Path("distilled/my_photos").glob("student-*/exported")
     checkpoint = exported.parent / "version_0/checkpoints/last.ckpt"
-    measured = float(re.findall(r"mean of softmaxes +([\d.]+)%|student accuracy +([\d.]+)%", out)[-1][-1] or 0)
-    if "null" in flags[0]:
-        assert measured == table
-
     away(main, ["predict", "--ckpt_path", str(checkpoint), *QUIET])
     rows = list(csv.DictReader(checkpoint.with_name("predictions.csv").read_text().splitlines()))
     right = [row["class"] == Path(row["file"]).parent.name for row in rows]
