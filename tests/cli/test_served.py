@@ -3,6 +3,8 @@
 import csv
 from pathlib import Path
 import re
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,13 @@ from lit_distill.models.output import HEADS
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 QUICK = [*QUIET, "--teacher_net=resnet10t", "--teacher_epochs=1", "--epochs=3", "--num_threads=1"]
+
+
+def run(*args: str) -> str:
+    command = [sys.executable, "-m", "lit_distill.cli", *args]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def odd_photos(root: Path, count: int = 6) -> Path:
@@ -44,23 +53,30 @@ def odd_photos(root: Path, count: int = 6) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def one_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with odd photos, where all runs have one teacher."""
+    folder = tmp_path_factory.mktemp("one")
+    odd_photos(folder / "my_photos")
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [["--model.distillation=null"], *([f"--model.head={head}"] for head in HEADS)],
     ids=["no distillation", *HEADS],
 )
-def test_one_answer_everywhere(flags: list[str], tmp_path, monkeypatch, capfd, away: Any) -> None:
-    monkeypatch.chdir(tmp_path)
-    odd_photos(Path("my_photos"))
+def test_one_answer_everywhere(flags: list[str], one_folder: Path, monkeypatch, capfd, away: Any) -> None:
+    monkeypatch.chdir(one_folder)
     # Of 64 px, so that photos are shrunk; a third of them is measured.
     data = ["--data.root=my_photos", "--data.image_size=64", "--data.val_fraction=0.34"]
-    away(main, ["distill", *data, *QUICK, "--onnx=true", *flags])
-    out = capfd.readouterr().out
+    out = run("distill", *data, *QUICK, "--onnx=true", *flags)
     table = float(re.findall(r"^student +([\d.]+)%", out, re.MULTILINE)[-1])
-    (exported,) = Path("distilled/my_photos").glob("student-*/exported")
-    checkpoint = exported.parent / "version_0/checkpoints/last.ckpt"
-    away(main, ["predict", "--ckpt_path", str(checkpoint), *QUIET])
+    exported, checkpoint = (
+        Path(re.findall(rf"^{name} +(\S+)$", out, re.MULTILINE)[0]) for name in ("student", "checkpoint")
+    )
+    run("predict", "--ckpt_path", str(checkpoint), *QUIET)
     rows = list(csv.DictReader(checkpoint.with_name("predictions.csv").read_text().splitlines()))
     right = [row["class"] == Path(row["file"]).parent.name for row in rows]
     assert f"{100 * sum(right) / len(right):.2f}" == f"{table:.2f}"
@@ -83,7 +99,7 @@ def test_one_answer_everywhere(flags: list[str], tmp_path, monkeypatch, capfd, a
     assert [line.split()[:2] for line in lines] == [[f"my_photos/{row['file']}", row["class"]] for row in rows]
     # Nothing of this machine in what is given away.
     for path in exported.iterdir():
-        assert str(tmp_path).encode() not in path.read_bytes()
+        assert str(one_folder).encode() not in path.read_bytes()
         assert b"site-packages" not in path.read_bytes()
         assert b"my_photos" not in path.read_bytes()
 
