@@ -15,7 +15,8 @@ from lit_distill.datamodules.indexed import IndexedDataset
 from lit_distill.datamodules.mixing import Mixing
 from lit_distill.datamodules.sampler import KeyedSampler
 from lit_distill.keys import global_seed
-from lit_distill.models.trust import check_run
+from lit_distill.models.described import check_arguments
+from lit_distill.models.trust import described_by
 from lit_distill.models.weights import load_safely
 from lit_distill.photos import Preprocessing
 
@@ -136,11 +137,11 @@ class ImageDataModule(LightningDataModule):
     @override
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
         """Load as Lightning does, from a file that names nothing but what a file may name: see SECURITY.md."""
-        kwargs.setdefault("weights_only", True)
-        if isinstance(checkpoint_path, (str, Path)) and Path(checkpoint_path).is_file():
-            checkpoint = load_safely(checkpoint_path, "checkpoint", mmap=True)
-            check_run(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY), checkpoint_path)
-        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        checkpoint = load_safely(checkpoint_path, "checkpoint", mmap=True)
+        named = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY) or {}
+        check_arguments({key: value for key, value in named.items() if key != "_instantiator"}, cls, checkpoint_path)
+        with described_by(checkpoint_path):
+            return super().load_from_checkpoint(Path(checkpoint_path), *args, **{"weights_only": True, **kwargs})
 
     def _mix(self, batch: Batch, dataloader_idx: int) -> Batch:
         batch = type(self).on_after_batch_transfer(self, batch, dataloader_idx)

@@ -27,6 +27,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         >>> trainer = Trainer(plugins=[AtomicCheckpointIO()], logger=False)
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._folders: set[Path] = set()  # where this run has saved checkpoints
+
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         if storage_options is not None or "://" in str(path):
@@ -36,6 +40,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
+        self._folders.add(Path(path).parent.resolve())
+
+    @override
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a checkpoint that lies where this run saves its own; what a resumed file names elsewhere stays."""
+        file = Path(path)
+        if file.suffix == ".ckpt" and file.is_file() and file.parent.resolve() in self._folders:
+            file.unlink()
 
     @override
     def load_checkpoint(

@@ -18,10 +18,12 @@ from typing_extensions import override
 
 from lit_distill.metrics import DistillationMetrics
 from lit_distill.models import FrozenTeacher, StudentOutput, count_classes
+from lit_distill.models.described import check_arguments, parameters_of
 from lit_distill.models.finite import refuse_not_finite
 from lit_distill.models.output import HEADS, Head
 from lit_distill.models.saved import ABOUT
-from lit_distill.models.trust import check_run, is_own, sign, trusting, without_weights
+from lit_distill.models.signature import is_own, sign
+from lit_distill.models.trust import class_named, described_by, trusting, without_weights
 from lit_distill.models.weights import load_safely
 from lit_distill.padding import SampleCounter
 from lit_distill.schedule import WarmupCosine
@@ -258,16 +260,25 @@ class LitDistiller(LightningModule):
         Checkpoints of the command line need nothing more; for those of Python code give ``student=``. A checkpoint that
         was not written by you on this machine may only name classes of this package, of torch's and Lightning's, and of
         the packages that you ``trust``.
+
+        Raises:
+            ValueError: If there is no such file, it is damaged, or names what it may not name.
         """
         kwargs.setdefault("teacher", None)
-        kwargs.setdefault("weights_only", True)
-        with trusting(trust):
-            if isinstance(checkpoint_path, (str, Path)) and Path(checkpoint_path).is_file():
-                checkpoint = load_safely(checkpoint_path, "checkpoint", mmap=True)
-                named = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY)
-                if not is_own(named, (checkpoint.get(ABOUT) or {}).get("signature")):
-                    check_run(named, checkpoint_path)
-            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        if kwargs.pop("hparams_file", None) is not None or len(args) > 1:
+            raise ValueError("hparams_file is not read: give arguments by name")
+        path = Path(checkpoint_path)
+        checkpoint = load_safely(path, "checkpoint", mmap=True)
+        named = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY) or {}
+        own = is_own(named, (checkpoint.get(ABOUT) or {}).get("signature"))
+        # Older names of the key, which Lightning reads too, but no version of this module has written.
+        if any(key in checkpoint for key in ("hparams", "module_arguments")):
+            raise ValueError(f"refused {path}: it has hyper-parameters under a name of older versions of Lightning")
+        with trusting([*([trust] if isinstance(trust, str) else trust), cls.__module__.partition(".")[0]]):
+            if not own:
+                _check_hyper_parameters(named, cls, path)
+            with described_by(None if own else path):
+                return super().load_from_checkpoint(path, *args, **{"weights_only": True, **kwargs})
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "teacher":
@@ -339,6 +350,17 @@ def _steps_of(trainer: Trainer) -> int:
     if steps == float("inf"):
         raise ValueError("WarmupCosine needs an end: set the trainer's max_epochs or max_steps, or total_steps")
     return int(steps)
+
+
+def _check_hyper_parameters(named: Any, cls: type[Any], path: Path) -> None:
+    """Check what somebody else's checkpoint says of its module."""
+    if not isinstance(named, dict):
+        raise ValueError(f"refused {path}: its hyper-parameters are a {type(named).__name__}")
+    if named.get("_instantiator") not in (None, "lightning.pytorch.cli.instantiate_module"):
+        raise ValueError(f"refused {path}: it names {named['_instantiator']} to make its module")
+    kind = class_named(named["_class_path"], path) if "_class_path" in named else cls
+    # As Lightning does, leave out what the class does not take.
+    check_arguments({key: value for key, value in named.items() if key in parameters_of(kind)}, kind, path)
 
 
 def _compare_names(learned: list[str] | None, given: list[str] | None) -> None:

@@ -31,7 +31,7 @@ from lit_distill.cli.stopping import Stopping, resumable
 import lit_distill.datamodules
 import lit_distill.losses  # noqa: F401  # makes the short class names known
 from lit_distill.models import TimmStudent
-from lit_distill.models.trust import trusting
+from lit_distill.models.trust import described_by, trusting
 from lit_distill.module import LitDistiller
 
 # Arguments of the student that are the data's unless they are given.
@@ -48,6 +48,7 @@ class DistillCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         self.checkpoint_config: dict[str, Any] = {}
+        self.foreign: Path | None = None  # the checkpoint of somebody else that the configuration is from
         self.arguments = list(args)
         parser: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
@@ -111,7 +112,7 @@ class DistillCLI(LightningCLI):
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         args = recipe(list(args))
-        self.checkpoint_config, args = from_checkpoint(args, self.subcommands())
+        self.checkpoint_config, args, self.foreign = from_checkpoint(args, self.subcommands())
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
@@ -168,7 +169,7 @@ class DistillCLI(LightningCLI):
 
     @override
     def instantiate_classes(self) -> None:
-        with trusting(self.config[self.subcommand].trust):
+        with trusting(self.config[self.subcommand].trust), described_by(self.foreign):
             super().instantiate_classes()
 
     @override

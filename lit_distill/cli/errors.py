@@ -3,11 +3,10 @@
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 import errno
-from importlib import import_module
 import inspect
 from pathlib import Path
-from pkgutil import resolve_name
 import re
+import sys
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule
@@ -149,15 +148,13 @@ def _unknown_option(option: str, options: Iterable[str]) -> str:
 
 def _unknown_class(path: str) -> str:
     module, _, name = path.rpartition(".")
-    try:
-        own = [public for public in vars(import_module(module)) if not public.startswith("_")] if module else []
-    except Exception as error:  # whatever an import runs into
-        if isinstance(error, ModuleNotFoundError) and error.name and module.startswith(error.name):
-            own = []
-            if not get_close_matches(error.name, ["lit_distill", "lightning", "torch", "torchvision", "timm"]):
-                return f"there is no module {error.name!r}, neither installed nor in {Path.cwd()}"
-        else:
-            return f"importing {module} failed: {type(error).__name__}: {error}"
+    # Nothing is imported for a message: what is named here may come from a file.
+    loaded = sys.modules.get(module)
+    root = module.partition(".")[0]
+    near_root = get_close_matches(root, ["lit_distill", "lightning", "torch", "torchvision", "timm"])
+    if module and loaded is None and root not in sys.modules and not near_root:
+        return f"there is no module {root!r}, neither installed nor in {Path.cwd()}"
+    own = [public for public in vars(loaded) if not public.startswith("_")] if loaded is not None else []
     known = set(own)
     if not own or module.startswith("lit_distill"):
         known |= {cls.__name__ for cls in _subclasses(_BASES) if not cls.__name__.startswith("_")}
@@ -166,9 +163,12 @@ def _unknown_class(path: str) -> str:
 
 
 def _unknown_argument(class_path: str, name: str) -> str:
-    kind = resolve_name(class_path)
+    module, _, kind_name = class_path.rpartition(".")
+    kind = getattr(sys.modules.get(module), kind_name, None)
     accepted: list[str] = []
     for cls in kind.__mro__ if isinstance(kind, type) else [kind]:  # what takes keywords passes them on to the next
+        if not callable(cls):
+            break
         parameters = inspect.signature(cls).parameters
         accepted += [arg for arg, how in parameters.items() if how.kind not in (how.VAR_POSITIONAL, how.VAR_KEYWORD)]
         if not any(how.kind is how.VAR_KEYWORD for how in parameters.values()):

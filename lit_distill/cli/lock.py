@@ -30,7 +30,8 @@ class Lock:
     def acquire(self) -> bool:
         """Take the lock and write down who has it; False if somebody else has it."""
         while self._file is None:
-            file = self.path.open("a+")
+            # A link in its place is not followed: what it leads to would be emptied.
+            file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600), "r+")
             try:
                 if fcntl is not None:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

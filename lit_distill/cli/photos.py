@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 import sys
+from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from PIL import Image
@@ -62,7 +63,8 @@ def predict_photos(
     student = load_student(student_path, trust=trust)
     mode = preprocessing_of(student).mode
     files = [file for place in places for file in _photos(place)]
-    names = student.card.get("class_names")  # type: ignore[operator,union-attr]
+    card: Any = student.card
+    names = [_printable(name) for name in card.get("class_names") or []]
     good: list[str] = []
     parts = []
     for start in range(0, len(files), _BATCH):
@@ -85,6 +87,11 @@ def predict_photos(
     if output is not None:
         write_csv(output, *table_of({"file": good}, names, torch.cat(parts)))
         print(f"wrote {len(good)} predictions to {output}")
+
+
+def _printable(name: object) -> str:
+    """Return a class name without what a terminal would take for a command."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(name))
 
 
 def _photos(place: Path) -> list[tuple[Path, bool]]:

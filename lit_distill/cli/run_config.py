@@ -6,20 +6,26 @@ from importlib.resources import files
 import json
 from pathlib import Path
 import re
+import sys
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
 from torch.nn import Module
 from typing_extensions import override
 import yaml
 
 from lit_distill.checkpoint import check_archive
+from lit_distill.cli.checkpoints import BestCheckpoint
 from lit_distill.cli.errors import one_line
 from lit_distill.models import load_safely
+from lit_distill.models.described import check_value
 from lit_distill.models.saved import ABOUT
-from lit_distill.models.trust import check_run, is_own, sign, trusting, without_weights
+from lit_distill.models.signature import is_own, sign
+from lit_distill.models.trust import described_by, trusting, without_weights
+from lit_distill.module import LitDistiller
 
 # What a checkpoint says of the run it is from; test and predict need no more than data and model.
 KEY = "lit_distill_config"
@@ -30,7 +36,19 @@ TRUST: dict[str, Any] = {
     "default": [],
     "help": "Package whose classes a checkpoint or an export may name too, such as --trust=my_package; once for each.",
 }
+# Of another machine, or none of a file's business.
+_MACHINE = (
+    "accelerator",
+    "strategy",
+    "devices",
+    "num_nodes",
+    "plugins",
+    "profiler",
+    "default_root_dir",
+    "model_registry",
+)
 _NOT_FIT = ("seed_everything", "num_threads", "trust", "model", "data")
+_SECTIONS = (*_NOT_FIT, "trainer", "retrospection", "checkpoint")
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -51,14 +69,14 @@ class SaveRunConfig(SaveConfigCallback):
         checkpoint[SIGNATURE] = sign(checkpoint[KEY])
 
 
-def from_checkpoint(args: list[str], subcommands: Collection[str]) -> tuple[dict[str, Any], list[str]]:
+def from_checkpoint(args: list[str], subcommands: Collection[str]) -> tuple[dict[str, Any], list[str], Path | None]:
     """Put the configuration of the run that ``--ckpt_path`` is from before all other arguments, which override it.
 
     A run that this user has written on this machine may have named any class. Of other files, each name is checked
     before it is imported.
 
     Returns:
-        That configuration, empty without one, and the new arguments.
+        That configuration, empty without one; the new arguments; and the checkpoint if somebody else wrote it.
 
     Raises:
         ValueError: If the checkpoint is missing, cannot be read, or names what it may not name.
@@ -66,22 +84,23 @@ def from_checkpoint(args: list[str], subcommands: Collection[str]) -> tuple[dict
     path = _value_of(args, "--ckpt_path")
     at = next((i for i, arg in enumerate(args) if arg in subcommands), None)
     if path is None or at is None or path in ("best", "last", "hpc", "registry", "null"):
-        return {}, args
-    with trusting(json.loads(_value_of(args, "--trust") or "[]")):
-        config = _read(Path(path))
+        return {}, args, None
+    trust = json.loads(_value_of(args, "--trust") or "[]")
+    with trusting(trust):
+        config, foreign = _read(Path(path), _SECTIONS if args[at] == "fit" else _NOT_FIT)
     if args[at] != "fit":
-        config = {key: config[key] for key in _NOT_FIT if key in config}
         given = any(arg.startswith("--model.teacher") for arg in args)
         if "model" in config and not given:
-            config["model"]["teacher"] = None if args[at] == "predict" else _teacher_if_there(config["model"])
+            with trusting(trust), described_by(foreign):
+                config["model"]["teacher"] = None if args[at] == "predict" else _teacher_if_there(config["model"])
     else:
         loggers = (config.get("trainer") or {}).get("logger")
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             if isinstance(logger, dict):  # a folder of its own: nothing of the run before is written over
                 (logger.get("init_args") or {}).pop("version", None)
     if not config:
-        return {}, args
-    return config, [*args[: at + 1], "--config", json.dumps(config), *args[at + 1 :]]
+        return {}, args, foreign
+    return config, [*args[: at + 1], "--config", json.dumps(config), *args[at + 1 :]], foreign
 
 
 def one_trust(args: Sequence[str]) -> list[str]:
@@ -150,21 +169,55 @@ def _recipe_path(name: str) -> str:
     return found
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, sections: Collection[str]) -> tuple[dict[str, Any], Path | None]:
+    """Return the configuration of a run, and the file if this user has not written it on this machine."""
     checkpoint = load_safely(path, "checkpoint", mmap=True)
     check_archive(path)
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{path} is no Lightning checkpoint: it has no state_dict")
     named, signature = checkpoint.get(KEY), checkpoint.get(SIGNATURE)
     if not isinstance(named, dict):  # of load_from_checkpoint and save_weights_only
-        named, signature = checkpoint.get("hyper_parameters") or {}, (checkpoint.get(ABOUT) or {}).get("signature")
-    if not is_own(named, signature):
-        named = {key: value for key, value in named.items() if key not in ("trust", "config")}
-        check_run(named, path)
-    if isinstance(checkpoint.get(KEY), dict):
-        return dict(named)
-    model = {key: value for key, value in named.items() if not key.startswith("_")}
-    return {"model": model} if "student" in model else {}
+        named, signature = checkpoint.get("hyper_parameters"), (checkpoint.get(ABOUT) or {}).get("signature")
+        named = named if isinstance(named, dict) else {}
+    own = is_own(named, signature)
+    if not isinstance(checkpoint.get(KEY), dict):
+        model = {key: value for key, value in named.items() if not key.startswith("_")}
+        named = {"model": model} if "student" in model else {}
+    named = {key: named[key] for key in sections if key in named}
+    return (named, None) if own else (_foreign(named, path), path)
+
+
+def _foreign(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return what may be taken from somebody else's run: not its machine, and no folder outside this one.
+
+    Raises:
+        ValueError: If it names what a file may not name.
+    """
+    config = {key: value for key, value in config.items() if key != "trust"}
+    trainer = config.get("trainer")
+    if isinstance(trainer, dict):
+        config["trainer"] = {key: value for key, value in trainer.items() if key not in _MACHINE}
+    for key, kind in (("model", LitDistiller), ("trainer", Trainer), ("checkpoint", BestCheckpoint)):
+        check_value(config.get(key), kind, key, path)
+    check_value(config.get("data"), LightningDataModule, "data", path)
+    check_value(config.get("retrospection"), Callback, "retrospection", path)
+    for key in ("seed_everything", "num_threads"):
+        check_value(config.get(key), int, key, path)
+    for part in ("trainer", "checkpoint"):
+        if part in config:
+            config[part] = _inside(config[part], part)
+    return config
+
+
+def _inside(config: Any, key: str) -> Any:
+    """Return a part of a configuration whose folders and files lie in the current folder."""
+    if isinstance(config, dict):
+        return {name: _inside(value, f"{key}.{name}") for name, value in config.items()}
+    if isinstance(config, str) and (Path(config).is_absolute() or ".." in Path(config).parts or "://" in config):
+        inside = Path(config).name.replace("..", "")
+        rank_zero_only(print)(f"note: {key}={inside}, not {config}: the checkpoint is from elsewhere", file=sys.stderr)
+        return inside
+    return config
 
 
 def _teacher_if_there(model: dict[str, Any]) -> Any:

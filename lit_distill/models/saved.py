@@ -73,9 +73,8 @@ def card_of(checkpoint: Any, path: str | Path) -> dict[str, Any]:
     state = checkpoint.get("state_dict") if isinstance(checkpoint, Mapping) else None
     if not isinstance(state, Mapping) or not any(str(key).startswith("student.") for key in state):
         raise ValueError(f"{path} is no checkpoint of a LitDistiller: it has no student")
-    arguments = checkpoint.get("hyper_parameters") or {}
-    config = checkpoint.get("lit_distill_config") or {}
-    about = {key: value for key, value in (checkpoint.get(ABOUT) or {}).items() if key != "signature"}
+    arguments, config = (_mapping(checkpoint.get(key)) for key in ("hyper_parameters", "lit_distill_config"))
+    about = {key: value for key, value in _mapping(checkpoint.get(ABOUT)).items() if key != "signature"}
     if "trained_heads" not in about and _without_distillation(config.get("model", arguments)):
         about["head"] = "class"  # earlier versions named a head that nothing had trained
     summary = (checkpoint.get("callbacks") or {}).get("RunSummary") or {}
@@ -90,6 +89,10 @@ def card_of(checkpoint: Any, path: str | Path) -> dict[str, Any]:
             "config": config or {key: value for key, value in arguments.items() if not key.startswith("_")},
         },
     }
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}
 
 
 def student_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -61,6 +61,8 @@ def _timm(
 ) -> Network:
     if size is None and args.get("img_size") is not None:
         size = as_pair(args["img_size"], "img_size")
+    if weights is None:
+        _refuse_download(name)
     model = timm_net(name, num_classes, weights is None, weights, size, args)
     config = getattr(model, "pretrained_cfg", {})
     # Nobody knows the size that a file's weights were trained at; an architecture that takes one only leaves no choice.
@@ -105,7 +107,14 @@ def _torchvision_weights(name: str, choices: Any, weights: str | Path | None) ->
     return None
 
 
+def _refuse_download(name: str) -> None:
+    file = file_that_names()
+    if file is not None:
+        raise ValueError(f"refused {file}: it asks for {name}'s pretrained weights, and a file may not download any")
+
+
 def _download(name: str, weights: Any) -> dict[str, Tensor]:
+    _refuse_download(name)
     try:
         state: dict[str, Tensor] = weights.get_state_dict(check_hash=True, weights_only=True)
     except Exception as error:  # hub, network and cache errors have no common base

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import json
 from pathlib import Path
+import re
 import shutil
 import sys
 from typing import Any
@@ -96,7 +97,7 @@ def test_a_strangers_checkpoint_runs_nothing(run: Path, package: Path, capsys, c
     with pytest.raises(SystemExit, match="1"):
         main([command, "--ckpt_path", path, *QUIET])
     (line,) = capsys.readouterr().err.strip().split("\n")
-    assert line.startswith("error: refused hostile.ckpt: it names ")
+    assert re.match("error: refused hostile.ckpt: (it names|LitDistiller.* is the text) ", line)
     assert not package.exists()
     assert sorted(Path().rglob("*")) == before
 
@@ -147,6 +148,51 @@ def test_ones_own_run_goes_on_tests_and_predicts_with_ones_own_classes(package: 
     main(["fit", "--config", "digits", *QUIET, *SHORT, *flags])
     main(["test", "--ckpt_path", "logs/digits/version_1/checkpoints/last.ckpt", *QUIET])
     assert "going on without the teacher" not in capsys.readouterr().out
+
+
+def test_a_run_of_another_machine_goes_on_here_with_what_is_built_in(
+    run: Path, tmp_path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another"))
+    main(["test", "--ckpt_path", str(run), *QUIET])
+    main(["predict", "--ckpt_path", str(run), "--output=p.csv", *QUIET])
+    assert capsys.readouterr().err == ""
+    main(["fit", "--ckpt_path", str(run), "--trainer.max_epochs=2", *QUIET])
+    assert "logger.init_args.save_dir=run0, not /" in capsys.readouterr().err
+    assert Path("run0/digits/version_0/checkpoints/last.ckpt").is_file()  # and not where the other machine has it
+    assert not (run.parents[2] / "version_1").exists()
+
+
+def test_no_file_that_a_checkpoint_names_is_removed(run: Path, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    for name in ("mine/precious.ckpt", "mine/notes.txt"):
+        Path(name).touch()
+    state = torch.load(run, weights_only=True)
+    (key,) = (key for key in state["callbacks"] if key.startswith("BestCheckpoint"))
+    for place in (f"local://{tmp_path}/mine", f"{tmp_path}/mine/precious.ckpt", f"{tmp_path}/mine"):
+        best = {"best_model_path": place, "kth_best_model_path": place, "dirpath": str(Path(place).parent)}
+        worst = torch.tensor(-1.0)
+        best |= {"best_k_models": {place: worst}, "kth_value": worst, "best_model_score": worst}
+        state["callbacks"][key] |= best
+        torch.save(state, "hostile.ckpt")
+        main(["fit", "--ckpt_path", "hostile.ckpt", "--trainer.max_epochs=2", *QUIET])
+    assert sorted(path.name for path in Path("mine").iterdir()) == ["notes.txt", "precious.ckpt"]
+
+
+def test_an_error_message_imports_nothing(run: Path, package: Path, capsys) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["model"]["head"] = "module 'somebodys_package' has no attribute 'Net'"
+
+    for args in (
+        ["test", "--ckpt_path", hostile(run, change), *QUIET],
+        ["predict", str(run), "module 'somebodys_package' has no attribute 'Net'.png"],
+    ):
+        with pytest.raises(SystemExit, match="1"):
+            main(args)
+        assert capsys.readouterr().err.startswith("error: ")
+        assert not package.exists()
 
 
 def test_trusting_what_is_not_there_is_one_line(run: Path, tmp_path, monkeypatch, capsys) -> None:

@@ -14,8 +14,9 @@ from torch import nn
 from lit_distill import DistillableViT, FrozenTeacher, LitDistiller, load_student
 from lit_distill.datamodules import DigitsDataModule
 from lit_distill.models.card import without_places
+from lit_distill.models.described import check_arguments
 from lit_distill.models.export import export_student
-from lit_distill.models.trust import build, check_run, is_own, sign, trusting
+from lit_distill.models.trust import build, trusting
 
 VIT: dict[str, Any] = {"image_size": 8, "patch_size": 4, "num_classes": 5, "dim": 8, "depth": 1, "heads": 2}
 VIT |= {"mlp_dim": 8}
@@ -90,7 +91,7 @@ def test_a_file_cannot_give_trust(tmp_path, trace: Path) -> None:
     with pytest.raises(ValueError, match=r"refused .*hostile: it asks to trust evil, which only you can say"):
         load_student(as_folder(teacher, tmp_path))
     with pytest.raises(ValueError, match=r"refused x.ckpt: it asks to trust \['evil'\]"):
-        check_run({"model": {"teacher": teacher}}, "x.ckpt")
+        check_arguments({"teacher": teacher}, LitDistiller, "x.ckpt")
     assert not trace.exists()
 
 
@@ -169,64 +170,6 @@ def test_a_description_starts_from_no_other_file() -> None:
     assert isinstance(student, nn.Module)
     with pytest.raises(ValueError, match=r"give the file x.pth as weights="):
         FrozenTeacher("resnet10t", model_args={"checkpoint_path": "x.pth"})
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"data": {"class_path": "evil.Data"}},
-        {"data": "evil.Data"},
-        {"model": {"optimizer": "os.system"}},
-        {"model": {"student": "class_path: os.system"}},
-        {"model": {"student": "{class_path: evil.Net}"}},
-        {"model": {"teacher": {"class_path": "lit_distill.FrozenTeacher", "init_args": {"model": "os:system"}}}},
-        {"trainer": {"callbacks": ["[evil.Net]"]}},
-        {"trainer": {"callbacks": [{"class_path": "lightning.pytorch.callbacks.LambdaCallback", "init_args": {
-            "on_fit_start": "os.system"}}]}},
-        {"model": {"student": "student.yaml"}},
-        {"model": {"criterion": {"class_path": "torch.hub.load"}}},
-        {"_class_path": "evil.Net"},
-    ],
-)  # fmt: skip
-def test_a_foreign_run_names_no_foreign_code(config, trace: Path, tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("student.yaml").write_text("class_path: evil.Net\n")
-    with pytest.raises(ValueError, match=r"refused x.ckpt: it names (evil|os|torch.hub)"):
-        check_run(config, "x.ckpt")
-    assert not trace.exists()
-
-
-def test_a_foreign_run_of_built_in_parts_is_as_good_as_ones_own() -> None:
-    check_run(
-        {
-            "model": {
-                "student": {"class_path": "lit_distill.DistillableViT", "init_args": VIT},
-                "teacher": {"class_path": "lit_distill.FrozenTeacher", "init_args": {"model": "resnet18.a1_in1k"}},
-                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.1}},
-                "criterion": {"class_path": "torch.nn.CrossEntropyLoss"},
-            },
-            "checkpoint": {"filename": "best-epoch={epoch}", "dirpath": "/some/where/os.d"},
-            "data": {"class_path": "lit_distill.datamodules.DigitsDataModule", "init_args": {"seed": None}},
-            "trainer": {"callbacks": [{"class_path": "lightning.pytorch.callbacks.EarlyStopping"}]},
-        },
-        "x.ckpt",
-    )
-
-
-def test_a_signature_is_of_one_user_and_one_content(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = {"a": (1, 2.5, None), "b": {"c": "d", 3: True}}
-    signature = sign(content)
-    assert is_own({"b": {3: True, "c": "d"}, "a": [1, 2.5, None]}, signature)
-    assert not is_own({**content, "a": [1, 2.5, 0]}, signature)
-    for other in (None, "", 3, signature[:-1], signature.upper()):
-        assert not is_own(content, other)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    assert not is_own(content, signature)
-    assert (tmp_path / "lit_distill" / "key").stat().st_mode & 0o777 == 0o600
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
-    assert sign(content) == ""
-    assert not is_own(content, "")
 
 
 def test_a_card_has_no_places() -> None:
