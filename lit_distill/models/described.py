@@ -13,7 +13,9 @@ import re
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from lit_distill.models.trust import class_named
+from lit_distill.models.sources import source_of
+from lit_distill.models.teacher import FrozenTeacher
+from lit_distill.models.trust import class_named, module_named
 
 _PACKAGES = (
     *("lit_distill", "torch.nn", "torch.optim"),
@@ -46,6 +48,8 @@ def check_arguments(arguments: Mapping[str, Any], kind: type[Any], path: str | P
             raise ValueError(f"refused {path}: {kind.__name__} has no argument {name!r}")
         if name == "trust" and value:
             raise ValueError(f"refused {path}: it asks to trust {value}, which only you can say")
+        if kind is FrozenTeacher and name == "model" and isinstance(value, str) and source_of(value) == "dotted path":
+            module_named(value, path)  # the only text that is imported
         check_value(value, types.get(name, Any), f"{kind.__name__}.{name}", path)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import timm
 from torch import Tensor, nn
@@ -29,6 +29,22 @@ class Network(NamedTuple):
     channels: int | None = None
 
 
+def source_of(name: str, weights: str | Path | None = None) -> Literal["file", "torchvision", "dotted path", "timm"]:
+    """Tell where a network of that name comes from.
+
+    Example:
+        >>> source_of("resnet18.a1_in1k"), source_of("torchvision.models.resnet18"), source_of("logs/last.ckpt")
+        ('timm', 'torchvision', 'file')
+    """
+    path = Path(name)
+    if path.suffix in (".ckpt", ".safetensors", ".pt", ".pth") or path.exists() or len(path.parts) > 1:
+        return "file"
+    if name.startswith("torchvision.") or (weights is not None and "_Weights." in str(weights)):
+        return "torchvision"
+    known = timm.is_model(name) or timm.is_model(name.partition(".")[0])
+    return "dotted path" if not known and ("." in name or ":" in name) else "timm"
+
+
 def named_network(
     name: str,
     weights: str | Path | None,
@@ -41,17 +57,18 @@ def named_network(
     Raises:
         ValueError: If there is none of that name, or the weights do not fit it.
     """
-    path = Path(name)
-    if path.suffix in (".ckpt", ".safetensors", ".pt", ".pth") or path.exists() or len(path.parts) > 1:
+    source = source_of(name, weights)
+    if source == "file":
+        path = Path(name)
         if weights is not None or args:
             raise ValueError(f"weights and model_args go with the name of a model, got them with the file {name}")
         student = load_student(path)
         shape = student.card.get("image_shape") or ()  # type: ignore[operator,union-attr]
         return Network(student, input_size=shape[1:] or None, channels=shape[0] if shape else None)
     size = None if input_size is None else as_pair(input_size, "input_size")
-    if name.startswith("torchvision.") or (weights is not None and "_Weights." in str(weights)):
+    if source == "torchvision":
         return _torchvision(name.rpartition(".")[2], weights, num_classes, args)
-    if "." in name and not timm.is_model(name) and not timm.is_model(name.partition(".")[0]):
+    if source == "dotted path":
         return Network(_dotted(name, weights, num_classes, args))
     return _timm(name, weights, num_classes, size, args)
 

@@ -34,7 +34,7 @@ def test_what_this_project_writes_is_fine() -> None:
         LitDistiller,
         "x.ckpt",
     )
-    for model in ("logs/os.d/last.ckpt", "torchvision.models.resnet18", "train.zip", "2024-99-99", "trust: me"):
+    for model in ("logs/os.d/last.ckpt", "torchvision.models.resnet18", "2024-99-99", "teacher.ckpt"):
         check_arguments({"teacher": teacher(model)}, LitDistiller, "x.ckpt")
     data = {"root": "photos: {all}", "augmentation": {"crop": "padded", "policy": "rand-m9-mstd0.5-inc1"}}
     check_arguments(data, ImageFolderDataModule, "x.ckpt")
@@ -59,6 +59,10 @@ def test_what_this_project_writes_is_fine() -> None:
         ({"student": {**STUDENT, "init_args": {**VIT, "dim+": 1}}}, "'dim+' is no name of an argument"),
         ({"teacher+": None}, "'teacher+' is no name of an argument of LitDistiller"),
         ({"teacher": teacher("x", trust=["evil"])}, "it asks to trust ['evil']"),
+        ({"teacher": teacher("os.system", model_args={"command": "touch trace"})}, "it names os.system"),
+        ({"teacher": teacher("evil:Net")}, "it names evil:Net"),
+        ({"teacher": teacher("evil.Net:")}, "it names evil.Net:"),
+        ({"teacher": teacher("\u00e9vil.Net")}, "it names \u00e9vil.Net"),
         ({"teacher": teacher({"class_path": "evil.Net"})}, "it names evil.Net"),
         ({"student": {"class_path": "torch.nn.ModuleList", "init_args": {"modules": {"evil.Net"}}}}, "is a set"),
         ({"student": {"class_path": "torch.nn.ModuleList", "init_args": {"modules": ["evil.Net"]}}}, "is the text"),
