@@ -64,7 +64,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def __init__(self, dirpath: str | Path | None = None, resumed_from: str | None = None, **within: Any) -> None:
         super().__init__(dirpath, filename="last", enable_version_counter=False, save_on_train_epoch_end=True, **within)
-        self.best_model_path = resumed_from or ""
+        self.best_model_path = resumed_from if resumed_from is not None and Path(resumed_from).is_file() else ""
         self.written = False
         self.epochs = 0
         self._lock: Lock | None = None
