@@ -293,6 +293,9 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_from_the_checkpoint_before(
         assert fit() == 1
     captured = capfd.readouterr()
     (line,) = captured.err.splitlines()
-    assert re.fullmatch(r"error: No space left on device: .*ckpt was not written; no other file was changed", line)
+    assert re.fullmatch(
+        r"error: No space left on device: .*ckpt was not written, no other file was changed: make room, then go on",
+        line,
+    )
     assert "Stopped by an error with 1 of 3 epochs done. Resume with" in captured.out
     assert fit_again(captured.out) == 0
