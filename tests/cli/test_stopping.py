@@ -96,21 +96,28 @@ def printed(out: str) -> list[str]:
     return words[words.index("fit") + 1 :]
 
 
-@pytest.mark.parametrize("window", [1, 3])
-@pytest.mark.parametrize("batch", [2, 8, 12])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    ("number", "batch", "window"),
+    [
+        (signal.SIGTERM, 12, 3),
+        pytest.param(signal.SIGTERM, 12, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 2, 3, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 8, 3, marks=pytest.mark.slow),  # the epoch's last
+        pytest.param(signal.SIGINT, 12, 3, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 12, 3, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_a_signal_ends_with_its_code_and_a_checkpoint_of_the_moment(
     number: signal.Signals, batch: int, window: int, undisturbed: Any, monkeypatch, capfd
 ) -> None:
-    if number != signal.SIGTERM and (batch, window) != (12, 3):
-        pytest.skip("the same for every signal")
     with monkeypatch.context() as patch:
         patch.setattr(signals, "_leave_terminal", lambda: None)
         at_batch(patch, batch, send(number))
         assert fit(f"--trainer.accumulate_grad_batches={window}") == 128 + number
     out = capfd.readouterr().out
     assert f"with {batch // 8} of 3 epochs done. Resume with" in out
-    trained = {(2, 1): 2, (2, 3): 3, (8, 1): 8, (8, 3): 8, (12, 1): 12, (12, 3): 14}[batch, window]  # to a window's end
+    trained = {(12, 3): 14, (12, 1): 12, (2, 3): 3, (8, 3): 8}[batch, window]  # to a window's end
     assert last()["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"] == trained
     assert not last()[FINISHED]
     assert fit_again(out) == 0
@@ -125,7 +132,7 @@ def fit_again(out: str, *flags: str) -> int:
     return 0
 
 
-@pytest.mark.parametrize("window", [1, 3])
+@pytest.mark.parametrize("window", [pytest.param(1, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("limit", ["--trainer.max_steps=4", "--trainer.max_time=00:00:00:00"])
 def test_a_limit_within_the_epoch_gives_up_no_part_of_it(limit: str, window: int, undisturbed: Any, capfd) -> None:
     assert fit(limit, f"--trainer.accumulate_grad_batches={window}") == 0
