@@ -1,6 +1,7 @@
 """However a fit ends early, it says so, and the line that it prints goes on to the bits of one that did not."""
 
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 import os
 from pathlib import Path
 import re
@@ -18,6 +19,7 @@ from lit_distill import LitDistiller
 from lit_distill.checkpoint import AtomicCheckpointIO
 from lit_distill.cli import DistillCLI, main, signals
 from lit_distill.cli.checkpoints import FINISHED
+from lit_distill.cli.stopping import command
 
 ROOT = Path(__file__).parents[2]
 # 8 batches an epoch, 24 in all; with 3 batches a window 3 steps an epoch, of 3, 3 and 2 batches.
@@ -306,3 +308,19 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_from_the_checkpoint_before(
     )
     assert "Stopped by an error with 1 of 3 epochs done. Resume with" in captured.out
     assert fit_again(captured.out) == 0
+
+
+def test_the_printed_line_is_for_a_shell_and_for_this_interpreter(tmp_path, monkeypatch) -> None:
+    arguments = ["fit", "--ckpt_path", "my runs/last.ckpt"]
+    main_module = sys.modules["__main__"]
+    monkeypatch.setattr(main_module, "__spec__", ModuleSpec("lit_distill.cli.__main__", None))
+    assert command(arguments).endswith("-m lit_distill.cli fit --ckpt_path 'my runs/last.ckpt'")
+    assert Path(shlex.split(command(arguments))[0]).name.startswith("python")
+    monkeypatch.setattr(main_module, "__spec__", None)
+    monkeypatch.setattr(sys, "argv", ["my tools/train.py", "fit"])
+    assert command(arguments).endswith("'my tools/train.py' fit --ckpt_path 'my runs/last.ckpt'")
+    (tmp_path / "lit-distill").touch(mode=0o755)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "lit-distill"), "fit"])
+    assert shlex.split(command(arguments))[0] == str(tmp_path / "lit-distill")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert shlex.split(command(arguments)) == ["lit-distill", *arguments]
