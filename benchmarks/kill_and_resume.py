@@ -208,8 +208,7 @@ def trial(case: Case, reference: Path, seconds: float, rng: random.Random, folde
         while not (folder / "end.ckpt").exists():
             pid = forked(partial(train, folder, case), folder / "log.txt")
             if kills == 0 or rng.random() < 1 / 3:
-                part = folder / ".last.ckpt.part" if rng.random() < 1 / 4 else None
-                kills += killed(pid, rng.uniform(0, seconds), part)
+                kills += killed(pid, rng.uniform(0, seconds), folder if rng.random() < 1 / 4 else None)
             status = os.waitpid(pid, 0)[1]
             if status and not os.WIFSIGNALED(status):
                 return kills, [f"the resumed run failed: {(folder / 'log.txt').read_text()[-2000:]}"]
@@ -230,10 +229,10 @@ def compare(case: Case, folder: Path, reference: Path) -> list[str]:
     return found + ([f"{missing} rows lost"] if missing else [])
 
 
-def killed(pid: int, seconds: float, part: Path | None) -> bool:
-    """Kill the process group after the time, when there is that file; return whether it had not ended before."""
+def killed(pid: int, seconds: float, writing_in: Path | None) -> bool:
+    """Kill the process group after the time, or when it next writes there; return whether it had not ended before."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end or not (part is None or part.exists()):
+    while time.monotonic() < end or not (writing_in is None or any(writing_in.glob(".last.ckpt.*.part"))):
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
             return False
         time.sleep(0.0002)

@@ -126,6 +126,7 @@ class ImageDataModule(LightningDataModule):
         if self.trainer is None or self._sampler is None:
             return {}
         epoch, batches = progress_of(self.trainer)
+        batches = max(0, batches - batches_in_open_window(self.trainer))
         samples = self._sampler.samples(epoch, batches)
         return {"epoch": epoch, "batches": batches, "samples": samples, "length": len(self._sampler.dataset)}  # type: ignore[arg-type]
 
@@ -180,6 +181,12 @@ def progress_of(trainer: Any) -> tuple[int, int]:
         cut_off = epoch.processed > 0 and batch.current.processed > 0 and not batch.is_last_batch
         return (epoch.processed - 1, batch.current.processed) if cut_off else (epoch.processed, 0)
     return (epoch.processed + 1, 0) if batch.is_last_batch else (epoch.processed, batch.current.processed)
+
+
+def batches_in_open_window(trainer: Any) -> int:
+    """Return the batches since the optimizer's last step, whose gradients are lost when the process ends."""
+    batch = trainer.fit_loop.epoch_loop.batch_progress
+    return 0 if batch.is_last_batch else batch.current.processed % trainer.accumulate_grad_batches
 
 
 class _TrainingSampler(KeyedSampler):

@@ -84,7 +84,9 @@ def whole_file(path: Path) -> Iterator[Path]:
         full = _disk_full(error)
         if full is None:
             raise
-        message = f"{os.strerror(full.errno or 0)}: {path} was not written; no other file was changed"
+        message = (
+            f"{os.strerror(full.errno or 0)}: {path} was not written, no other file was changed: make room, then go on"
+        )
         raise DiskFullError(full.errno, message) from error
 
 

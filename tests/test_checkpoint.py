@@ -62,7 +62,9 @@ def test_a_full_disk_is_said_in_one_line(tmp_path) -> None:
             io.save_checkpoint({"weights": torch.zeros(100_000)}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert str(error.value) == f"File too large: {path} was not written; no other file was changed"
+    assert (
+        str(error.value) == f"File too large: {path} was not written, no other file was changed: make room, then go on"
+    )
     assert io.load_checkpoint(path, weights_only=True)["weights"].tolist() == [1, 1, 1]
     assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
 
@@ -72,6 +74,7 @@ def write(path: Path, value: int, times: int) -> None:
         AtomicCheckpointIO().save_checkpoint({"weights": torch.full((20_000,), value)}, path)
 
 
+@pytest.mark.slow
 def test_two_processes_may_write_the_same_file(tmp_path) -> None:
     path, context = tmp_path / "a.ckpt", multiprocessing.get_context("spawn")
     write(path, 0, 1)

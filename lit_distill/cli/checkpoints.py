@@ -7,13 +7,13 @@ import tempfile
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer, WeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from typing_extensions import override
 
 from lit_distill.cli.lock import Lock
-from lit_distill.datamodules.base import progress_of
+from lit_distill.datamodules.base import batches_in_open_window, progress_of
 
 # Whether the run that wrote the checkpoint had come to its end.
 FINISHED = "lit_distill_finished"
@@ -119,7 +119,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def __init__(self, dirpath: str | Path | None = None, resumed_from: str | None = None, **within: Any) -> None:
         super().__init__(dirpath, filename="last", enable_version_counter=False, save_on_train_epoch_end=True, **within)
-        self.best_model_path = resumed_from or ""
+        self.best_model_path = resumed_from if resumed_from is not None and Path(resumed_from).is_file() else ""
         self.written = False
         self.epochs = 0
         self._lock: Lock | None = None
@@ -180,11 +180,16 @@ class LastCheckpoint(ModelCheckpoint):
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Have every checkpoint of the run, not only ``last.ckpt``, count no more than what it has behind it."""
         checkpoint[FINISHED] = finished(trainer)
+        loop = checkpoint["loops"]["fit_loop"]
+        waiting = batches_in_open_window(trainer)
+        for counts in (loop["epoch_loop.batch_progress"][which] for which in ("total", "current")):
+            # Their gradients are in no checkpoint: whoever resumes from it trains these batches again.
+            counts.update({name: counts[name] - waiting for name in ("ready", "started", "processed", "completed")})
         if within_ended_epoch(trainer):
             # Lightning counts an epoch as done that max_steps or a callback has cut off, and would not go on with it.
-            progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
-            for counts in (progress["total"], progress["current"]):
+            for counts in (loop["epoch_progress"][which] for which in ("total", "current")):
                 counts["completed"] -= counts["completed"] == counts["processed"]
                 counts["processed"] -= 1
 
@@ -226,8 +231,14 @@ def finished(trainer: Trainer) -> bool:
     """Tell whether a fit has come to its end: all its epochs, or a callback such as ``EarlyStopping`` has ended it."""
     epochs, steps = progress_of(trainer)[0], trainer.global_step
     if trainer.should_stop and epochs >= (trainer.min_epochs or 0) and steps >= (trainer.min_steps or 0):
-        return True
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        return not any(isinstance(callback, Timer) and _is_up(callback) for callback in callbacks)
     return steps >= trainer.max_steps > 0 if trainer.max_epochs in (None, -1) else epochs >= trainer.max_epochs
+
+
+def _is_up(timer: Timer) -> bool:
+    remaining = timer.time_remaining()
+    return remaining is not None and remaining <= 0
 
 
 def within_ended_epoch(trainer: Trainer) -> bool:

@@ -28,6 +28,12 @@ from lit_distill.models import load_safely
 
 # Flags of ``fit`` that end a run early, without another result if it goes on, and the value for none.
 LIMITS = {"--trainer.max_time=": "null", "--trainer.max_steps=": "-1"}
+# Flags that would leave no checkpoint where the next stage looks for it, and their values that do no harm.
+_HARMLESS = {
+    "--trainer.fast_dev_run": ("false", "0", "null"),
+    "--trainer.enable_checkpointing": ("true", "1", "null"),
+    "--checkpoint.dirpath": ("null",),
+}
 
 
 class Stage:
@@ -52,7 +58,8 @@ class Stage:
         self, output: Path, name: str, config: Mapping[str, Any], epochs: int, flags: Sequence[str], inputs: str
     ) -> None:
         for flag in flags:
-            if flag.startswith(("--trainer.fast_dev_run=", "--checkpoint.dirpath=")) and not flag.endswith("=null"):
+            option, _, value = flag.partition("=")
+            if option in _HARMLESS and value.lower() not in _HARMLESS[option]:
                 raise ValueError(f"{flag} leaves no checkpoint to go on from in {output}: leave it out")
         # A limit ends a run before its last epoch, and another one goes on with the same run.
         made_of_flags = [flag for flag in flags if not flag.startswith(tuple(LIMITS))]

@@ -101,12 +101,13 @@ def resumable(trainer: Trainer, arguments: Sequence[str]) -> Iterator[None]:
     except BaseException as error:
         stop_signals.listen(None)
         by_time = isinstance(error, SIGTERMException) and stop_signals.received is None
-        if isinstance(error, (SystemExit, KeyboardInterrupt)) or stop_signals.received or trainer.global_step:
+        last = _last_checkpoint(trainer)
+        if isinstance(error, (SystemExit, KeyboardInterrupt)) or stop_signals.received or (last and last.written):
             _say(trainer, arguments, "max_time" if by_time else _cause(error))
         if not by_time:
             raise
     else:
-        if not trainer.fast_dev_run and not finished(trainer):  # type: ignore[attr-defined]
+        if 0 < trainer.max_steps <= trainer.global_step and not trainer.fast_dev_run and not finished(trainer):  # type: ignore[attr-defined]
             _say(trainer, arguments, "max_steps")
     finally:
         os.environ.pop(LAUNCHER, None)
@@ -118,6 +119,10 @@ def _cause(error: BaseException) -> str:
     return "Ctrl-C" if isinstance(error.__context__, KeyboardInterrupt) else "an error"
 
 
+def _last_checkpoint(trainer: Trainer) -> LastCheckpoint | None:
+    return next((callback for callback in trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint)), None)
+
+
 def _say(trainer: Trainer, arguments: Sequence[str], cause: str) -> None:
     stop_signals.told = True
     if not trainer.is_global_zero:
@@ -126,7 +131,7 @@ def _say(trainer: Trainer, arguments: Sequence[str], cause: str) -> None:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RunSummary):
                 callback.on_fit_end(trainer, trainer.lightning_module)
-    last = next((c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)
+    last = _last_checkpoint(trainer)
     epochs = last.epochs if last is not None and last.written else progress_of(trainer)[0]
     of_all = f" of {trainer.max_epochs}" if trainer.max_epochs != -1 else ""
     print(f"\nStopped by {cause} with {epochs}{of_all} epochs done.", end="\n" if in_stage() else "", flush=True)

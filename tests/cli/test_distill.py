@@ -121,6 +121,50 @@ def test_what_was_cut_off_goes_on(tmp_path, monkeypatch, capfd) -> None:
 
 
 @pytest.mark.slow
+def test_however_it_is_stopped_the_same_command_goes_on(tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos(Path("my_photos"))
+    flags = [flag for flag in QUICK if not flag.startswith("--epochs")]
+    command = [sys.executable, "-m", "lit_distill.cli", "distill", "--data.root=my_photos", *flags, "--epochs=20"]
+
+    def stopped(kind: str, number: int, group: bool) -> tuple[int, str, int]:
+        """Stop it while that stage trains; return its exit code, its output, and its run's process."""
+        before = set(Path("distilled").glob(f"*/{kind}-*/version_*/checkpoints/last.ckpt"))
+        with Path("out.txt").open("w") as out:
+            process = subprocess.Popen(
+                command,
+                start_new_session=True,
+                stdout=out,
+                stderr=out,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
+        began = time.monotonic()
+        while not set(Path("distilled").glob(f"*/{kind}-*/version_*/checkpoints/last.ckpt")) - before:
+            assert time.monotonic() - began < 300
+            assert process.poll() is None
+            time.sleep(0.02)
+        run = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
+        (os.killpg if group else os.kill)(process.pid, number)
+        return process.wait(300), Path("out.txt").read_text(), run
+
+    for number, group, code in ((signal.SIGINT, True, 130), (signal.SIGTERM, False, 143)):
+        ended, out, run = stopped("student", number, group)
+        assert ended == code
+        assert out.count("The same command goes on from here.") == 1
+        assert "Resume with" not in out
+        assert not Path(f"/proc/{run}").exists()
+        assert len(list(Path("distilled").rglob("done.json"))) == 1  # the teacher's
+    ended, _, run = stopped("student", signal.SIGKILL, group=False)
+    assert ended == -signal.SIGKILL
+    distill("--epochs=20", quick=flags)  # at once, while the run that was left behind may still be ending
+    assert not Path(f"/proc/{run}").exists()
+    (done,) = Path("distilled").glob("*/student-*/done.json")
+    checkpoint = torch.load(done.parent / json.loads(done.read_text())["checkpoint"], weights_only=True)
+    assert (checkpoint["epoch"], checkpoint["global_step"]) == (19, 20 * 2)
+    assert not [path for path in Path("distilled").rglob(".*") if path.name.endswith(".part")]
+
+
+@pytest.mark.slow
 def test_a_teacher_of_ones_own(tmp_path, monkeypatch, capfd) -> None:
     monkeypatch.chdir(tmp_path)
     photos(Path("my_photos"))

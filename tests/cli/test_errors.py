@@ -1,5 +1,6 @@
 import pytest
 
+from lit_distill.checkpoint import DiskFullError
 from lit_distill.cli.errors import one_line
 
 UNION = """Parser key "model.distillation":
@@ -24,6 +25,15 @@ UNION = """Parser key "model.distillation":
         (RuntimeError('Error(s) in loading state_dict for M:\n\tUnexpected key(s) in state_dict: "b.2.w", "b.3.w".'),
          "the checkpoint does not fit the model: b has 4 blocks in the weights, 2 in the network; "
          'Unexpected key(s) in state_dict: "b.2.w", "b.3.w".'),
+        (OSError(28, "No space left on device"), "no space left on the disk: free some and run the same command again"),
+        (OSError(28, "No space left on device", "logs/metrics.csv"),
+         "no space left on the disk for logs/metrics.csv: free some and run the same command again"),
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+         "no space left on the disk: free some and run the same command again"),
+        (DiskFullError(28, "File too large: a.ckpt was not written"), "File too large: a.ckpt was not written"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+         "worker 7 of the data loader was killed: out of memory? Fewer --data.num_workers or a smaller "
+         "--data.batch_size need less"),
     ],
 )  # fmt: skip
 def test_an_error_is_its_innermost_message(error: Exception, line: str) -> None:

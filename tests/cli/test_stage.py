@@ -184,7 +184,10 @@ def test_a_limit_makes_no_other_run_and_is_lifted_when_it_is_left_out(stage: Sta
     assert list(commands[2][-4:]) == [*free, *limited.flags]
 
 
-@pytest.mark.parametrize("flag", ["--trainer.fast_dev_run=true", "--checkpoint.dirpath=elsewhere"])
+@pytest.mark.parametrize(
+    "flag", ["--trainer.fast_dev_run=true", "--trainer.enable_checkpointing=false", "--checkpoint.dirpath=elsewhere"]
+)
 def test_a_flag_that_leaves_nothing_to_go_on_from_is_refused(flag: str, tmp_path) -> None:
     with pytest.raises(ValueError, match=f"{flag} leaves no checkpoint to go on from in .*: leave it out"):
         Stage(tmp_path, "student", CONFIG, 2, [flag], "")
+    Stage(tmp_path, "student", CONFIG, 2, ["--trainer.fast_dev_run=false", "--trainer.enable_checkpointing=true"], "")

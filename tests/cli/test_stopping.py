@@ -1,6 +1,7 @@
 """However a fit ends early, it says so, and the line that it prints goes on to the bits of one that did not."""
 
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 import os
 from pathlib import Path
 import re
@@ -18,6 +19,7 @@ from lit_distill import LitDistiller
 from lit_distill.checkpoint import AtomicCheckpointIO
 from lit_distill.cli import DistillCLI, main, signals
 from lit_distill.cli.checkpoints import FINISHED
+from lit_distill.cli.stopping import command
 
 ROOT = Path(__file__).parents[2]
 # 8 batches an epoch, 24 in all; with 3 batches a window 3 steps an epoch, of 3, 3 and 2 batches.
@@ -96,21 +98,28 @@ def printed(out: str) -> list[str]:
     return words[words.index("fit") + 1 :]
 
 
-@pytest.mark.parametrize("window", [1, 3])
-@pytest.mark.parametrize("batch", [2, 8, 12])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    ("number", "batch", "window"),
+    [
+        (signal.SIGTERM, 12, 3),
+        pytest.param(signal.SIGTERM, 12, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 2, 3, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 8, 3, marks=pytest.mark.slow),  # the epoch's last
+        pytest.param(signal.SIGINT, 12, 3, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 12, 3, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_a_signal_ends_with_its_code_and_a_checkpoint_of_the_moment(
     number: signal.Signals, batch: int, window: int, undisturbed: Any, monkeypatch, capfd
 ) -> None:
-    if number != signal.SIGTERM and (batch, window) != (12, 3):
-        pytest.skip("the same for every signal")
     with monkeypatch.context() as patch:
         patch.setattr(signals, "_leave_terminal", lambda: None)
         at_batch(patch, batch, send(number))
         assert fit(f"--trainer.accumulate_grad_batches={window}") == 128 + number
     out = capfd.readouterr().out
     assert f"with {batch // 8} of 3 epochs done. Resume with" in out
-    trained = {(2, 1): 2, (2, 3): 3, (8, 1): 8, (8, 3): 8, (12, 1): 12, (12, 3): 14}[batch, window]  # to a window's end
+    trained = {(12, 3): 14, (12, 1): 12, (2, 3): 3, (8, 3): 8}[batch, window]  # to a window's end
     assert last()["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"] == trained
     assert not last()[FINISHED]
     assert fit_again(out) == 0
@@ -125,7 +134,7 @@ def fit_again(out: str, *flags: str) -> int:
     return 0
 
 
-@pytest.mark.parametrize("window", [1, 3])
+@pytest.mark.parametrize("window", [pytest.param(1, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("limit", ["--trainer.max_steps=4", "--trainer.max_time=00:00:00:00"])
 def test_a_limit_within_the_epoch_gives_up_no_part_of_it(limit: str, window: int, undisturbed: Any, capfd) -> None:
     assert fit(limit, f"--trainer.accumulate_grad_batches={window}") == 0
@@ -178,6 +187,17 @@ def test_a_checkpoint_within_the_epoch_waits_for_the_end_of_the_accumulation_win
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", spy)
     fit(f"--checkpoint.{trigger}", "--trainer.accumulate_grad_batches=3", "--trainer.max_epochs=1")
     assert saved == [3, 6, 8, 8]
+
+
+def test_any_checkpoint_within_an_accumulation_window_goes_on_from_the_windows_start(undisturbed: Any) -> None:
+    own = ["ModelCheckpoint", "train_time_interval=0:00:00.001", "save_top_k=-1", "dirpath=own", "filename={step}"]
+    flags = [f"--trainer.callbacks+={own[0]}", *(f"--trainer.callbacks.{argument}" for argument in own[1:])]
+    fit(*flags, "--trainer.accumulate_grad_batches=3")
+    within = sorted(Path("own").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    counted = [last(f"own/{p.name}")["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"] for p in within]
+    place = next(i for i, c in enumerate(counted) if c["processed"] == 11)  # of two or three batches more
+    main(["fit", "--ckpt_path", str(within[place]), "--trainer.callbacks=null"])
+    assert differences(kept(last("logs/**/last.ckpt")), undisturbed(3)) == []
 
 
 def test_a_second_request_stops_at_once_and_the_last_checkpoint_is_still_named(undisturbed, monkeypatch, capfd) -> None:
@@ -282,6 +302,25 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_from_the_checkpoint_before(
         assert fit() == 1
     captured = capfd.readouterr()
     (line,) = captured.err.splitlines()
-    assert re.fullmatch(r"error: No space left on device: .*ckpt was not written; no other file was changed", line)
+    assert re.fullmatch(
+        r"error: No space left on device: .*ckpt was not written, no other file was changed: make room, then go on",
+        line,
+    )
     assert "Stopped by an error with 1 of 3 epochs done. Resume with" in captured.out
     assert fit_again(captured.out) == 0
+
+
+def test_the_printed_line_is_for_a_shell_and_for_this_interpreter(tmp_path, monkeypatch) -> None:
+    arguments = ["fit", "--ckpt_path", "my runs/last.ckpt"]
+    main_module = sys.modules["__main__"]
+    monkeypatch.setattr(main_module, "__spec__", ModuleSpec("lit_distill.cli.__main__", None))
+    assert command(arguments).endswith("-m lit_distill.cli fit --ckpt_path 'my runs/last.ckpt'")
+    assert Path(shlex.split(command(arguments))[0]).name.startswith("python")
+    monkeypatch.setattr(main_module, "__spec__", None)
+    monkeypatch.setattr(sys, "argv", ["my tools/train.py", "fit"])
+    assert command(arguments).endswith("'my tools/train.py' fit --ckpt_path 'my runs/last.ckpt'")
+    (tmp_path / "lit-distill").touch(mode=0o755)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "lit-distill"), "fit"])
+    assert shlex.split(command(arguments))[0] == str(tmp_path / "lit-distill")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert shlex.split(command(arguments)) == ["lit-distill", *arguments]
