@@ -118,7 +118,7 @@ def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
         return where + _unknown_argument(class_paths[-1], refused[1])
     unreadable = re.search(r"Problem with given class_path '([^']+)':\s*(.+)", text)
     if unreadable and re.search(r"import|attribute|module", unreadable[2], re.IGNORECASE):
-        return where + _unknown_class(unreadable[1])
+        return where + _unknown_class(unreadable[1], unreadable[2])
     return where + _innermost(text)
 
 
@@ -146,8 +146,11 @@ def _unknown_option(option: str, options: Iterable[str]) -> str:
     return f"unknown option {option}" + (f"; the nearest is {near[0]}" if near else "")
 
 
-def _unknown_class(path: str) -> str:
+def _unknown_class(path: str, reason: str = "") -> str:
     module, _, name = path.rpartition(".")
+    missing = re.match(r"No module named '([\w.]+)'", reason)
+    if missing and not module.startswith(missing[1]):  # the module is there, and needs one that is not
+        return f"importing {module} failed: ModuleNotFoundError: {missing[0]}"
     # Nothing is imported for a message: what is named here may come from a file.
     loaded = sys.modules.get(module)
     root = module.partition(".")[0]
