@@ -1,16 +1,20 @@
 """The module: the loss it computes, the guest it hosts, what it saves and how it is loaded again."""
 
 import copy
+import math
+from pathlib import Path
+import pickle
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import BaseFinetuning, EMAWeightAveraging, GradientAccumulationScheduler
 from lightning.pytorch.cli import ReduceLROnPlateau
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, ExponentialLR, OneCycleLR, StepLR
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from toys import trainer
 
 from lit_distill import (
@@ -21,6 +25,7 @@ from lit_distill import (
     SoftDistillation,
     StudentOutput,
     TimmStudent,
+    WarmupCosine,
 )
 from lit_distill.models.output import HEADS
 
@@ -249,14 +254,142 @@ def test_norms_biases_tokens_and_positions_have_no_weight_decay() -> None:
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.05]
 
 
+class Rates(Callback):
+    """Note the first group's learning rate of every batch, relative to the first one's full rate."""
+
+    def __init__(self) -> None:
+        self.rates: list[list[float]] = []
+
+    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+        self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+
+def rates_of(data: Any = None, *, callbacks: Any = (), module: Any = None, **kwargs: Any) -> list[float]:
+    """Return the learning rate of every batch of a short run, whose full rate is 1e-3."""
+    options = {name: kwargs.pop(name) for name in ("scheduler", "scheduler_interval") if name in kwargs}
+    noted = Rates()
+    run = trainer(**{"max_epochs": 4, "callbacks": [*callbacks, noted], **kwargs})
+    run.fit(distiller(**options) if module is None else module, loader() if data is None else data)
+    return [rates[0] for rates in noted.rates]
+
+
+def cosine(steps: int, each: int = 1, of: int | None = None) -> list[float]:
+    """Return the rates of the default schedule of ``of`` steps, without warm-up, ``each`` batches long."""
+    values = [5e-4 * (1 + math.cos(math.pi * step / (of or steps))) for step in range(steps)]
+    return pytest.approx([value for value in values for _ in range(each)], abs=1e-9)  # type: ignore[return-value]
+
+
+def no_warmup(optimizer: Any) -> WarmupCosine:
+    return WarmupCosine(optimizer, warmup=0.0)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "interval", "expected"),
+    [
+        (no_warmup, None, cosine(12)),
+        (no_warmup, "step", cosine(12)),
+        (no_warmup, "epoch", cosine(4, each=3)),
+        (lambda o: StepLR(o, 1, gamma=0.1), None, [10.0**-k for k in (3, 4, 5, 6) for _ in range(3)]),
+        (lambda o: StepLR(o, 1, gamma=0.1), "epoch", [10.0**-k for k in (3, 4, 5, 6) for _ in range(3)]),
+        (lambda o: StepLR(o, 6, gamma=0.1), "step", [1e-3] * 6 + [1e-4] * 6),
+        (lambda o: CosineAnnealingLR(o, 4), None, cosine(4, each=3)),
+        (lambda o: ExponentialLR(o, 0.5), None, [1e-3 * 0.5**k for k in range(4) for _ in range(3)]),
+        (lambda o: OneCycleLR(o, 1e-3, total_steps=12, pct_start=1e-9, final_div_factor=1e9), None, None),
+        (lambda o: CyclicLR(o, 1e-4, 1e-3, step_size_up=3, cycle_momentum=False), None, None),
+    ],
+)
+def test_a_schedule_steps_as_it_is_made_to_unless_told_otherwise(scheduler: Any, interval: Any, expected: Any) -> None:
+    rates = rates_of(scheduler=scheduler, scheduler_interval=interval)
+    assert len(rates) == 12
+    if expected is None:  # of these every step is another
+        assert len(set(rates[:4])) == 4
+    else:
+        assert rates == (expected if not isinstance(expected, list) else pytest.approx(expected))
+
+
+class Stream(IterableDataset[Any]):
+    """24 samples without a length."""
+
+    def __iter__(self) -> Any:
+        return iter(loader().dataset)
+
+
+def stream() -> DataLoader[Any]:
+    return DataLoader(Stream(), 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"max_steps": 12}, cosine(12)),
+        ({"limit_train_batches": 3}, cosine(12)),
+        ({"scheduler_interval": "epoch"}, cosine(4, each=3)),
+        ({"scheduler": lambda o: WarmupCosine(o, warmup=0.0, total_steps=12)}, cosine(12)),
+        ({"scheduler": None}, [1e-3] * 12),
+    ],
+)
+def test_a_loader_without_a_length(options: dict[str, Any], expected: Any) -> None:
+    with pytest.raises(ValueError, match="the training loader has no length: set the trainer's max_steps or limit"):
+        rates_of(stream())
+    assert rates_of(stream(), **{"scheduler": no_warmup, **options}) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"max_epochs": 0}, []),
+        ({"max_epochs": -1, "max_steps": 6}, cosine(6)),
+        ({"max_steps": 6}, cosine(6, of=12)),  # which may be raised later: the run is that of its epochs
+        ({"accumulate_grad_batches": 2}, cosine(8, of=8)),
+        ({"callbacks": [GradientAccumulationScheduler({0: 3, 2: 1})]}, cosine(8, of=8)),
+        ({"limit_train_batches": 1}, cosine(4)),
+        ({"overfit_batches": 1}, cosine(4)),
+    ],
+)
+def test_the_length_of_a_run_is_that_of_its_steps(options: dict[str, Any], expected: Any) -> None:
+    rates = rates_of(scheduler=no_warmup, **options)
+    assert [rate for rate, before in zip(rates, [0.0, *rates], strict=False) if rate != before] == expected
+
+
+def test_a_schedule_by_epoch_needs_a_number_of_epochs() -> None:
+    with pytest.raises(ValueError, match="WarmupCosine needs an end: set the trainer's max_epochs, or total_steps"):
+        rates_of(scheduler_interval="epoch", max_epochs=-1, max_steps=6)
+
+
+class Thaw(BaseFinetuning):
+    """Train the head alone for two epochs, then everything."""
+
+    def freeze_before_training(self, pl_module: Any) -> None:
+        self.freeze(pl_module.student)
+        self.make_trainable([pl_module.student[-1]])
+
+    def finetune_function(self, pl_module: Any, epoch: int, optimizer: Any) -> None:
+        if epoch == 2:
+            self.unfreeze_and_add_param_group(pl_module.student[0], optimizer)
+
+
+def test_layers_that_are_thawed_later_follow_the_schedule(tmp_path: Path) -> None:
+    def run(epochs: int, noted: Rates, **kwargs: Any) -> Any:
+        module = LitDistiller(convnet(), scheduler=no_warmup)
+        run = trainer(max_epochs=epochs, callbacks=[Thaw(), noted])
+        run.fit_loop.epoch_loop.max_steps = -1
+        run.fit(module, loader(), **kwargs)
+        return run
+
+    noted = Rates()
+    run(4, noted)
+    whole = [5e-4 * (1 + math.cos(math.pi * step / 12)) for step in range(12)]
+    assert [rates[0] for rates in noted.rates] == pytest.approx(whole)
+    assert [len(rates) for rates in noted.rates] == [2] * 6 + [3] * 6
+    assert [rates[2] for rates in noted.rates[6:]] == pytest.approx([rate / 10 for rate in whole[6:]])
+    run(3, Rates()).save_checkpoint(tmp_path / "a.ckpt")  # a schedule of nine steps, which goes on as one of twelve
+    again = Rates()
+    run(4, again, ckpt_path=tmp_path / "a.ckpt", weights_only=False)
+    assert [rates[2] for rates in again.rates[1:]] == pytest.approx([rates[0] / 10 for rates in again.rates[1:]])
+
+
 def test_the_schedule_steps_every_step_to_the_end_of_the_run() -> None:
-    rates: list[float] = []
-
-    class Rates(Callback):
-        def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
-            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
-
-    trainer(max_epochs=4, callbacks=Rates()).fit(distiller(), loader())
+    rates = rates_of()
     assert len(rates) == 12
     assert rates[1:] == sorted(set(rates), reverse=True)  # one step of warm-up, then down at every step
     assert max(rates) <= 1e-3
@@ -283,7 +416,7 @@ def test_checkpoints_of_python_code_load_safely_and_without_the_teacher(tmp_path
     run.save_checkpoint(tmp_path / "a.ckpt")
     checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
     assert not [key for key in checkpoint["state_dict"] if "teacher" in key]
-    assert checkpoint["hyper_parameters"] == {"alpha": 0.3, "scheduler_interval": "step", "head": "mean_probs"}
+    assert checkpoint["hyper_parameters"] == {"alpha": 0.3, "scheduler_interval": None, "head": "mean_probs"}
     again = LitDistiller.load_from_checkpoint(tmp_path / "a.ckpt", student=vit())
     assert again.teacher is None
     assert again.alpha == 0.3

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lit_distill.models.serving import predict
 from lit_distill.models.trust import build, trusting
-from lit_distill.models.weights import load_safely, load_strictly, read_state_dict
+from lit_distill.models.weights import load_safely, load_strictly, plain_names, read_state_dict
 
 # What a checkpoint says beside its weights: class names and the shape of the images it was trained on.
 ABOUT = "lit_distill_about"
@@ -94,7 +94,8 @@ def card_of(checkpoint: Any, path: str | Path) -> dict[str, Any]:
 
 def student_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the student's part of a `LitDistiller`'s state dict."""
-    return {key.removeprefix("student."): value for key, value in state.items() if key.startswith("student.")}
+    student = {key.removeprefix("student."): value for key, value in state.items() if key.startswith("student.")}
+    return plain_names(student)
 
 
 def _without_distillation(model: Any) -> bool:

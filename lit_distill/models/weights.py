@@ -1,6 +1,6 @@
 """Reading weights without running anything that comes with them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 import pickle
 import re
@@ -41,18 +41,34 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
+def plain_name(name: str) -> str:
+    """Return a parameter's name without what `torch.compile` adds to it."""
+    return name.replace("_orig_mod.", "")
+
+
+def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state dict under the names that it has without `torch.compile`, of the whole or of any part.
+
+    Example:
+        >>> list(plain_names(torch.compile(nn.Linear(1, 1)).state_dict()))
+        ['weight', 'bias']
+    """
+    return {plain_name(name): value for name, value in state.items()}
+
+
 def pick(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     """Return the part of ``state`` that a network is in, under the network's own names.
 
     Args:
-        state: A network's state dict, or that of something with the network inside: DDP, `torch.compile`, an average,
-            a `LightningModule` with a criterion.
+        state: A network's state dict, or that of something with the network inside: DDP, an average, a
+            `LightningModule` with a criterion.
         name: A parameter that the network has for sure.
 
     Example:
         >>> pick({"module.fc.weight": torch.zeros(1), "n_averaged": torch.ones(1)}, "fc.weight")
         {'fc.weight': tensor([0.])}
     """
+    state, name = plain_names(state), plain_name(name)
     prefixes = sorted((key.removesuffix(name) for key in state if key == name or key.endswith(f".{name}")), key=len)
     prefix = next((prefix for prefix in prefixes if "teacher" not in prefix), "")
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -99,7 +115,8 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: str | Path) 
     lay_out = getattr(model, "lay_out", None)
     if lay_out is not None:  # a network that follows its weights, see DistillableViT
         lay_out(state)
-    own = model.state_dict()
+    compiled_names = {plain_name(name): name for name in model.state_dict()}
+    state, own = plain_names(state), plain_names(model.state_dict())
     differences = {
         "missing": [key for key in own if key not in state],
         "unexpected": [key for key in state if key not in own],
@@ -113,7 +130,7 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: str | Path) 
         said = [f"{len(keys)} {what} ({_first(keys)})" for what, keys in differences.items() if keys]
         depths = other_depth(differences["missing"], differences["unexpected"])
         raise ValueError(f"the weights in {path} do not fit {type(model).__name__}: {depths}keys {'; '.join(said)}")
-    model.load_state_dict(state)
+    model.load_state_dict({compiled_names[name]: value for name, value in state.items()})
 
 
 def other_depth(missing: Sequence[str], unexpected: Sequence[str]) -> str:
