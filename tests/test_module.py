@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from toys import trainer
 
 from lit_distill import (
+    DKD,
     DistillableViT,
     FrozenTeacher,
     HardDistillation,
@@ -26,8 +27,10 @@ from lit_distill import (
     StudentOutput,
     TimmStudent,
     WarmupCosine,
+    load_student,
 )
 from lit_distill.models.output import HEADS
+from lit_distill.models.weights import plain_names
 
 
 def vit(classes: int = 5, **kwargs: Any) -> DistillableViT:
@@ -238,6 +241,160 @@ def test_compiled_in_place_the_student_trains_to_the_same_weights_under_its_own_
         torch.testing.assert_close(compiled.state_dict()[key], value, rtol=1e-4, atol=1e-5, msg=key)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, of what a compiled part is given
+@pytest.mark.parametrize("inside", [False, True], ids=["whole", "a part"])
+def test_a_compiled_student_is_saved_and_loaded_under_the_names_of_a_plain_one(tmp_path: Path, inside: bool) -> None:
+    def student(compiled: bool) -> Any:
+        net = vit()
+        if not compiled:
+            return net
+        if not inside:
+            return torch.compile(net, backend="eager")
+        net.encoder = torch.compile(net.encoder, backend="eager")
+        return net
+
+    saved = {}
+    for compiled in (False, True):
+        module = distiller(student=student(compiled))
+        run = trainer(max_epochs=1, callbacks=EMAWeightAveraging(decay=0.5) if compiled else None)
+        run.fit(module, loader(), loader())
+        run.save_checkpoint(tmp_path / f"{compiled}.ckpt")
+        saved[compiled] = torch.load(tmp_path / f"{compiled}.ckpt", weights_only=True)["state_dict"]
+    assert list(saved[True]) == list(saved[False])
+    # As earlier versions saved it.
+    checkpoint = torch.load(tmp_path / "True.ckpt", weights_only=True)
+    before = {f"student._orig_mod.{name.removeprefix('student.')}": value for name, value in saved[True].items()}
+    torch.save({**checkpoint, "state_dict": before}, tmp_path / "before.ckpt")
+    for name in ("True.ckpt", "before.ckpt"):
+        for compiled in (False, True):
+            again = LitDistiller.load_from_checkpoint(tmp_path / name, student=student(compiled))
+            assert all(torch.equal(value, saved[True][key]) for key, value in again.state_dict().items())
+            alone = load_student(tmp_path / name, student(compiled))
+            loaded = plain_names(alone.state_dict())
+            assert all(torch.equal(value, saved[True][f"student.{key}"]) for key, value in loaded.items())
+    resumed = distiller(student=student(False))
+    run = trainer(max_epochs=2, callbacks=EMAWeightAveraging(decay=0.5))
+    run.fit(resumed, loader(), ckpt_path=tmp_path / "True.ckpt", weights_only=True)
+
+
+def test_a_module_can_be_pickled(tmp_path: Path) -> None:
+    module = distiller()
+    run = trainer(max_epochs=1)
+    run.fit(module, loader())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    image = torch.rand(2, 3, 8, 8)
+    loaded = load_student(tmp_path / "a.ckpt", vit())
+    for original in (module, distiller(teacher=loaded), loaded):
+        copied = pickle.loads(pickle.dumps(original.eval()))
+        again = StudentOutput.of(copied(image))
+        assert all(torch.equal(a, b) for a, b in zip(again, StudentOutput.of(original(image)), strict=True))
+    copied = pickle.loads(pickle.dumps(module))
+    assert torch.equal(copied.teacher(image), module.teacher(image))
+    trainer(max_epochs=1).fit(copied.train(), loader())
+    assert pickle.loads(pickle.dumps(loaded)).predict.args[0] is not loaded
+
+
+class OwnTeacher(LitDistiller):
+    def __init__(self, width: int = 16, folder: Path = Path("weights")) -> None:
+        super().__init__(vit(), convnet(), distillation=HardDistillation(), alpha=0.3)
+        self.width = width
+
+
+class OwnTeacherAndTheRest(LitDistiller):
+    def __init__(self, student: nn.Module, width: int = 16, **kwargs: Any) -> None:
+        super().__init__(student, teacher=convnet(), distillation=HardDistillation(), scheduler=None, **kwargs)
+        self.width = width
+
+
+class OwnAlpha(OwnTeacherAndTheRest):
+    def __init__(self, student: nn.Module, width: int = 16, **kwargs: Any) -> None:
+        super().__init__(student, width, alpha=0.3, **kwargs)
+
+
+class TeacherAfterwards(LitDistiller):
+    def __init__(self, *args: Any, width: int = 16, **kwargs: Any) -> None:
+        super().__init__(*args, alpha=0.3, **kwargs)
+        self.width = width
+        self.teacher = convnet()
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "again"),
+    [
+        (OwnTeacher, {"width": 32}, ()),
+        (OwnTeacher, {"width": 32, "folder": Path("other")}, ()),
+        (OwnTeacherAndTheRest, {"student": vit(), "width": 32, "alpha": 0.3}, ("student",)),
+        (OwnAlpha, {"student": vit(), "width": 32, "head": "class"}, ("student",)),
+        (TeacherAfterwards, {"student": vit(), "width": 32, "distillation": HardDistillation()}, ("student",)),
+    ],
+)
+def test_a_subclass_that_makes_its_own_teacher(tmp_path: Path, kind: Any, given: Any, again: Any) -> None:
+    module, run = kind(**given), trainer(max_epochs=1)
+    run.fit(module, loader(), loader())
+    assert "val/teacher_accuracy" in run.callback_metrics
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = kind.load_from_checkpoint(tmp_path / "a.ckpt", **{name: given[name] for name in again})
+    assert (loaded.width, loaded.alpha, loaded.head) == (32, 0.3, given.get("head", "mean_probs"))
+    assert isinstance(loaded.teacher, FrozenTeacher)
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in module.state_dict().items())
+    loaded = kind.load_from_checkpoint(tmp_path / "a.ckpt", **{name: given[name] for name in again}, width=64)
+    assert loaded.width == 64
+
+
+def test_a_network_cannot_teach_itself() -> None:
+    net = convnet()
+    for student, teacher in ((net, net), (nn.Sequential(net), net), (net, nn.Sequential(net))):
+        with pytest.raises(ValueError, match="student and teacher are one network, and a teacher is frozen"):
+            LitDistiller(student, teacher, distillation=HardDistillation())
+    module = LitDistiller(net, copy.deepcopy(net), distillation=HardDistillation())
+    with pytest.raises(ValueError, match="student and teacher are one network"):
+        module.teacher = net
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    with pytest.raises(ValueError, match="student and teacher are one network"):
+        module.student = module.teacher.model
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+@pytest.mark.parametrize("distillation", [DKD(), HardDistillation(), None], ids=["DKD", "hard", "none"])
+def test_classes_may_be_of_any_integer_type(dtype: torch.dtype, distillation: Any) -> None:
+    images, labels = loader().dataset.tensors  # type: ignore[attr-defined]
+    logged = []
+    for target in (labels, labels.to(dtype)):
+        run, data = trainer(max_epochs=1), DataLoader(TensorDataset(images, target), 8)
+        run.fit(distiller(distillation=distillation), data, data)
+        logged.append(run.callback_metrics)
+    assert logged[0] == logged[1]
+
+
+class Infinite(nn.Module):
+    """Its second head's outputs are infinite, or sum up to infinity, in half precision."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.net, self.second, self.factor = convnet(), nn.Linear(5, 5), factor
+
+    def forward(self, image: torch.Tensor) -> StudentOutput:
+        logits = self.net(image / 255)
+        return StudentOutput(logits, self.second(logits).half() * 0 + self.factor)
+
+
+@pytest.mark.parametrize("factor", [6e4, float("inf"), float("nan")])
+def test_a_head_that_nothing_trains_cannot_spoil_the_loss(factor: float) -> None:
+    module = LitDistiller(Infinite(factor))
+    module.log = module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign,assignment]
+    loss = module.training_step(next(iter(loader())), 0)
+    loss.backward()
+    assert loss.isfinite()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in module.parameters())
+    assert all(not parameter.grad.any() for parameter in module.student.second.parameters())
+
+
+def test_clips_gradients_of_the_fused_default_in_mixed_precision() -> None:
+    run = trainer(max_epochs=1, precision="bf16-mixed", gradient_clip_val=0.1)
+    run.fit(distiller(), loader())
+    assert run.optimizers[0].param_groups[0]["fused"]
+
+
 def test_norms_biases_tokens_and_positions_have_no_weight_decay() -> None:
     module = distiller()
     plain, decayed = module.parameter_groups()
@@ -372,8 +529,8 @@ def test_layers_that_are_thawed_later_follow_the_schedule(tmp_path: Path) -> Non
     def run(epochs: int, noted: Rates, **kwargs: Any) -> Any:
         module = LitDistiller(convnet(), scheduler=no_warmup)
         run = trainer(max_epochs=epochs, callbacks=[Thaw(), noted])
-        run.fit_loop.epoch_loop.max_steps = -1
-        run.fit(module, loader(), **kwargs)
+        images, labels = loader().dataset.tensors  # type: ignore[attr-defined]
+        run.fit(module, DataLoader(TensorDataset(images / 255, labels), 8), **kwargs)
         return run
 
     noted = Rates()

@@ -1,9 +1,9 @@
 """A trained student as files, and back."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 import json
 from pathlib import Path
-from types import MethodType
 from typing import Any
 import warnings
 
@@ -60,7 +60,7 @@ def load_student(path: str | Path, student: nn.Module | None = None, *, trust: s
             student = build(described, path)
     load_strictly(student, state, weights)
     student.eval().card = card
-    student.predict = MethodType(predict, student)  # a method of the object: any class may be a student
+    student.predict = partial(predict, student)  # of the object, as any class may be a student; pickle can copy it
     return student
 
 
