@@ -77,7 +77,7 @@ class DigitsDataModule(ImageDataModule):
 
 
 class _Affine(nn.Module):
-    """``v2.RandomAffine(10, (0.1, 0.1), (0.9, 1.1), 5, "bilinear")`` of 8x8 pixels, draw for draw in a tenth of the time."""
+    """The same draws and pixels as ``v2.RandomAffine(10, (0.1, 0.1), (0.9, 1.1), 5, "bilinear")``, for 8x8 images."""
 
     def __init__(self) -> None:
         super().__init__()

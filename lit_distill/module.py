@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterable
 import copy
 import inspect
-from itertools import chain
 from pathlib import Path
 import sys
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -23,11 +22,10 @@ from lit_distill.models.finite import refuse_not_finite
 from lit_distill.models.output import HEADS, Head
 from lit_distill.models.saved import ABOUT
 from lit_distill.models.trust import check_run, is_own, sign, trusting, without_weights
-from lit_distill.models.weights import load_safely, plain_name
+from lit_distill.models.weights import load_safely, save_under_plain_names
 from lit_distill.optimizer import parameter_groups, use_fused_kernel
 from lit_distill.padding import SampleCounter
 from lit_distill.schedule import Interval, WarmupCosine, interval_of, length_of
-
 
 _OBJECTS = ("student", "teacher", "criterion", "distillation", "optimizer", "scheduler")
 
@@ -117,8 +115,7 @@ class LitDistiller(LightningModule):
         self.scheduler_interval = scheduler_interval
         self._about: dict[str, Any] = {}
         self._counter = SampleCounter()
-        self.register_state_dict_post_hook(_name_plainly)
-        self.register_load_state_dict_pre_hook(_name_as_compiled)
+        save_under_plain_names(self)
 
     @property
     def predicts(self) -> Head:
@@ -354,25 +351,6 @@ default_optimizer.__name__ = default_optimizer.__qualname__ = "default_optimizer
 def _integer_labels(target: Tensor) -> Tensor:
     """Return classes of any integer type as int64, which is what losses index with."""
     return target if target.is_floating_point() else target.long()
-
-
-def _name_plainly(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
-    """Have a checkpoint name a compiled student's parameters as those of the plain one."""
-    _rename(state, prefix, plain_name)
-
-
-def _name_as_compiled(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Take a checkpoint's parameters for those of the module, compiled or not, on either side."""
-    tensors = chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
-    own = {plain_name(name): name for name, _ in tensors}
-    _rename(state, prefix, lambda name: own.get(plain_name(name), name))
-
-
-def _rename(state: dict[str, Any], prefix: str, name_of: Callable[[str], str]) -> None:
-    """Rename in place what is under the prefix, and keep the order."""
-    for name in list(state):
-        value = state.pop(name)
-        state[prefix + name_of(name.removeprefix(prefix)) if name.startswith(prefix) else name] = value
 
 
 def _refuse_shared(network: Any, other: Any) -> None:

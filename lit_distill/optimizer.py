@@ -3,7 +3,6 @@
 from typing import Any
 
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]  # exported, but not declared so
-import torch
 from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 
@@ -45,6 +44,7 @@ def use_fused_kernel(optimizer: Optimizer) -> None:
     itself, and Lightning refuses to clip those.
 
     Example:
+        >>> import torch
         >>> optimizer = AdamW([nn.Parameter(torch.zeros(2))])
         >>> use_fused_kernel(optimizer)
         >>> optimizer.param_groups[0]["fused"]

@@ -10,7 +10,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
 from typing_extensions import override
 
-
 Interval = Literal["step", "epoch"]
 
 

@@ -1,6 +1,7 @@
 """Reading weights without running anything that comes with them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 import pickle
 import re
@@ -50,10 +51,40 @@ def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state dict under the names that it has without `torch.compile`, of the whole or of any part.
 
     Example:
-        >>> list(plain_names(torch.compile(nn.Linear(1, 1)).state_dict()))
-        ['weight', 'bias']
+        >>> plain_names({"blocks.0._orig_mod.bias": torch.zeros(1)})
+        {'blocks.0.bias': tensor([0.])}
     """
     return {plain_name(name): value for name, value in state.items()}
+
+
+def save_under_plain_names(module: nn.Module) -> None:
+    """Have the module save its parameters under their `plain_names`, and load them under either.
+
+    Example:
+        >>> module = nn.ModuleDict({"_orig_mod": nn.Linear(1, 1)})
+        >>> save_under_plain_names(module)
+        >>> list(module.state_dict())
+        ['weight', 'bias']
+    """
+    module.register_state_dict_post_hook(_to_plain_names)  # type: ignore[no-untyped-call]
+    module.register_load_state_dict_pre_hook(_to_own_names)  # type: ignore[no-untyped-call]
+
+
+def _to_plain_names(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
+    _rename(state, prefix, plain_name)
+
+
+def _to_own_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    tensors = chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
+    own = {plain_name(name): name for name, _ in tensors}
+    _rename(state, prefix, lambda name: own.get(plain_name(name), name))
+
+
+def _rename(state: dict[str, Any], prefix: str, name_of: Callable[[str], str]) -> None:
+    """Rename in place what is under the prefix, and keep the order."""
+    for name in list(state):
+        value = state.pop(name)
+        state[prefix + name_of(name.removeprefix(prefix)) if name.startswith(prefix) else name] = value
 
 
 def pick(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
