@@ -178,4 +178,5 @@ def _logits_and_target(criterion: nn.Module, args: tuple[Any, ...], kwargs: dict
     if len(args) < 2 or not all(isinstance(arg, Tensor) for arg in args[:2]):
         got = ", ".join(type(arg).__name__ for arg in args)
         raise ValueError(f"retrospection needs a criterion that is called with (logits, target), got ({got})")
-    return args[0], args[1]
+    logits, target = args[:2]
+    return logits, target if target.is_floating_point() else target.long()

@@ -29,4 +29,7 @@ class StepSeed(Callback):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         seed = global_seed() if self.seed is None else self.seed
-        torch.manual_seed(derive_seed(seed, trainer.current_epoch, batch_idx, trainer.global_rank))
+        key = derive_seed(seed, trainer.current_epoch, batch_idx, trainer.global_rank)
+        # While CUDA is not initialised, torch.manual_seed formats a stack trace for it, at each step.
+        on_cpu = pl_module.device.type == "cpu" and not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        (torch.default_generator.manual_seed if on_cpu else torch.manual_seed)(key)

@@ -92,7 +92,7 @@ class TeacherCheck(Callback):
                     logits, target = teacher(image)[:count], target[:count]
                     answer = logits.argmax(dim=1)
                     broken += (~logits.isfinite().all(dim=1)).sum()
-                    labels = target if target.dim() == 1 else target.argmax(dim=1)
+                    labels = target.long() if target.dim() == 1 else target.argmax(dim=1)
                     place = labels * len(answers) + answer if few else (labels != answer).long()
                     answers += torch.bincount(place, minlength=answers.numel()).view_as(answers)
         sums = (trainer.strategy.reduce(counts, reduce_op="sum") for counts in (answers, broken))

@@ -1,13 +1,14 @@
 """scikit-learn's handwritten digits."""
 
+import math
 from typing import Any
 
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import Dataset
-from torchvision.transforms import InterpolationMode, v2
 from typing_extensions import override
 
 from lit_distill.datamodules.base import ImageDataModule
@@ -56,9 +57,7 @@ class DigitsDataModule(ImageDataModule):
         mixing: Mixing | None = None,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed, repeats, mixing)
-        self.train_transform = train_transform or v2.RandomAffine(
-            degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1), shear=5, interpolation=InterpolationMode.BILINEAR
-        )
+        self.train_transform = train_transform or _Affine()
 
     @property
     @override
@@ -75,6 +74,33 @@ class DigitsDataModule(ImageDataModule):
         train, held_out = train_test_split(rows, test_size=0.2, stratify=targets, random_state=42)
         self.train_set = _Digits(images[train], targets[train], self.train_transform)
         self.val_set = self.test_set = self.predict_set = _Digits(images[held_out], targets[held_out])
+
+
+class _Affine(nn.Module):
+    """The same draws and pixels as ``v2.RandomAffine(10, (0.1, 0.1), (0.9, 1.1), 5, "bilinear")``, for 8x8 images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        centres = torch.linspace(-3.5, 3.5, 8)
+        y, x = torch.meshgrid(centres, centres, indexing="ij")
+        self.pixels = torch.stack([x, y, torch.ones(8, 8)], dim=-1).view(64, 3)
+        self.inside = torch.ones(1, 8, 8)
+        # Degrees, pixels right and down, size, degrees.
+        self.least = torch.tensor([-10, -0.8, -0.8, 0.9, -5])
+        self.spread = torch.tensor([10, 0.8, 0.8, 1.1, 5]) - self.least
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Move, turn, shear and scale an image ``(1, 8, 8)``; what comes from outside it is 0."""
+        angle, x, y, scale, shear = torch.addcmul(self.least, torch.rand(5), self.spread).tolist()
+        turn, lean, x, y = math.radians(angle), math.tan(math.radians(shear)), round(x), round(y)
+        # From a pixel of the result to its place in the image, in halves of a side: the inverse of all four.
+        cos, sin = math.cos(turn) / (4 * scale), math.sin(turn) / (4 * scale)
+        a, b, c, d = cos - lean * sin, sin + lean * cos, -sin, cos
+        grid = self.pixels @ torch.tensor([[a, c], [b, d], [-a * x - b * y, -c * x - d * y]])
+        sampled = F.grid_sample(
+            torch.stack([image, self.inside], dim=1), grid.view(1, 8, 8, 2), padding_mode="zeros", align_corners=False
+        )
+        return sampled[:, 0] * sampled[:, 1]
 
 
 class _Digits(Dataset[tuple[Tensor, int]]):

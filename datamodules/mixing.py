@@ -85,7 +85,7 @@ class Mixing:
         if not image.is_floating_point():
             image = image / 255
         if target.dim() == 1:
-            target = F.one_hot(target, num_classes)
+            target = F.one_hot(target.long(), num_classes)
         target = target.float()
         with seeded(derive_seed(_MIX, *key), ["torch"]):
             mixed, switch = torch.rand(2, device="cpu").tolist()

@@ -3,15 +3,15 @@
 from collections.abc import Callable, Iterable
 import copy
 import inspect
-import math
 from pathlib import Path
-from typing import Any, Literal, Self
+import sys
+from typing import Any, Self
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.parsing import collect_init_args
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]  # exported, but not declared so
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
@@ -24,9 +24,12 @@ from lit_distill.models.output import HEADS, Head
 from lit_distill.models.saved import ABOUT
 from lit_distill.models.signature import is_own, sign
 from lit_distill.models.trust import class_named, described_by, trusting, without_weights
-from lit_distill.models.weights import load_safely
+from lit_distill.models.weights import load_safely, save_under_plain_names
+from lit_distill.optimizer import parameter_groups, use_fused_kernel
 from lit_distill.padding import SampleCounter
-from lit_distill.schedule import WarmupCosine
+from lit_distill.schedule import Interval, WarmupCosine, interval_of, length_of
+
+_OBJECTS = ("student", "teacher", "criterion", "distillation", "optimizer", "scheduler")
 
 
 class LitDistiller(LightningModule):
@@ -49,10 +52,12 @@ class LitDistiller(LightningModule):
             or `SoftDistillation`; None trains without, and the class head then answers alone.
         alpha: Weight of the distillation loss, in 0..1.
         optimizer: Makes the optimizer from parameter groups. Norms, biases, tokens, position embeddings and all other
-            vectors are in a group without weight decay.
-        scheduler: Makes the scheduler from the optimizer; `WarmupCosine` is given the run's number of steps unless it
-            has one. None keeps the learning rate.
-        scheduler_interval: When the scheduler steps, ``"step"`` or ``"epoch"``.
+            vectors are in a group without weight decay. Adam and AdamW use their fused kernel unless ``fused`` or
+            ``foreach`` says otherwise.
+        scheduler: Makes the scheduler from the optimizer; `WarmupCosine` is given the run's length unless it has one.
+            None keeps the learning rate.
+        scheduler_interval: When the scheduler steps, ``"step"`` or ``"epoch"``. By default `WarmupCosine`,
+            ``OneCycleLR`` and ``CyclicLR`` step by step, all others by epoch.
         head: What predicts: the ``"class"`` head, the ``"distill"`` head, or both by ``"mean_logits"`` (DeiT's code) or
             ``"mean_probs"``, the mean of their softmaxes (DeiT's paper).
 
@@ -60,8 +65,9 @@ class LitDistiller(LightningModule):
         ``predict_step`` returns probabilities ``(B, K)``.
 
     Raises:
-        ValueError: If ``alpha`` or the criterion's label smoothing is not in 0..1; before the first step, if there is a
-            distillation loss without a teacher, or student, teacher and data differ in their number of classes.
+        ValueError: If ``alpha`` or the criterion's label smoothing is not in 0..1, or student and teacher share
+            parameters; before the first step, if there is a distillation loss without a teacher, student, teacher and
+            data differ in their number of classes, nothing is trainable, or the schedule's length is unknown.
 
     Source:
         Touvron et al., arXiv 2012.12877, section 3.
@@ -86,7 +92,7 @@ class LitDistiller(LightningModule):
         alpha: float = 0.5,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.05),
         scheduler: LRSchedulerCallable | None = WarmupCosine,
-        scheduler_interval: Literal["step", "epoch"] = "step",
+        scheduler_interval: Interval | None = None,
         head: Head = "mean_probs",
     ) -> None:
         super().__init__()
@@ -95,12 +101,13 @@ class LitDistiller(LightningModule):
         smoothing = getattr(criterion, "label_smoothing", 0.0)
         if not 0 <= smoothing <= 1:
             raise ValueError(f"label_smoothing must be in [0, 1], got {smoothing}")
-        if scheduler_interval not in ("step", "epoch"):
+        if scheduler_interval not in (None, "step", "epoch"):
             raise ValueError(f"scheduler_interval must be 'step' or 'epoch', got {scheduler_interval!r}")
         if head not in HEADS:
             raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
         self._save_hyperparameters()
         self.student = student
+        self.head: Head = head
         self.teacher = teacher  # type: ignore[assignment]  # see __setattr__
         self.criterion = nn.CrossEntropyLoss() if criterion is None else criterion
         self.distillation = distillation
@@ -108,11 +115,9 @@ class LitDistiller(LightningModule):
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.scheduler_interval = scheduler_interval
-        self.head: Head = head
         self._about: dict[str, Any] = {}
-        self.val_metrics = DistillationMetrics(teacher=self.teacher is not None, head=head)
-        self.test_metrics = DistillationMetrics(teacher=self.teacher is not None, head=head)
         self._counter = SampleCounter()
+        save_under_plain_names(self)
 
     @property
     def predicts(self) -> Head:
@@ -127,7 +132,7 @@ class LitDistiller(LightningModule):
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        image, target = batch[0], batch[1]
+        image, target = batch[0], _integer_labels(batch[1])
         self._about["image_shape"] = list(image.shape[1:])
         self._about["image_dtype"] = "float" if image.is_floating_point() else "uint8"
         output = StudentOutput.of(self.student(image))
@@ -138,7 +143,8 @@ class LitDistiller(LightningModule):
             loss = (1 - self.alpha) * loss + self.alpha * distillation
             terms["train/distillation"] = distillation.detach()
         else:
-            loss = loss + 0.0 * output.distill_logits.sum()  # DDP wants every parameter to take part
+            # DDP wants every parameter to take part: the sum of no row is 0 with gradient 0, even of infinite logits.
+            loss = loss + output.distill_logits[:0].sum()
         how: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(image), "sync_dist": True}
         self.log("train/loss", loss.detach(), prog_bar=True, **how)
         self.log_dict(terms, **how)
@@ -217,25 +223,21 @@ class LitDistiller(LightningModule):
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer(self.parameter_groups())
+        use_fused_kernel(optimizer)
         if self.make_scheduler is None:
             return optimizer
         scheduler = self.make_scheduler(optimizer)
+        interval = self.scheduler_interval or interval_of(scheduler)
         if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
-            scheduler.start(_steps_of(self.trainer))
-        config: Any = {"scheduler": scheduler, "interval": self.scheduler_interval}
+            scheduler.start(length_of(self.trainer, interval))
+        config: Any = {"scheduler": scheduler, "interval": interval}
         if hasattr(scheduler, "monitor"):  # Lightning's ReduceLROnPlateau says what it watches
             config["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the trainable parameters in two groups: without weight decay, and with the optimizer's own."""
-        exempt: set[str] = getattr(self.student, "no_weight_decay", set)()
-        # The rate itself is the optimizer's to say; any but zero makes timm sort the parameters.
-        plain, decayed = param_groups_weight_decay(
-            self, weight_decay=1.0, no_weight_decay_list=[f"student.{name}" for name in exempt]
-        )
-        groups = [{"params": plain["params"], "weight_decay": 0.0}, {"params": decayed["params"]}]
-        return [group for group in groups if group["params"]]
+        """Return the trainable parameters without weight decay, and those with the optimizer's own."""
+        return parameter_groups(self)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -264,12 +266,14 @@ class LitDistiller(LightningModule):
         Raises:
             ValueError: If there is no such file, it is damaged, or names what it may not name.
         """
-        kwargs.setdefault("teacher", None)
         if kwargs.pop("hparams_file", None) is not None or len(args) > 1:
             raise ValueError("hparams_file is not read: give arguments by name")
         path = Path(checkpoint_path)
         checkpoint = load_safely(path, "checkpoint", mmap=True)
         named = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY) or {}
+        # Unless a subclass makes its own.
+        if "teacher" in inspect.signature(cls).parameters or "teacher" in named:
+            kwargs.setdefault("teacher", None)
         own = is_own(named, (checkpoint.get(ABOUT) or {}).get("signature"))
         # Older names of the key, which Lightning reads too, but no version of this module has written.
         if any(key in checkpoint for key in ("hparams", "module_arguments")):
@@ -281,6 +285,8 @@ class LitDistiller(LightningModule):
                 return super().load_from_checkpoint(path, *args, **{"weights_only": True, **kwargs})
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("student", "teacher"):
+            _refuse_shared(value, getattr(self, "teacher" if name == "student" else "student", None))
         if name != "teacher":
             super().__setattr__(name, value)
             return
@@ -288,6 +294,7 @@ class LitDistiller(LightningModule):
         if value is not None and not isinstance(value, FrozenTeacher):
             value = FrozenTeacher(value)
         object.__setattr__(self, name, value)
+        self.val_metrics, self.test_metrics = (DistillationMetrics(value is not None, self.head) for _ in range(2))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy without the teacher: a copy is there for its weights, and moving it must not move the teacher."""
@@ -307,7 +314,7 @@ class LitDistiller(LightningModule):
     def _measure(
         self, batch: Any, metrics: DistillationMetrics, stage: str, batch_idx: int, dataloader_idx: int
     ) -> None:
-        image, target = batch[0], batch[1]
+        image, target = batch[0], _integer_labels(batch[1])
         output = self(image)
         teacher_logits = None if self.teacher is None else self.teacher(image)
         count = self._counter.count(self._loader(stage, dataloader_idx), batch_idx, len(target), dataloader_idx)
@@ -331,25 +338,38 @@ class LitDistiller(LightningModule):
         return loaders[dataloader_idx] if isinstance(loaders, (list, tuple)) else loaders
 
     def _save_hyperparameters(self) -> None:
-        arguments = list(inspect.signature(LitDistiller.__init__).parameters)[1:]
-        self.save_hyperparameters(ignore=arguments)
+        constructors = collect_init_args(sys._getframe(1), [], classes=(LitDistiller,))
+        # A subclass is made again from its own arguments; its code says what it gives to its base.
+        given = constructors[-1]
+        kept = {name for name, value in given.items() if not (callable(value) or (value is None and name in _OBJECTS))}
+        self.save_hyperparameters(ignore=[name for names in constructors for name in names if name not in kept])
+        for name, value in self.hparams.items():
+            if isinstance(value, Path):  # which is refused in a file that is loaded safely
+                self.hparams[name] = str(value)
         # The command line describes modules and callables by class path; objects would make the file unsafe to load.
         if "_instantiator" in self.hparams:
             self.save_hyperparameters()
             # A checkpoint brings its weights: what they once started from may be gone by then.
             self.hparams["student"] = without_weights(self.hparams.get("student"))
-        else:
-            self.save_hyperparameters("alpha", "scheduler_interval", "head")
 
 
-def _steps_of(trainer: Trainer) -> int:
-    """Return the optimizer steps of all epochs: ``max_steps`` may end a run before, but is not its length then."""
-    steps, epochs = trainer.estimated_stepping_batches, trainer.max_epochs
-    if epochs not in (None, -1) and isinstance(trainer.num_training_batches, int):
-        return max(1, epochs) * math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-    if steps == float("inf"):
-        raise ValueError("WarmupCosine needs an end: set the trainer's max_epochs or max_steps, or total_steps")
-    return int(steps)
+# The command line reads this default's arguments in its source; pickle finds it by its name.
+default_optimizer = inspect.signature(LitDistiller).parameters["optimizer"].default
+default_optimizer.__name__ = default_optimizer.__qualname__ = "default_optimizer"
+
+
+def _integer_labels(target: Tensor) -> Tensor:
+    """Return classes of any integer type as int64, which is what losses index with."""
+    return target if target.is_floating_point() else target.long()
+
+
+def _refuse_shared(network: Any, other: Any) -> None:
+    if isinstance(network, nn.Module) and isinstance(other, nn.Module):
+        shared = {id(p) for p in network.parameters()} & {id(p) for p in other.parameters()}
+        if shared:
+            raise ValueError(
+                "student and teacher are one network, and a teacher is frozen: give copy.deepcopy of it as the teacher"
+            )
 
 
 def _check_hyper_parameters(named: Any, cls: type[Any], path: Path) -> None:

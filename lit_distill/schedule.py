@@ -1,26 +1,33 @@
-"""Learning-rate schedule."""
+"""Learning-rate schedules: their length, and when they step."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
 from typing_extensions import override
+
+Interval = Literal["step", "epoch"]
 
 
 class WarmupCosine(LRScheduler):
-    """Linear warm-up from zero, then half a cosine down to ``min_ratio``, stepping once per optimizer step.
+    """Linear warm-up from zero, then half a cosine down to ``min_ratio``.
+
+    Layers that are thawed in the middle of a run begin with the rate that their group is added with, and follow the
+    schedule from then on.
 
     Args:
         optimizer: The optimizer whose learning rates are scaled.
-        warmup: Share of the steps that warm up, in [0, 1).
+        warmup: Share of the steps that warm up, in [0, 1); at least one step is left for the cosine.
         min_ratio: Share of the learning rate that is left at the end, in 0..1.
-        total_steps: Steps of the whole run, >= 1. None leaves the learning rate alone until `start` is called, which
-            `LitDistiller` does with the trainer's number of steps.
+        total_steps: Calls of ``step`` in the whole run, >= 1. None if `start` will tell it before the first of them:
+            `LitDistiller` does so with the trainer's number of steps or epochs.
 
     Raises:
-        ValueError: If a value is out of range.
+        ValueError: If a value is out of range, or ``step`` is called before the number of steps is known.
 
     Example:
         >>> import torch
@@ -38,27 +45,29 @@ class WarmupCosine(LRScheduler):
     def __init__(
         self, optimizer: Optimizer, warmup: float = 0.05, min_ratio: float = 0.0, total_steps: int | None = None
     ) -> None:
-        if total_steps is not None and total_steps < 1:
-            raise ValueError(f"total_steps must be >= 1, got {total_steps}")
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup must be in [0, 1), got {warmup}")
         if not 0 <= min_ratio <= 1:
             raise ValueError(f"min_ratio must be in [0, 1], got {min_ratio}")
         self.warmup = warmup
         self.min_ratio = min_ratio
-        self.total_steps = total_steps
+        self.total_steps = _at_least_one(total_steps)
         super().__init__(optimizer)
 
     def start(self, total_steps: int) -> None:
         """Set the number of steps, unless it is set, and the learning rates of the first of them."""
         if self.total_steps is None:
-            self.total_steps = total_steps
+            self.total_steps = _at_least_one(total_steps)
             self._last_lr = self.get_lr()
             for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
                 group["lr"] = rate
 
     @override
     def get_lr(self) -> list[float | Tensor]:
+        if self.total_steps is None and self.last_epoch > 0:
+            raise ValueError("WarmupCosine does not know its length: give it total_steps, or call start(total_steps)")
+        for group in self.optimizer.param_groups[len(self.base_lrs) :]:  # thawed since the last step
+            self.base_lrs.append(group["lr"] / (self._scale(self.last_epoch - 1) or 1.0))
         return [rate * self._scale(self.last_epoch) for rate in self.base_lrs]
 
     @override
@@ -69,8 +78,52 @@ class WarmupCosine(LRScheduler):
     def _scale(self, step: int) -> float:
         if self.total_steps is None:
             return 1.0
-        warmup_steps = round(self.warmup * self.total_steps)
+        warmup_steps = min(round(self.warmup * self.total_steps), self.total_steps - 1)
         if step < warmup_steps:
             return (step + 1) / warmup_steps
         progress = min(1.0, (step - warmup_steps) / (self.total_steps - warmup_steps))
         return self.min_ratio + (1 - self.min_ratio) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def interval_of(scheduler: Any) -> Interval:
+    """Return when a scheduler is made to step: these three of torch's and ours count steps, all others epochs."""
+    return "step" if isinstance(scheduler, (WarmupCosine, OneCycleLR, CyclicLR)) else "epoch"
+
+
+def length_of(trainer: Trainer, interval: Interval) -> int:
+    """Return the steps or epochs of a whole run, which is all its epochs: ``max_steps`` may only end it before.
+
+    Raises:
+        ValueError: If the run has no end, or steps cannot be counted because the training loader has no length.
+    """
+    # Lightning makes the training loader when it is asked for this. Without a length, its answer is max_steps, or -1.
+    steps, epochs, batches = trainer.estimated_stepping_batches, trainer.max_epochs, trainer.num_training_batches
+    if epochs is not None and epochs != -1:
+        epochs = max(1, epochs)
+        if interval == "epoch":
+            return epochs
+        if isinstance(batches, int):
+            return max(1, sum(math.ceil(batches / accumulated) for accumulated in _accumulation(trainer, epochs)))
+        if trainer.max_steps == -1:
+            raise ValueError(
+                "WarmupCosine needs the number of steps, but the training loader has no length: set the trainer's "
+                "max_steps or limit_train_batches, the schedule's total_steps, or scheduler_interval='epoch'"
+            )
+    elif interval == "epoch" or trainer.max_steps == -1:
+        other = "" if interval == "epoch" else " or max_steps"
+        raise ValueError(f"WarmupCosine needs an end: set the trainer's max_epochs{other}, or total_steps")
+    return int(steps)
+
+
+def _accumulation(trainer: Trainer, epochs: int) -> list[int]:
+    """Return how many batches make a step, in each epoch."""
+    planned = next((c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)), None)  # type: ignore[attr-defined]
+    if planned is None:
+        return [trainer.accumulate_grad_batches] * epochs
+    return [planned.get_accumulate_grad_batches(epoch) for epoch in range(epochs)]
+
+
+def _at_least_one(total_steps: int | None) -> int | None:
+    if total_steps is not None and total_steps < 1:
+        raise ValueError(f"total_steps must be >= 1, got {total_steps}")
+    return total_steps

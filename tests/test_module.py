@@ -1,19 +1,24 @@
 """The module: the loss it computes, the guest it hosts, what it saves and how it is loaded again."""
 
 import copy
+import math
+from pathlib import Path
+import pickle
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import BaseFinetuning, EMAWeightAveraging, GradientAccumulationScheduler
 from lightning.pytorch.cli import ReduceLROnPlateau
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, ExponentialLR, OneCycleLR, StepLR
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from toys import trainer
 
 from lit_distill import (
+    DKD,
     DistillableViT,
     FrozenTeacher,
     HardDistillation,
@@ -21,8 +26,11 @@ from lit_distill import (
     SoftDistillation,
     StudentOutput,
     TimmStudent,
+    WarmupCosine,
+    load_student,
 )
 from lit_distill.models.output import HEADS
+from lit_distill.models.weights import plain_names
 
 
 def vit(classes: int = 5, **kwargs: Any) -> DistillableViT:
@@ -244,6 +252,160 @@ def test_compiled_in_place_the_student_trains_to_the_same_weights_under_its_own_
         torch.testing.assert_close(compiled.state_dict()[key], value, rtol=1e-4, atol=1e-5, msg=key)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, of what a compiled part is given
+@pytest.mark.parametrize("inside", [False, True], ids=["whole", "a part"])
+def test_a_compiled_student_is_saved_and_loaded_under_the_names_of_a_plain_one(tmp_path: Path, inside: bool) -> None:
+    def student(compiled: bool) -> Any:
+        net = vit()
+        if not compiled:
+            return net
+        if not inside:
+            return torch.compile(net, backend="eager")
+        net.encoder = torch.compile(net.encoder, backend="eager")
+        return net
+
+    saved = {}
+    for compiled in (False, True):
+        module = distiller(student=student(compiled))
+        run = trainer(max_epochs=1, callbacks=EMAWeightAveraging(decay=0.5) if compiled else None)
+        run.fit(module, loader(), loader())
+        run.save_checkpoint(tmp_path / f"{compiled}.ckpt")
+        saved[compiled] = torch.load(tmp_path / f"{compiled}.ckpt", weights_only=True)["state_dict"]
+    assert list(saved[True]) == list(saved[False])
+    # As earlier versions saved it.
+    checkpoint = torch.load(tmp_path / "True.ckpt", weights_only=True)
+    before = {f"student._orig_mod.{name.removeprefix('student.')}": value for name, value in saved[True].items()}
+    torch.save({**checkpoint, "state_dict": before}, tmp_path / "before.ckpt")
+    for name in ("True.ckpt", "before.ckpt"):
+        for compiled in (False, True):
+            again = LitDistiller.load_from_checkpoint(tmp_path / name, student=student(compiled))
+            assert all(torch.equal(value, saved[True][key]) for key, value in again.state_dict().items())
+            alone = load_student(tmp_path / name, student(compiled))
+            loaded = plain_names(alone.state_dict())
+            assert all(torch.equal(value, saved[True][f"student.{key}"]) for key, value in loaded.items())
+    resumed = distiller(student=student(False))
+    run = trainer(max_epochs=2, callbacks=EMAWeightAveraging(decay=0.5))
+    run.fit(resumed, loader(), ckpt_path=tmp_path / "True.ckpt", weights_only=True)
+
+
+def test_a_module_can_be_pickled(tmp_path: Path) -> None:
+    module = distiller()
+    run = trainer(max_epochs=1)
+    run.fit(module, loader())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    image = torch.rand(2, 3, 8, 8)
+    loaded = load_student(tmp_path / "a.ckpt", vit())
+    for original in (module, distiller(teacher=loaded), loaded):
+        copied = pickle.loads(pickle.dumps(original.eval()))
+        again = StudentOutput.of(copied(image))
+        assert all(torch.equal(a, b) for a, b in zip(again, StudentOutput.of(original(image)), strict=True))
+    copied = pickle.loads(pickle.dumps(module))
+    assert torch.equal(copied.teacher(image), module.teacher(image))
+    trainer(max_epochs=1).fit(copied.train(), loader())
+    assert pickle.loads(pickle.dumps(loaded)).predict.args[0] is not loaded
+
+
+class OwnTeacher(LitDistiller):
+    def __init__(self, width: int = 16, folder: Path = Path("weights")) -> None:
+        super().__init__(vit(), convnet(), distillation=HardDistillation(), alpha=0.3)
+        self.width = width
+
+
+class OwnTeacherAndTheRest(LitDistiller):
+    def __init__(self, student: nn.Module, width: int = 16, **kwargs: Any) -> None:
+        super().__init__(student, teacher=convnet(), distillation=HardDistillation(), scheduler=None, **kwargs)
+        self.width = width
+
+
+class OwnAlpha(OwnTeacherAndTheRest):
+    def __init__(self, student: nn.Module, width: int = 16, **kwargs: Any) -> None:
+        super().__init__(student, width, alpha=0.3, **kwargs)
+
+
+class TeacherAfterwards(LitDistiller):
+    def __init__(self, *args: Any, width: int = 16, **kwargs: Any) -> None:
+        super().__init__(*args, alpha=0.3, **kwargs)
+        self.width = width
+        self.teacher = convnet()
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "again"),
+    [
+        (OwnTeacher, {"width": 32}, ()),
+        (OwnTeacher, {"width": 32, "folder": Path("other")}, ()),
+        (OwnTeacherAndTheRest, {"student": vit(), "width": 32, "alpha": 0.3}, ("student",)),
+        (OwnAlpha, {"student": vit(), "width": 32, "head": "class"}, ("student",)),
+        (TeacherAfterwards, {"student": vit(), "width": 32, "distillation": HardDistillation()}, ("student",)),
+    ],
+)
+def test_a_subclass_that_makes_its_own_teacher(tmp_path: Path, kind: Any, given: Any, again: Any) -> None:
+    module, run = kind(**given), trainer(max_epochs=1)
+    run.fit(module, loader(), loader())
+    assert "val/teacher_accuracy" in run.callback_metrics
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = kind.load_from_checkpoint(tmp_path / "a.ckpt", **{name: given[name] for name in again})
+    assert (loaded.width, loaded.alpha, loaded.head) == (32, 0.3, given.get("head", "mean_probs"))
+    assert isinstance(loaded.teacher, FrozenTeacher)
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in module.state_dict().items())
+    loaded = kind.load_from_checkpoint(tmp_path / "a.ckpt", **{name: given[name] for name in again}, width=64)
+    assert loaded.width == 64
+
+
+def test_a_network_cannot_teach_itself() -> None:
+    net = convnet()
+    for student, teacher in ((net, net), (nn.Sequential(net), net), (net, nn.Sequential(net))):
+        with pytest.raises(ValueError, match="student and teacher are one network, and a teacher is frozen"):
+            LitDistiller(student, teacher, distillation=HardDistillation())
+    module = LitDistiller(net, copy.deepcopy(net), distillation=HardDistillation())
+    with pytest.raises(ValueError, match="student and teacher are one network"):
+        module.teacher = net
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    with pytest.raises(ValueError, match="student and teacher are one network"):
+        module.student = module.teacher.model
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+@pytest.mark.parametrize("distillation", [DKD(), HardDistillation(), None], ids=["DKD", "hard", "none"])
+def test_classes_may_be_of_any_integer_type(dtype: torch.dtype, distillation: Any) -> None:
+    images, labels = loader().dataset.tensors  # type: ignore[attr-defined]
+    logged = []
+    for target in (labels, labels.to(dtype)):
+        run, data = trainer(max_epochs=1), DataLoader(TensorDataset(images, target), 8)
+        run.fit(distiller(distillation=distillation), data, data)
+        logged.append(run.callback_metrics)
+    assert logged[0] == logged[1]
+
+
+class Infinite(nn.Module):
+    """Its second head's outputs are infinite, or sum up to infinity, in half precision."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.net, self.second, self.factor = convnet(), nn.Linear(5, 5), factor
+
+    def forward(self, image: torch.Tensor) -> StudentOutput:
+        logits = self.net(image / 255)
+        return StudentOutput(logits, self.second(logits).half() * 0 + self.factor)
+
+
+@pytest.mark.parametrize("factor", [6e4, float("inf"), float("nan")])
+def test_a_head_that_nothing_trains_cannot_spoil_the_loss(factor: float) -> None:
+    module = LitDistiller(Infinite(factor))
+    module.log = module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign,assignment]
+    loss = module.training_step(next(iter(loader())), 0)
+    loss.backward()
+    assert loss.isfinite()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in module.parameters())
+    assert all(not parameter.grad.any() for parameter in module.student.second.parameters())
+
+
+def test_clips_gradients_of_the_fused_default_in_mixed_precision() -> None:
+    run = trainer(max_epochs=1, precision="bf16-mixed", gradient_clip_val=0.1)
+    run.fit(distiller(), loader())
+    assert run.optimizers[0].param_groups[0]["fused"]
+
+
 def test_norms_biases_tokens_and_positions_have_no_weight_decay() -> None:
     module = distiller()
     plain, decayed = module.parameter_groups()
@@ -260,14 +422,142 @@ def test_norms_biases_tokens_and_positions_have_no_weight_decay() -> None:
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.05]
 
 
+class Rates(Callback):
+    """Note the first group's learning rate of every batch, relative to the first one's full rate."""
+
+    def __init__(self) -> None:
+        self.rates: list[list[float]] = []
+
+    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+        self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+
+def rates_of(data: Any = None, *, callbacks: Any = (), module: Any = None, **kwargs: Any) -> list[float]:
+    """Return the learning rate of every batch of a short run, whose full rate is 1e-3."""
+    options = {name: kwargs.pop(name) for name in ("scheduler", "scheduler_interval") if name in kwargs}
+    noted = Rates()
+    run = trainer(**{"max_epochs": 4, "callbacks": [*callbacks, noted], **kwargs})
+    run.fit(distiller(**options) if module is None else module, loader() if data is None else data)
+    return [rates[0] for rates in noted.rates]
+
+
+def cosine(steps: int, each: int = 1, of: int | None = None) -> list[float]:
+    """Return the rates of the default schedule of ``of`` steps, without warm-up, ``each`` batches long."""
+    values = [5e-4 * (1 + math.cos(math.pi * step / (of or steps))) for step in range(steps)]
+    return pytest.approx([value for value in values for _ in range(each)], abs=1e-9)  # type: ignore[return-value]
+
+
+def no_warmup(optimizer: Any) -> WarmupCosine:
+    return WarmupCosine(optimizer, warmup=0.0)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "interval", "expected"),
+    [
+        (no_warmup, None, cosine(12)),
+        (no_warmup, "step", cosine(12)),
+        (no_warmup, "epoch", cosine(4, each=3)),
+        (lambda o: StepLR(o, 1, gamma=0.1), None, [10.0**-k for k in (3, 4, 5, 6) for _ in range(3)]),
+        (lambda o: StepLR(o, 1, gamma=0.1), "epoch", [10.0**-k for k in (3, 4, 5, 6) for _ in range(3)]),
+        (lambda o: StepLR(o, 6, gamma=0.1), "step", [1e-3] * 6 + [1e-4] * 6),
+        (lambda o: CosineAnnealingLR(o, 4), None, cosine(4, each=3)),
+        (lambda o: ExponentialLR(o, 0.5), None, [1e-3 * 0.5**k for k in range(4) for _ in range(3)]),
+        (lambda o: OneCycleLR(o, 1e-3, total_steps=12, pct_start=1e-9, final_div_factor=1e9), None, None),
+        (lambda o: CyclicLR(o, 1e-4, 1e-3, step_size_up=3, cycle_momentum=False), None, None),
+    ],
+)
+def test_a_schedule_steps_as_it_is_made_to_unless_told_otherwise(scheduler: Any, interval: Any, expected: Any) -> None:
+    rates = rates_of(scheduler=scheduler, scheduler_interval=interval)
+    assert len(rates) == 12
+    if expected is None:  # of these every step is another
+        assert len(set(rates[:4])) == 4
+    else:
+        assert rates == (expected if not isinstance(expected, list) else pytest.approx(expected))
+
+
+class Stream(IterableDataset[Any]):
+    """24 samples without a length."""
+
+    def __iter__(self) -> Any:
+        return iter(loader().dataset)
+
+
+def stream() -> DataLoader[Any]:
+    return DataLoader(Stream(), 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"max_steps": 12}, cosine(12)),
+        ({"limit_train_batches": 3}, cosine(12)),
+        ({"scheduler_interval": "epoch"}, cosine(4, each=3)),
+        ({"scheduler": lambda o: WarmupCosine(o, warmup=0.0, total_steps=12)}, cosine(12)),
+        ({"scheduler": None}, [1e-3] * 12),
+    ],
+)
+def test_a_loader_without_a_length(options: dict[str, Any], expected: Any) -> None:
+    with pytest.raises(ValueError, match="the training loader has no length: set the trainer's max_steps or limit"):
+        rates_of(stream())
+    assert rates_of(stream(), **{"scheduler": no_warmup, **options}) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"max_epochs": 0}, []),
+        ({"max_epochs": -1, "max_steps": 6}, cosine(6)),
+        ({"max_steps": 6}, cosine(6, of=12)),  # which may be raised later: the run is that of its epochs
+        ({"accumulate_grad_batches": 2}, cosine(8, of=8)),
+        ({"callbacks": [GradientAccumulationScheduler({0: 3, 2: 1})]}, cosine(8, of=8)),
+        ({"limit_train_batches": 1}, cosine(4)),
+        ({"overfit_batches": 1}, cosine(4)),
+    ],
+)
+def test_the_length_of_a_run_is_that_of_its_steps(options: dict[str, Any], expected: Any) -> None:
+    rates = rates_of(scheduler=no_warmup, **options)
+    assert [rate for rate, before in zip(rates, [0.0, *rates], strict=False) if rate != before] == expected
+
+
+def test_a_schedule_by_epoch_needs_a_number_of_epochs() -> None:
+    with pytest.raises(ValueError, match="WarmupCosine needs an end: set the trainer's max_epochs, or total_steps"):
+        rates_of(scheduler_interval="epoch", max_epochs=-1, max_steps=6)
+
+
+class Thaw(BaseFinetuning):
+    """Train the head alone for two epochs, then everything."""
+
+    def freeze_before_training(self, pl_module: Any) -> None:
+        self.freeze(pl_module.student)
+        self.make_trainable([pl_module.student[-1]])
+
+    def finetune_function(self, pl_module: Any, epoch: int, optimizer: Any) -> None:
+        if epoch == 2:
+            self.unfreeze_and_add_param_group(pl_module.student[0], optimizer)
+
+
+def test_layers_that_are_thawed_later_follow_the_schedule(tmp_path: Path) -> None:
+    def run(epochs: int, noted: Rates, **kwargs: Any) -> Any:
+        module = LitDistiller(convnet(), scheduler=no_warmup)
+        run = trainer(max_epochs=epochs, callbacks=[Thaw(), noted])
+        images, labels = loader().dataset.tensors  # type: ignore[attr-defined]
+        run.fit(module, DataLoader(TensorDataset(images / 255, labels), 8), **kwargs)
+        return run
+
+    noted = Rates()
+    run(4, noted)
+    whole = [5e-4 * (1 + math.cos(math.pi * step / 12)) for step in range(12)]
+    assert [rates[0] for rates in noted.rates] == pytest.approx(whole)
+    assert [len(rates) for rates in noted.rates] == [2] * 6 + [3] * 6
+    assert [rates[2] for rates in noted.rates[6:]] == pytest.approx([rate / 10 for rate in whole[6:]])
+    run(3, Rates()).save_checkpoint(tmp_path / "a.ckpt")  # a schedule of nine steps, which goes on as one of twelve
+    again = Rates()
+    run(4, again, ckpt_path=tmp_path / "a.ckpt", weights_only=False)
+    assert [rates[2] for rates in again.rates[1:]] == pytest.approx([rates[0] / 10 for rates in again.rates[1:]])
+
+
 def test_the_schedule_steps_every_step_to_the_end_of_the_run() -> None:
-    rates: list[float] = []
-
-    class Rates(Callback):
-        def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
-            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
-
-    trainer(max_epochs=4, callbacks=Rates()).fit(distiller(), loader())
+    rates = rates_of()
     assert len(rates) == 12
     assert rates[1:] == sorted(set(rates), reverse=True)  # one step of warm-up, then down at every step
     assert max(rates) <= 1e-3
@@ -294,7 +584,7 @@ def test_checkpoints_of_python_code_load_safely_and_without_the_teacher(tmp_path
     run.save_checkpoint(tmp_path / "a.ckpt")
     checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
     assert not [key for key in checkpoint["state_dict"] if "teacher" in key]
-    assert checkpoint["hyper_parameters"] == {"alpha": 0.3, "scheduler_interval": "step", "head": "mean_probs"}
+    assert checkpoint["hyper_parameters"] == {"alpha": 0.3, "scheduler_interval": None, "head": "mean_probs"}
     again = LitDistiller.load_from_checkpoint(tmp_path / "a.ckpt", student=vit())
     assert again.teacher is None
     assert again.alpha == 0.3

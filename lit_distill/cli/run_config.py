@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import cached_property
 from importlib.resources import files
 import json
 from pathlib import Path
@@ -61,12 +62,17 @@ class SaveRunConfig(SaveConfigCallback):
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint.update(self._described)
+
+    @cached_property
+    def _described(self) -> dict[str, Any]:
+        """The run's configuration and its signature, made once a run: that takes longer than an epoch of the digits."""
         config = yaml.safe_load(
             self.parser.dump(self.config, skip_none=False, skip_link_targets=False, skip_validation=True)
         )
         config["model"]["student"] = without_weights(config["model"].get("student"))
-        checkpoint[KEY] = {key: value for key, value in config.items() if key not in ("ckpt_path", "debug")}
-        checkpoint[SIGNATURE] = sign(checkpoint[KEY])
+        config = {key: value for key, value in config.items() if key not in ("ckpt_path", "debug")}
+        return {KEY: config, SIGNATURE: sign(config)}
 
 
 def from_checkpoint(args: list[str], subcommands: Collection[str]) -> tuple[dict[str, Any], list[str], Path | None]:

@@ -28,8 +28,8 @@ def check_weights(**weights: float) -> None:
 
 
 def as_labels(target: Tensor) -> Tensor:
-    """Return the classes ``(B,)``, the likeliest where the target is ``(B, K)`` probabilities."""
-    return target if target.dim() == 1 else target.argmax(dim=1)
+    """Return the classes ``(B,)``, int64, the likeliest where the target is ``(B, K)`` probabilities."""
+    return target.long() if target.dim() == 1 else target.argmax(dim=1)
 
 
 def check_same_classes(student_logits: Tensor, teacher: Tensor, name: str = "teacher logits", least: int = 1) -> None:

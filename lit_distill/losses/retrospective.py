@@ -41,6 +41,6 @@ def retrospective_loss(logits: Tensor, past_logits: Tensor, target: Tensor, kapp
     check_same_classes(logits, past_logits, "past logits")
     now = F.softmax(as_float32(logits), dim=1)
     past = F.softmax(as_float32(past_logits.detach()), dim=1)
-    truth = F.one_hot(target, logits.shape[1]).to(now.dtype) if target.dim() == 1 else target.to(now.dtype)
+    truth = F.one_hot(target.long(), logits.shape[1]).to(now.dtype) if target.dim() == 1 else target.to(now.dtype)
     rows = (kappa + 1) * (now - truth).abs().sum(dim=1) - kappa * (now - past).abs().sum(dim=1)
     return rows.mean()

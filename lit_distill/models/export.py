@@ -18,6 +18,7 @@ from lit_distill.models.card import without_places
 from lit_distill.models.finite import refuse_not_finite
 from lit_distill.models.output import HEADS, Head, StudentOutput
 from lit_distill.models.saved import load_student
+from lit_distill.models.weights import plain_names
 
 _TOLERANCE = 1e-4  # of ONNX Runtime's outputs, which computes in another order
 
@@ -73,7 +74,7 @@ def export_student(
     with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=f".{path.name}-") as temporary:
         folder = Path(temporary) / path.name
         folder.mkdir()
-        state = {key: value.contiguous().clone() for key, value in student.state_dict().items()}
+        state = {key: value.contiguous().clone() for key, value in plain_names(student.state_dict()).items()}
         save_file(state, folder / "student.safetensors")
         files = ["student.safetensors", *(["student.onnx"] if onnx else [])]
         whole = {"preprocessing": None, **card, "image_shape": list(image_shape), "head": head}

@@ -1,7 +1,8 @@
 """What a student returns."""
 
+from collections.abc import Mapping
 import math
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -20,17 +21,35 @@ class StudentOutput(NamedTuple):
     Example:
         >>> StudentOutput.of(torch.zeros(2, 3)).distill_logits.shape
         torch.Size([2, 3])
+        >>> StudentOutput.of({"logits": torch.zeros(2, 3), "hidden_states": None}).logits.shape
+        torch.Size([2, 3])
     """
 
     logits: Tensor
     distill_logits: Tensor
 
     @classmethod
-    def of(cls, output: "StudentOutput | tuple[Tensor, Tensor] | Tensor") -> "StudentOutput":
-        """Accept a `StudentOutput`, a pair of logits, or one tensor that serves both losses."""
-        if isinstance(output, Tensor):
-            return cls(output, output)
-        return cls(*output)
+    def of(cls, output: Any) -> "StudentOutput":
+        """Accept what a network returns.
+
+        Args:
+            output: A `StudentOutput`, or a pair of logits; one tensor that serves both losses; or a mapping or an
+                object with such a tensor as ``logits``, as Hugging Face's models return it.
+
+        Raises:
+            ValueError: If it is none of these.
+        """
+        if isinstance(output, cls):
+            return output
+        logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+        heads = tuple(logits) if isinstance(logits, (tuple, list)) else (logits, logits)
+        heads = heads * 2 if len(heads) == 1 else heads
+        if len(heads) != 2 or not all(isinstance(head, Tensor) for head in heads):
+            raise ValueError(
+                f"the network returned {_described(output)}, expected its logits (B, K): a tensor, a pair of them, or "
+                "a mapping or an object with logits"
+            )
+        return cls(*heads)
 
     def combined(self, head: Head) -> Tensor:
         """Return the logits that ``head`` answers with, ``(B, K)``, float32: their softmax is the prediction.
@@ -58,3 +77,11 @@ class StudentOutput(NamedTuple):
         """Return the logarithms of the predicted probabilities, ``(B, K)``, float32; ``head`` as in `combined`."""
         combined = self.combined(head)
         return combined if head == "mean_probs" else F.log_softmax(combined, dim=1)
+
+
+def _described(output: Any) -> str:
+    if isinstance(output, Mapping):
+        return f"a {type(output).__name__} with {', '.join(map(str, output)) or 'nothing'}"
+    if isinstance(output, (tuple, list)):
+        return f"a {type(output).__name__} of {', '.join(type(part).__name__ for part in output) or 'nothing'}"
+    return f"a {type(output).__name__}"

@@ -1,9 +1,9 @@
 """A trained student as files, and back."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 import json
 from pathlib import Path
-from types import MethodType
 from typing import Any
 import warnings
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lit_distill.models.serving import predict
 from lit_distill.models.trust import build, trusting
-from lit_distill.models.weights import load_safely, load_strictly, read_state_dict
+from lit_distill.models.weights import load_safely, load_strictly, plain_names, read_state_dict
 
 # What a checkpoint says beside its weights: class names and the shape of the images it was trained on.
 ABOUT = "lit_distill_about"
@@ -60,7 +60,7 @@ def load_student(path: str | Path, student: nn.Module | None = None, *, trust: s
             student = build(described, path)
     load_strictly(student, state, weights)
     student.eval().card = card
-    student.predict = MethodType(predict, student)  # a method of the object: any class may be a student
+    student.predict = partial(predict, student)  # of the object, as any class may be a student; pickle can copy it
     return student
 
 
@@ -97,7 +97,8 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 def student_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the student's part of a `LitDistiller`'s state dict."""
-    return {key.removeprefix("student."): value for key, value in state.items() if key.startswith("student.")}
+    student = {key.removeprefix("student."): value for key, value in state.items() if key.startswith("student.")}
+    return plain_names(student)
 
 
 def _without_distillation(model: Any) -> bool:

@@ -1,6 +1,7 @@
 """Reading weights without running anything that comes with them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 import pickle
 import re
@@ -41,18 +42,64 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
+def plain_name(name: str) -> str:
+    """Return a parameter's name without what `torch.compile` adds to it."""
+    return name.replace("_orig_mod.", "")
+
+
+def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state dict under the names that it has without `torch.compile`, of the whole or of any part.
+
+    Example:
+        >>> plain_names({"blocks.0._orig_mod.bias": torch.zeros(1)})
+        {'blocks.0.bias': tensor([0.])}
+    """
+    return {plain_name(name): value for name, value in state.items()}
+
+
+def save_under_plain_names(module: nn.Module) -> None:
+    """Have the module save its parameters under their `plain_names`, and load them under either.
+
+    Example:
+        >>> module = nn.ModuleDict({"_orig_mod": nn.Linear(1, 1)})
+        >>> save_under_plain_names(module)
+        >>> list(module.state_dict())
+        ['weight', 'bias']
+    """
+    module.register_state_dict_post_hook(_to_plain_names)  # type: ignore[no-untyped-call]
+    module.register_load_state_dict_pre_hook(_to_own_names)  # type: ignore[no-untyped-call]
+
+
+def _to_plain_names(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
+    _rename(state, prefix, plain_name)
+
+
+def _to_own_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    tensors = chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
+    own = {plain_name(name): name for name, _ in tensors}
+    _rename(state, prefix, lambda name: own.get(plain_name(name), name))
+
+
+def _rename(state: dict[str, Any], prefix: str, name_of: Callable[[str], str]) -> None:
+    """Rename in place what is under the prefix, and keep the order."""
+    for name in list(state):
+        value = state.pop(name)
+        state[prefix + name_of(name.removeprefix(prefix)) if name.startswith(prefix) else name] = value
+
+
 def pick(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     """Return the part of ``state`` that a network is in, under the network's own names.
 
     Args:
-        state: A network's state dict, or that of something with the network inside: DDP, `torch.compile`, an average,
-            a `LightningModule` with a criterion.
+        state: A network's state dict, or that of something with the network inside: DDP, an average, a
+            `LightningModule` with a criterion.
         name: A parameter that the network has for sure.
 
     Example:
         >>> pick({"module.fc.weight": torch.zeros(1), "n_averaged": torch.ones(1)}, "fc.weight")
         {'fc.weight': tensor([0.])}
     """
+    state, name = plain_names(state), plain_name(name)
     prefixes = sorted((key.removesuffix(name) for key in state if key == name or key.endswith(f".{name}")), key=len)
     prefix = next((prefix for prefix in prefixes if "teacher" not in prefix), "")
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -99,7 +146,8 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: str | Path) 
     lay_out = getattr(model, "lay_out", None)
     if lay_out is not None:  # a network that follows its weights, see DistillableViT
         lay_out(state)
-    own = model.state_dict()
+    compiled_names = {plain_name(name): name for name in model.state_dict()}
+    state, own = plain_names(state), plain_names(model.state_dict())
     differences = {
         "missing": [key for key in own if key not in state],
         "unexpected": [key for key in state if key not in own],
@@ -113,7 +161,7 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: str | Path) 
         said = [f"{len(keys)} {what} ({_first(keys)})" for what, keys in differences.items() if keys]
         depths = other_depth(differences["missing"], differences["unexpected"])
         raise ValueError(f"the weights in {path} do not fit {type(model).__name__}: {depths}keys {'; '.join(said)}")
-    model.load_state_dict(state)
+    model.load_state_dict({compiled_names[name]: value for name, value in state.items()})
 
 
 def other_depth(missing: Sequence[str], unexpected: Sequence[str]) -> str:

@@ -46,6 +46,28 @@ def test_prints_the_accuracy_and_changes_nothing(caplog: pytest.LogCaptureFixtur
     assert torch.equal(weights(checked.student), weights(plain.student))
 
 
+class Labels(DigitsDataModule):
+    """The digits as the last ten of 30 classes, with labels of one byte: 29 * 30 is none."""
+
+    num_classes, class_names = 30, None
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        self.train_set, self.val_set = (
+            [(x, torch.tensor(y + 20).byte()) for x, y in part] for part in (self.train_set, self.val_set)
+        )
+
+
+def test_counts_labels_of_one_byte(caplog: pytest.LogCaptureFixture) -> None:
+    cnn = DigitsCNN(pretrained=True)
+    teacher = FrozenTeacher(nn.Sequential(cnn, nn.ConstantPad1d((20, 0), -100.0)), num_classes=30)
+    module = LitDistiller(DistillableViT(8, 4, 30, dim=8, depth=1, heads=1, mlp_dim=8, channels=1), teacher)
+    options = {"max_epochs": 1, "limit_train_batches": 1, "num_sanity_val_steps": 0, "callbacks": TeacherCheck()}
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        trainer(**options).fit(module, datamodule=Labels(seed=3))
+    assert "teacher: accuracy 99.44% on 360 images of the validation set" in caplog.text
+
+
 def test_calls_out_a_teacher_that_knows_nothing() -> None:
     torch.manual_seed(0)
     with pytest.warns(UserWarning, match=r"right on [\d.]+% of .*, where chance is 10.0%: a student will"):

@@ -325,3 +325,14 @@ def test_retrospection_beside_mixing_is_one_line_that_says_what_to_do() -> None:
 def test_refuses_what_is_out_of_range(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Mixing(**arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_classes_may_be_of_any_integer_type(dtype: torch.dtype) -> None:
+    image, target = torch.rand(4, 3, 8, 8), torch.tensor([0, 3, 1, 2])
+    for ours, theirs in zip(
+        Mixing(mixup=0.8)(image, target.to(dtype), 5, (1, 0, 0, 0)),
+        Mixing(mixup=0.8)(image, target, 5, (1, 0, 0, 0)),
+        strict=True,
+    ):
+        assert torch.equal(ours, theirs)

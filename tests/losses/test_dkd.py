@@ -55,6 +55,12 @@ def test_soft_targets_count_as_their_likeliest_class() -> None:
     assert torch.equal(dkd_loss(student, teacher, soft), dkd_loss(student, teacher, TARGET))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_classes_may_be_of_any_integer_type(dtype: torch.dtype) -> None:
+    student, teacher = torch.randn(16, 9), torch.randn(16, 9)
+    assert torch.equal(dkd_loss(student, teacher, TARGET.to(dtype)), dkd_loss(student, teacher, TARGET))
+
+
 def test_is_zero_at_equality() -> None:
     logits = (10 * torch.randn(16, 9)).requires_grad_()
     loss = dkd_loss(logits, logits.detach().clone(), TARGET)

@@ -25,6 +25,7 @@ def test_of_probabilities_as_targets_and_in_half_precision() -> None:
     logits, past, target = torch.randn(4, 5), torch.randn(4, 5), torch.randint(5, (4,))
     truth = torch.nn.functional.one_hot(target, 5).float()
     assert torch.equal(retrospective_loss(logits, past, truth), retrospective_loss(logits, past, target))
+    assert torch.equal(retrospective_loss(logits, past, target.byte()), retrospective_loss(logits, past, target))
     half = retrospective_loss(logits.bfloat16(), past.bfloat16(), target)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, retrospective_loss(logits, past, target), rtol=0.05, atol=0.05)

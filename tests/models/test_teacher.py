@@ -1,3 +1,5 @@
+from collections import OrderedDict
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -6,7 +8,7 @@ import timm
 import torch
 from torch import nn
 import torchvision
-from torchvision.models import squeezenet1_0
+from torchvision.models import GoogLeNetOutputs, squeezenet1_0
 from torchvision.transforms.v2 import functional as tv
 
 from lit_distill import DigitsCNN, DistillableViT, FrozenTeacher, LitDistiller, StudentOutput, load_student
@@ -50,6 +52,73 @@ def test_two_heads_answer_with_the_mean_of_their_logits() -> None:
     teacher, image = FrozenTeacher(vit), torch.rand(2, 3, 8, 8)
     output = StudentOutput.of(vit(image))
     torch.testing.assert_close(teacher(image), (output.logits + output.distill_logits) / 2)
+
+
+class Returns(nn.Module):
+    """Answers as ``form`` packs its logits, as Hugging Face's models and torchvision's with auxiliary heads do."""
+
+    def __init__(self, form: Any) -> None:
+        super().__init__()
+        self.net, self.form = convnet(), form
+
+    def forward(self, image: torch.Tensor) -> Any:
+        return self.form(self.net(image))
+
+
+class Output(OrderedDict[str, Any]):
+    """Like ``transformers.utils.ModelOutput``."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+
+FORMS = {
+    "mapping": lambda z: {"loss": None, "logits": z, "hidden_states": (z, z)},
+    "mapping and object": lambda z: Output(logits=z, hidden_states=None),
+    "object": lambda z: SimpleNamespace(logits=z, attentions=None),
+    "named tuple": lambda z: GoogLeNetOutputs(z, 2 * z, 3 * z),
+    "tuple of one": lambda z: (z,),
+    "pair in a mapping": lambda z: {"logits": (z, z)},
+    "half": lambda z: {"logits": z.half()},
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+def test_logits_are_found_in_what_a_network_returns(form: Any) -> None:
+    network = Returns(form)
+    teacher, image = FrozenTeacher(network), torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(teacher(image), network.net(image), rtol=1e-3, atol=1e-3)
+    assert teacher(image).dtype == torch.float32
+    student = LitDistiller(Returns(form))
+    assert student(image).logits.shape == (2, 5)
+    grouped = FrozenTeacher(network, classes=[[0, 1], [2]])
+    assert grouped(image).shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        (lambda z: {"loss": z, "hidden_states": z}, "a dict with loss, hidden_states"),
+        (lambda z: {"logits": None}, "a dict with logits"),
+        (lambda z: (z, (z, z)), "a tuple of Tensor, tuple"),
+        (lambda z: (z, z, z), "a tuple of Tensor, Tensor, Tensor"),
+        (lambda z: None, "a NoneType"),
+        (lambda z: SimpleNamespace(last_hidden_state=z), "a SimpleNamespace"),
+    ],
+)
+def test_says_what_a_network_returned_instead_of_logits(form: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=f"the network returned {said}, expected its logits") as error:
+        FrozenTeacher(Returns(form))(torch.rand(2, 3, 8, 8))
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_a_compiled_network_fit_a_plain_one_and_the_other_way_round(tmp_path) -> None:
+    source, image = convnet().eval(), torch.rand(2, 3, 8, 8)
+    for state in (source.state_dict(), torch.compile(source, backend="eager").state_dict()):
+        torch.save(state, tmp_path / "w.pt")
+        for network in (convnet(), torch.compile(convnet(), backend="eager")):
+            teacher = FrozenTeacher(network, tmp_path / "w.pt")
+            assert torch.equal(teacher(image), source(image))
 
 
 def test_has_its_own_statistics_and_size() -> None:
