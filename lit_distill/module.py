@@ -194,10 +194,10 @@ class LitDistiller(LightningModule):
             if stage != "fit":
                 _compare_names(self._about.get("class_names"), names)
             self._about["class_names"] = names
-            if self.teacher is not None and self.teacher.groups is not None and self.teacher.groups.named:
-                self.teacher.groups.order(self._about["class_names"])
-        if stage == "fit" and self.teacher is not None and self.teacher.groups is not None:
-            for note in self.teacher.groups.notes():
+            if self.teacher is not None and self.teacher.set_class_names(names) and stage == "fit":
+                rank_zero_info("teacher: its classes are in another order than the data's, and are matched by name")
+        if stage == "fit" and self.teacher is not None:
+            for note in self.teacher.notes():
                 rank_zero_info(f"teacher: {note}")
         counts = {
             "student": count_classes(self.student),

@@ -31,11 +31,13 @@ from lit_distill.cli.stopping import Stopping, resumable
 import lit_distill.datamodules
 import lit_distill.losses  # noqa: F401  # makes the short class names known
 from lit_distill.models import TimmStudent
+from lit_distill.models.saved import origin_of
 from lit_distill.models.trust import trusting
 from lit_distill.module import LitDistiller
 
-# Arguments of the student that are the data's unless they are given.
-_FROM_DATA = ("num_classes", "image_size", "mean", "std")
+# Arguments of the student that are, unless they are given, those of its weights if these are of this project, else the
+# data's. Their values are in the configuration, so that a checkpoint knows them when the weights' file is gone.
+_FROM_DATA = ("num_classes", "image_size", "mean", "std", "img_size")
 
 
 class DistillCLI(LightningCLI):
@@ -137,6 +139,13 @@ class DistillCLI(LightningCLI):
         arguments = student.get("init_args") or {}
         if name not in arguments or arguments[name] is not None:
             return arguments.get(name)
+        origin = origin_of(arguments["weights"]) if arguments.get("weights") else None
+        if name in ("mean", "std", "img_size") and origin is not None:
+            own = origin.input_size if name == "img_size" else getattr(origin, name)
+            arguments[name] = None if own is None else list(own)
+            return arguments[name]
+        if name == "img_size":
+            return None
         pretrained = arguments.get("pretrained") or arguments.get("weights")
         if name in ("mean", "std") and pretrained and issubclass(resolve_name(student.class_path), TimmStudent):
             return None  # those that it was pretrained with
