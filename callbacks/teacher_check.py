@@ -38,6 +38,7 @@ class TeacherCheck(Callback):
         # What a data module does to training batches, such as mixing, is not to be done to these.
         stage, trainer.state.stage = trainer.state.stage, RunningStage.VALIDATING
         try:
+            loaders = list(loaders.values()) if isinstance(loaders, dict) else loaders
             answers, broken = self._ask(trainer, teacher, loaders if isinstance(loaders, list) else [loaders])
         finally:
             trainer.state.stage = stage
