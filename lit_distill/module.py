@@ -360,7 +360,7 @@ class LitDistiller(LightningModule):
         names = [f"{stage}_metrics_{number}" for number in range(count)] if count > 1 else []
         for name in names:
             if not hasattr(self, name):
-                setattr(self, name, copy.deepcopy(metrics))
+                setattr(self, name, copy.deepcopy(metrics).train())  # Lightning asks why it is not
                 for metric in getattr(self, name).values():
                     metric.reset()
         return [getattr(self, name) for name in names]

@@ -146,13 +146,16 @@ def distill(
 
     count = len(data.splits["train"].files) if isinstance(data, FilesDataModule) else None
     print(f"{description['init_args']['root']}: " + (f"{count} images to train on, " if count else "") + _about(data))
-    seconds: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
     stages = [stage for stage in (teacher, second) if stage is not None]
     if teacher is not None:
         how = "from timm's pretrained weights" if start else "from random weights"
         hint = "" if start or config.pretrained is False else " (--pretrained=true downloads better ones)"
         title = f"1 of {len(stages)}: teacher {config.teacher_net}, {how}{hint}"
-        seconds["teacher"] = teacher.try_out(title, first, steps) if steps else teacher.run(title, first)
+        if steps:
+            seconds["teacher"] = teacher.try_out(title, first, steps)
+        else:
+            teacher.run(title, first)
         model["teacher"]["init_args"]["model"] = str(teacher.checkpoint)
     name = config.student or "DistillableViT"
     parameters = sum(p.numel() for p in network.parameters())

@@ -236,7 +236,8 @@ class FrozenTeacher(nn.Module):
             said = str(error).split("\n")[0] or type(error).__name__
             size = "x".join(map(str, self.pixels.input_size or ()))
             own = self.trained_size
-            mend = "" if own in (None, self.pixels.input_size) else f"; for its own {own} leave input_size out (null)"
+            own = None if own == self.pixels.input_size else own
+            mend = "" if own is None else f"; for its own {'x'.join(map(str, own))} leave input_size out (null)"
             raise ValueError(f"the teacher {name} cannot take images of {size} pixels: {said}{mend}") from error
         if self.num_classes is None:
             self.num_classes = logits.shape[1]

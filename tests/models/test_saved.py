@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 import timm
 import torch
 from toys import make_photos
+import yaml
 
 from lit_distill import FrozenTeacher, StudentOutput, TimmStudent, load_student
 from lit_distill.cli import main
@@ -172,3 +173,14 @@ def test_the_command_line_says_that_names_were_matched(root: Path, vit: Path, mo
         teaches(root, vit, "ImageFolderDataModule")
     assert backwards in caplog.messages
     assert "another order" not in caplog.text
+
+
+def test_a_recipe_leaves_a_teacher_of_ones_own_at_its_size(convnet: Path, vit: Path) -> None:
+    recipe = yaml.safe_load((Path(__file__).parents[2] / "configs/dogs_vs_cats_distill.yaml").read_text())
+    arguments = recipe["model"]["teacher"]["init_args"] | {"model": str(convnet), "weights": None, "classes": None}
+    assert FrozenTeacher(**arguments).pixels.input_size == [32, 32]
+    assert FrozenTeacher(**arguments, input_size=224).notes() == [
+        "trained at 32x32 px and asked at 224x224: for its own leave input_size out (null)"
+    ]
+    with pytest.raises(ValueError, match=r"cannot take images of 224x224 pixels: .*; for its own .* leave input_size"):
+        FrozenTeacher(str(vit), input_size=224)
