@@ -124,7 +124,8 @@ def origin_of(path: str | Path) -> Origin | None:
     path = Path(path)
     folder = path.parent if path.name == "student.safetensors" else path
     if (folder / "student.json").is_file():
-        card = _read_card(folder / "student.json")
+        with warnings.catch_warnings(action="ignore"):  # about photos, which is nothing to its weights
+            card = _read_card(folder / "student.json")
     elif path.suffix == ".safetensors":
         return None
     else:
