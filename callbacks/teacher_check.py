@@ -38,6 +38,7 @@ class TeacherCheck(Callback):
         # What a data module does to training batches, such as mixing, is not to be done to these.
         stage, trainer.state.stage = trainer.state.stage, RunningStage.VALIDATING
         try:
+            loaders = list(loaders.values()) if isinstance(loaders, dict) else loaders
             answers, broken = self._ask(trainer, teacher, loaders if isinstance(loaders, list) else [loaders])
         finally:
             trainer.state.stage = stage
@@ -58,16 +59,13 @@ class TeacherCheck(Callback):
         taken_for = answers.argmax(dim=1)
         in_place = float(answers.gather(1, taken_for[:, None]).sum() / images)
         if len(answers) == classes == len(set(taken_for.tolist())) and in_place >= least:
-            groups = ", ".join(str([k]) for k in taken_for.tolist()[:20]) + (", ..." if classes > 20 else "")
+            places = taken_for.tolist()
+            order = getattr(teacher, "others", _as_groups)(places)
             rank_zero_warn(
-                f"{said}its classes look permuted, in another order it would be right on {in_place:.1%}; "
-                f"give the teacher classes=[{groups}]"
+                f"{said}its classes look permuted, in another order it would be right on {in_place:.1%}; {order}"
             )
         else:
-            rank_zero_warn(
-                f"{said}a student will learn little from it; check the teacher's weights, its mean, std and "
-                "input_size, and that its classes are the data's"
-            )
+            rank_zero_warn(f"{said}a student will learn little from it; {_advice(teacher)}")
 
     def _ask(self, trainer: Trainer, teacher: Any, loaders: list[Any]) -> tuple[Tensor, int]:
         """Return how many images of each class (row) the teacher takes for each class (column), over all ranks.
@@ -97,3 +95,19 @@ class TeacherCheck(Callback):
                     answers += torch.bincount(place, minlength=answers.numel()).view_as(answers)
         sums = (trainer.strategy.reduce(counts, reduce_op="sum") for counts in (answers, broken))
         return next(sums), int(next(sums))
+
+
+def _as_groups(places: list[int]) -> str:
+    return f"give the teacher classes={[[place] for place in places]}"
+
+
+def _advice(teacher: Any) -> str:
+    card = getattr(getattr(teacher, "model", None), "card", None)
+    epochs = ((card or {}).get("trained") or {}).get("epochs")
+    if epochs:  # it brings its own statistics and size
+        return (
+            f"it was trained for {epochs} epochs: train it longer (--teacher_epochs of distill), from pretrained "
+            "weights or on more images, or take another teacher"
+        )
+    groups = "" if getattr(teacher, "groups", None) is None else ", each with the right numbers of the teacher's"
+    return f"check the teacher's weights, its mean, std and input_size, and that its classes are the data's{groups}"

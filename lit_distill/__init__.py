@@ -16,7 +16,15 @@ from lit_distill.losses import (
     soft_distillation_loss,
     standardized_distillation_loss,
 )
-from lit_distill.models import DigitsCNN, DistillableViT, FrozenTeacher, StudentOutput, TimmStudent, load_student
+from lit_distill.models import (
+    DigitsCNN,
+    DistillableViT,
+    FrozenTeacher,
+    StudentOutput,
+    TimmStudent,
+    export_student,
+    load_student,
+)
 from lit_distill.module import LitDistiller
 from lit_distill.schedule import WarmupCosine
 
@@ -37,6 +45,7 @@ __all__ = [
     "WarmupCosine",
     "dist_loss",
     "dkd_loss",
+    "export_student",
     "hard_distillation_loss",
     "load_student",
     "retrospection_loss",

@@ -31,6 +31,9 @@ from lit_distill.schedule import Interval, WarmupCosine, interval_of, length_of
 
 _OBJECTS = ("student", "teacher", "criterion", "distillation", "optimizer", "scheduler")
 
+# Tensors that are arguments of torch's losses.
+_CHOSEN = ("criterion.weight", "criterion.pos_weight")
+
 
 class LitDistiller(LightningModule):
     r"""Train a student on labels and on a frozen teacher.
@@ -115,7 +118,9 @@ class LitDistiller(LightningModule):
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.scheduler_interval = scheduler_interval
+        self.kept_in_checkpoints: dict[str, Any] = {}  # by name, beside what Lightning keeps; plain containers
         self._about: dict[str, Any] = {}
+        self._rates_were_set = False
         self._counter = SampleCounter()
         save_under_plain_names(self)
 
@@ -202,10 +207,10 @@ class LitDistiller(LightningModule):
             if stage != "fit":
                 _compare_names(self._about.get("class_names"), names)
             self._about["class_names"] = names
-            if self.teacher is not None and self.teacher.groups is not None and self.teacher.groups.named:
-                self.teacher.groups.order(self._about["class_names"])
-        if stage == "fit" and self.teacher is not None and self.teacher.groups is not None:
-            for note in self.teacher.groups.notes():
+            if self.teacher is not None and self.teacher.set_class_names(names) and stage == "fit":
+                rank_zero_info("teacher: its classes are in another order than the data's, and are matched by name")
+        if stage == "fit" and self.teacher is not None:
+            for note in self.teacher.notes():
                 rank_zero_info(f"teacher: {note}")
         counts = {
             "student": count_classes(self.student),
@@ -218,6 +223,12 @@ class LitDistiller(LightningModule):
             raise ValueError(
                 f"student, teacher and data must have the same number of classes, but {said}; "
                 "group those of a teacher with its classes=, and where a network was misread, give it num_classes"
+            )
+        weight = getattr(self.criterion, "weight", None)
+        if isinstance(weight, Tensor) and weight.dim() == 1 and known and len(weight) not in known.values():
+            raise ValueError(
+                f"the criterion has weights for {len(weight)} classes, but there are {max(known.values())}: "
+                "give it one for each"
             )
 
     @override
@@ -235,18 +246,57 @@ class LitDistiller(LightningModule):
             config["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": config}
 
+    @property
+    def lr(self) -> float:
+        """Learning rate of the optimizer at the schedule's peak, which Lightning's ``LearningRateFinder`` sets."""
+        group = self._optimizers()[0].param_groups[0]
+        return float(group.get("initial_lr", group["lr"]))
+
+    @lr.setter
+    def lr(self, rate: float) -> None:
+        for optimizer in self._optimizers():
+            for group in optimizer.param_groups:
+                group["lr"] *= rate / group.get("initial_lr", group["lr"])
+                group["initial_lr"] = rate
+        for config in self.trainer.lr_scheduler_configs:
+            scheduler: Any = config.scheduler
+            if hasattr(scheduler, "base_lrs"):
+                scheduler.base_lrs = [rate] * len(scheduler.base_lrs)
+                scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+                self._rates_were_set = True
+
+    @override
+    def on_train_start(self) -> None:
+        if self._rates_were_set:  # after `lr`, LearningRateFinder sets the optimizer's rate past its schedule
+            for config in self.trainer.lr_scheduler_configs:
+                for group, rate in zip(
+                    config.scheduler.optimizer.param_groups, config.scheduler.get_last_lr(), strict=True
+                ):
+                    group["lr"] = rate
+            self._rates_were_set = False
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        if self._trainer is None or not self._trainer.optimizers:
+            raise AttributeError("the learning rate is the optimizer's, and there is none before a fit")
+        return self._trainer.optimizers
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the trainable parameters without weight decay, and those with the optimizer's own."""
         return parameter_groups(self)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint |= self.kept_in_checkpoints
         signature = sign(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY))
         heads = ["class"] if self.distillation is None else ["class", "distill"]
         checkpoint[ABOUT] = {**self._about, "head": self.predicts, "trained_heads": heads, "signature": signature}
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        own, state = self.state_dict(), checkpoint["state_dict"]
+        for name in [name for name in {**state, **own} if name in _CHOSEN]:  # not learned: what is given now counts
+            state.pop(name, None)
+            state |= {name: own[name]} if name in own else {}
         about = checkpoint.get(ABOUT) or {}
         _compare_names(about.get("class_names"), self._about.get("class_names"))
         kept = {key: value for key, value in about.items() if key not in ("head", "trained_heads", "signature")}
@@ -317,9 +367,21 @@ class LitDistiller(LightningModule):
         image, target = batch[0], _integer_labels(batch[1])
         output = self(image)
         teacher_logits = None if self.teacher is None else self.teacher(image)
-        count = self._counter.count(self._loader(stage, dataloader_idx), batch_idx, len(target), dataloader_idx)
+        count = self._counter.count(self._loaders(stage)[dataloader_idx], batch_idx, len(target), dataloader_idx)
         counted = StudentOutput(output.logits[:count], output.distill_logits[:count])
-        metrics.update_with(counted, None if teacher_logits is None else teacher_logits[:count], target[:count])
+        for each in (metrics, *self._of_each_loader(metrics, stage)[dataloader_idx : dataloader_idx + 1]):
+            each.update_with(counted, None if teacher_logits is None else teacher_logits[:count], target[:count])
+
+    def _of_each_loader(self, metrics: DistillationMetrics, stage: str) -> list[DistillationMetrics]:
+        """Return the metrics of each loader where there are several."""
+        count = len(self._loaders(stage))
+        names = [f"{stage}_metrics_{number}" for number in range(count)] if count > 1 else []
+        for name in names:
+            if not hasattr(self, name):
+                setattr(self, name, copy.deepcopy(metrics).train())  # Lightning asks why it is not
+                for metric in getattr(self, name).values():
+                    metric.reset()
+        return [getattr(self, name) for name in names]
 
     def _log_measured(self, metrics: DistillationMetrics, stage: str) -> None:
         if not metrics.metric("nll").compute().isfinite():
@@ -329,13 +391,16 @@ class LitDistiller(LightningModule):
             rank_zero_warn(f"epoch {self.current_epoch}: {message}")
         for name in metrics:
             self.log(f"{stage}/{name}", metrics.metric(name), prog_bar=name == "accuracy_mean_probs")
+        for number, each in enumerate(self._of_each_loader(metrics, stage)):
+            for name in each:
+                self.log(f"{stage}/{name}/dataloader_idx_{number}", each.metric(name), add_dataloader_idx=False)
 
-    def _loader(self, stage: str, dataloader_idx: int) -> Any:
+    def _loaders(self, stage: str) -> list[Any]:
         """Return what the batches of a validation or a test come from."""
         trainer: Any = self._trainer
         loaders = trainer and (trainer.val_dataloaders if stage == "val" else trainer.test_dataloaders)
         loaders = list(loaders.values()) if isinstance(loaders, dict) else loaders
-        return loaders[dataloader_idx] if isinstance(loaders, (list, tuple)) else loaders
+        return list(loaders) if isinstance(loaders, (list, tuple)) else [loaders]
 
     def _save_hyperparameters(self) -> None:
         constructors = collect_init_args(sys._getframe(1), [], classes=(LitDistiller,))

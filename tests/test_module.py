@@ -1,24 +1,31 @@
 """The module: the loss it computes, the guest it hosts, what it saves and how it is loaded again."""
 
 import copy
+from functools import partial
 import math
 from pathlib import Path
 import pickle
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule
-from lightning.pytorch.callbacks import BaseFinetuning, EMAWeightAveraging, GradientAccumulationScheduler
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+)
 from lightning.pytorch.cli import ReduceLROnPlateau
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, ExponentialLR, OneCycleLR, StepLR
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
-from toys import trainer
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+from toys import trainer, weights
 
 from lit_distill import (
     DKD,
+    DigitsCNN,
     DistillableViT,
     FrozenTeacher,
     HardDistillation,
@@ -29,6 +36,8 @@ from lit_distill import (
     WarmupCosine,
     load_student,
 )
+from lit_distill.callbacks import StepSeed, TeacherCheck
+from lit_distill.datamodules import DigitsDataModule, IndexedDataset
 from lit_distill.models.output import HEADS
 from lit_distill.models.weights import plain_names
 
@@ -753,3 +762,63 @@ def test_trains_compiled_on_a_gpu_with_a_teacher_in_half_precision(student: Any,
     trainer(max_epochs=2, precision=precision, accelerator="cuda").fit(module, loader())
     assert all(parameter.isfinite().all() for parameter in module.parameters())
     assert {parameter.dtype for parameter in teacher.parameters()} == {torch.float16}
+
+
+class SeveralLoaders(DigitsDataModule):
+    """The halves of the validation images in two loaders."""
+
+    named = False
+
+    def _halves(self) -> Any:
+        halves = [Subset(self.val_set, range(200)), Subset(self.val_set, range(200, 360))]
+        loaders = [self._loader(IndexedDataset(half), 100) for half in halves]
+        return dict(zip("ab", loaders, strict=True)) if self.named else loaders
+
+    val_dataloader = test_dataloader = _halves
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_several_loaders_are_measured_each_and_together(named: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SeveralLoaders, "named", named)
+    student = DistillableViT(8, 4, 10, dim=8, depth=1, heads=1, mlp_dim=8, channels=1)
+    module = LitDistiller(student, DigitsCNN(pretrained=True), distillation=HardDistillation())
+    run = trainer(max_epochs=2, limit_train_batches=1, callbacks=TeacherCheck())
+    run.fit(module, datamodule=SeveralLoaders())
+    data = SeveralLoaders()
+    data.setup()
+    batches = [list(loader) for loader in (data._halves().values() if named else data._halves())]
+    right = [sum(int((module.eval()(b.image).logits.argmax(1) == b.target).sum()) for b in half) for half in batches]
+    metrics = {**run.callback_metrics, **run.test(module, datamodule=data, verbose=False)[0]}
+    for stage in ("val", "test"):
+        assert float(metrics[f"{stage}/accuracy_class"]) == pytest.approx(sum(right) / 360)
+        assert float(metrics[f"{stage}/accuracy_class/dataloader_idx_0"]) == pytest.approx(right[0] / 200)
+        assert float(metrics[f"{stage}/accuracy_class/dataloader_idx_1"]) == pytest.approx(right[1] / 160)
+    assert {key.split(".")[0] for key in module.state_dict()} == {"student"}
+
+
+def test_lightnings_rate_finder_sets_the_peak_of_the_schedule_and_changes_nothing_else() -> None:
+    def run(*callbacks: Any) -> tuple[LitDistiller, list[float]]:
+        rates: list[float] = []
+
+        class Rates(Callback):
+            def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+                rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+        torch.manual_seed(0)
+        student = DistillableViT(8, 4, 10, dim=8, depth=1, heads=1, mlp_dim=8, channels=1, dropout=0.1)
+        module = LitDistiller(student, scheduler=partial(WarmupCosine, warmup=0.5))
+        fit = trainer(max_epochs=1, limit_val_batches=1, callbacks=[StepSeed(), *callbacks, Rates()])
+        fit.fit(module, datamodule=DigitsDataModule(seed=1))
+        return module, rates
+
+    plain, rates = run()
+    same, same_rates = run(LearningRateFinder(num_training_steps=20, update_attr=False))
+    assert same_rates == rates
+    assert torch.equal(weights(same), weights(plain))
+    finder = LearningRateFinder(num_training_steps=20)
+    found, found_rates = run(finder)
+    assert finder.optimal_lr is not None
+    rate = finder.optimal_lr.suggestion()
+    assert rate is not None
+    assert found_rates == pytest.approx([value * rate / 1e-3 for value in rates])
+    assert found.lr == pytest.approx(rate)

@@ -4,6 +4,7 @@ from pathlib import Path
 import re
 from typing import Any
 
+import pytest
 import torch
 from torch.nn import functional as F
 from toys import Foreign, toy_loader, trainer, weights
@@ -43,3 +44,14 @@ def test_the_variant_of_the_readme_runs_and_equals_the_loop_written_by_hand() ->
     run.fit(module, toy_loader())
     torch.testing.assert_close(weights(module), weights(by_hand()), rtol=1e-5, atol=1e-5)
     assert run.callback_metrics["retrospection/distance"] > 0
+
+
+def test_the_export_of_the_readme_answers_as_its_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "export_student(" in block)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    image = torch.rand(2, 1, 8, 8)
+    for ours, theirs in zip(names["student"].eval()(image)[:2], names["again"](image)[:2], strict=True):
+        assert torch.equal(ours, theirs)
+    assert names["again"].card["class_names"] == list("0123456789")

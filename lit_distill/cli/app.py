@@ -12,7 +12,8 @@ import sys
 from typing import Any
 import warnings
 
-from jsonargparse import DefaultHelpFormatter
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse.typing import register_type
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -26,16 +27,37 @@ from lit_distill.checkpoint import AtomicCheckpointIO
 from lit_distill.cli.checkpoints import BestCheckpoint, LastCheckpoint
 from lit_distill.cli.errors import one_line
 from lit_distill.cli.predictions import write_predictions
-from lit_distill.cli.run_config import TRUST, SaveRunConfig, differences, from_checkpoint, recipe
+from lit_distill.cli.run_config import TRUST, SaveRunConfig, check_folders, differences, from_checkpoint, recipe
 from lit_distill.cli.stopping import Stopping, resumable
 import lit_distill.datamodules
 import lit_distill.losses  # noqa: F401  # makes the short class names known
 from lit_distill.models import TimmStudent
+from lit_distill.models.saved import origin_of
 from lit_distill.models.trust import described_by, trusting
 from lit_distill.module import LitDistiller
 
-# Arguments of the student that are the data's unless they are given.
-_FROM_DATA = ("num_classes", "image_size", "mean", "std")
+# Arguments of the student that are, unless they are given, those of its weights if these are of this project, else the
+# data's. Their values are in the configuration, so that a checkpoint knows them when the weights' file is gone.
+_FROM_DATA = ("num_classes", "image_size", "mean", "std", "img_size")
+
+
+# Commands with parsers of their own, and what they do.
+OTHER_COMMANDS = {
+    "distill": "Make a teacher, a student and its export from a folder of photos: distill PHOTOS.",
+    "export": "Write the student of a checkpoint as safetensors and ONNX.",
+}
+_PREDICT = "Say the class of photos: predict STUDENT PHOTO ...; or predict a data set: predict --ckpt_path CHECKPOINT."
+
+
+def _tensor(numbers: Any) -> torch.Tensor:
+    try:
+        return torch.tensor(numbers, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"expected numbers, such as [1, 2.5], got {numbers}") from error
+
+
+# So that weights of classes, and whatever else a loss takes as a tensor, can be given as a list.
+register_type(torch.Tensor, torch.Tensor.tolist, _tensor)
 
 
 class DistillCLI(LightningCLI):
@@ -61,8 +83,7 @@ class DistillCLI(LightningCLI):
             parser_class=_Parser,
             parser_kwargs={
                 **parser,
-                "description": "Distil a teacher into a vision transformer. `distill --help`: all of it in one "
-                "command, for a folder of photos; `export --help`: the result; `predict STUDENT PHOTO`: its use.",
+                "description": "Distil a teacher into a vision transformer.",
                 "version": f"lit-distill {version('lit-distill')}",
                 **{name: dict(parser) for name in self.subcommands()},
             },
@@ -96,6 +117,15 @@ class DistillCLI(LightningCLI):
         for name in _FROM_DATA:
             target = f"model.student.init_args.{name}"
             parser.link_arguments("data", target, compute_fn=partial(self._of_data, name), apply_on="instantiate")
+
+    @override
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        commands: Any = parser._subcommands_action
+        for name, what in OTHER_COMMANDS.items():  # for the list: the entry point runs them
+            commands.add_subcommand(name, ArgumentParser(), help=what)
+        for command in commands._choices_actions:
+            command.help = _PREDICT if command.dest == "predict" else command.help
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -138,6 +168,13 @@ class DistillCLI(LightningCLI):
         arguments = student.get("init_args") or {}
         if name not in arguments or arguments[name] is not None:
             return arguments.get(name)
+        origin = origin_of(arguments["weights"]) if arguments.get("weights") else None
+        if name in ("mean", "std", "img_size") and origin is not None:
+            own = origin.input_size if name == "img_size" else getattr(origin, name)
+            arguments[name] = None if own is None else list(own)
+            return arguments[name]
+        if name == "img_size":
+            return None
         pretrained = arguments.get("pretrained") or arguments.get("weights")
         if name in ("mean", "std") and pretrained and issubclass(resolve_name(student.class_path), TimmStudent):
             return None  # those that it was pretrained with
@@ -207,7 +244,9 @@ class DistillCLI(LightningCLI):
         return super()._instantiate_trainer(config, callbacks)
 
     def before_fit(self) -> None:
-        """Say who teaches."""
+        """Refuse to replace another run's logs, and say who teaches."""
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            check_folders(self.trainer, resumes=self._get(self.config_init, "ckpt_path") is not None)
         teacher = self.model.teacher
         if teacher is not None:
             rank_zero_only(print)(f"teacher: {type(teacher.model).__name__}({teacher.extra_repr()})")

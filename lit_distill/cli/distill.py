@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 import re
 import shutil
+import tempfile
 import time
 from typing import Any
 
@@ -26,12 +27,14 @@ from lit_distill.models.trust import build, trusting
 from lit_distill.module import LitDistiller
 
 _FOLDER = "lit_distill.datamodules.ImageFolderDataModule"
+_STEPS = 8  # of a dry run
 _FOR_BOTH = ("--trainer.", "--num_threads")
 _FOR_STUDENT = ("--model.", "--retrospection", "--checkpoint.")
 
 
 def run(args: Sequence[str]) -> None:
     """Run the command with the arguments that follow ``lit-distill distill``."""
+    args, steps = _dry_run(_folder_named(args))
     own = [arg for arg in args if not arg.startswith((*_FOR_BOTH, *_FOR_STUDENT))]
     both = [arg for arg in args if arg.startswith(_FOR_BOTH)]
     students = [arg for arg in args if arg.startswith(_FOR_STUDENT)]
@@ -51,11 +54,46 @@ def run(args: Sequence[str]) -> None:
     word = [f"--trust={json.dumps(config.trust)}"] if config.trust else []
     named = re.findall(r"--model\.student(?:\.class_path)?=(\w+)\.", " ".join(students))
     with trusting([*config.trust, *named]):  # a student that is named here is the user's word
-        distill(config, given, [*both, *word], students)
+        if not steps:
+            distill(config, given, [*both, *word], students)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            config.output = Path(folder)
+            distill(config, given, [*both, *word], students, steps)
 
 
-def distill(config: Any, given: set[str], both: Sequence[str] = (), students: Sequence[str] = ()) -> None:
-    """Make the teacher, the student and the export, each unless it is there, and say where they are."""
+def _folder_named(args: Sequence[str]) -> list[str]:
+    """Return the arguments with the folder of the photos as ``--data.root``, whichever way it is given."""
+    alone = (
+        place
+        for place, arg in enumerate(args)
+        if arg[:1] != "-" and (place == 0 or re.match("[^-]|.*=", args[place - 1]))
+    )
+    named = next(alone, None)
+    return [
+        f"--data.root={arg}" if place == named else re.sub(r"^--root(?==|$)", "--data.root", arg)
+        for place, arg in enumerate(args)
+    ]
+
+
+def _dry_run(args: Sequence[str]) -> tuple[list[str], int]:
+    """Return the arguments without ``--trainer.fast_dev_run``, and the steps of a dry run, 0 if none is asked for."""
+    flag = "--trainer.fast_dev_run="
+    values = [arg.removeprefix(flag).lower() for arg in args if arg.startswith(flag)]
+    known = {"true": _STEPS, "1": _STEPS, "false": 0, "0": 0, "null": 0}
+    if values and values[-1] not in known and not values[-1].isdecimal():
+        raise ValueError(f"{flag[:-1]} must be true, false or a number of steps, got {values[-1]}")
+    steps = 0 if not values else known[values[-1]] if values[-1] in known else int(values[-1])
+    return [arg for arg in args if not arg.startswith(flag)], steps
+
+
+def distill(
+    config: Any, given: set[str], both: Sequence[str] = (), students: Sequence[str] = (), steps: int = 0
+) -> None:
+    """Make the teacher, the student and the export, each unless it is there, and say where they are.
+
+    With ``steps``, each run takes so many steps and no more, and a line says how long all of it would take.
+    """
     began = time.monotonic()
     if config.teacher:
         _digest_of_file(config.teacher)
@@ -108,15 +146,28 @@ def distill(config: Any, given: set[str], both: Sequence[str] = (), students: Se
 
     count = len(data.splits["train"].files) if isinstance(data, FilesDataModule) else None
     print(f"{description['init_args']['root']}: " + (f"{count} images to train on, " if count else "") + _about(data))
+    seconds: dict[str, float] = {}
     stages = [stage for stage in (teacher, second) if stage is not None]
     if teacher is not None:
         how = "from timm's pretrained weights" if start else "from random weights"
         hint = "" if start or config.pretrained is False else " (--pretrained=true downloads better ones)"
-        teacher.run(f"1 of {len(stages)}: teacher {config.teacher_net}, {how}{hint}", first)
+        title = f"1 of {len(stages)}: teacher {config.teacher_net}, {how}{hint}"
+        if steps:
+            seconds["teacher"] = teacher.try_out(title, first, steps)
+        else:
+            teacher.run(title, first)
         model["teacher"]["init_args"]["model"] = str(teacher.checkpoint)
     name = config.student or "DistillableViT"
     parameters = sum(p.numel() for p in network.parameters())
-    second.run(f"{len(stages)} of {len(stages)}: student {name}, {parameters:,} parameters", recipe)
+    title = f"{len(stages)} of {len(stages)}: student {name}, {parameters:,} parameters"
+    if steps:
+        seconds["student"] = second.try_out(title, recipe, steps)
+        parts = ", ".join(f"the {name} {_duration(part)}" for name, part in seconds.items())
+        print(
+            f"\ndry run: every stage works, and the whole would take about {_duration(sum(seconds.values()))}: {parts}"
+        )
+        return
+    second.run(title, recipe)
 
     exported = second.folder / "exported"
     files = (
@@ -138,7 +189,8 @@ def _parser() -> ArgumentParser:
         description="Make a teacher for a folder of photos, distil it into a vision transformer, and export that. What "
         "is done already, from the same photos and with the same choices, is not done again; what was cut off goes on. "
         "Flags of fit go on to the runs: --trainer. to both, --model., --retrospection and --checkpoint. to the "
-        "student's.",
+        "student's. --trainer.fast_dev_run=true takes a few steps of each run and says how long all of it takes. The "
+        "folder may come first: distill PHOTOS.",
         exit_on_error=False,
         formatter_class=DefaultHelpFormatter,
     )
@@ -226,6 +278,14 @@ def _try(network: Mapping[str, Any], data: Any) -> Any:
         extra = {key: value for key, value in arguments.items() if key == "in_chans"}
         return timm_net(arguments["name"], data.num_classes, args=extra)
     return build({**network, "init_args": {**arguments, "image_size": data.image_size}}, "this command")
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in its two largest units."""
+    for unit, size, part, smaller in (("days", 86400, "hours", 3600), ("hours", 3600, "minutes", 60)):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit} {seconds % size // smaller:.0f} {part}"
+    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
 
 
 def _about(data: Any) -> str:

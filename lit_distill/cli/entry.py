@@ -1,6 +1,7 @@
 """The entry point of the command line: which command runs, what an error prints, and the exit code."""
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 import logging
 import os
 import re
@@ -12,7 +13,7 @@ import warnings
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_distill.cli import distill, export, photos
-from lit_distill.cli.app import DistillCLI
+from lit_distill.cli.app import OTHER_COMMANDS, DistillCLI
 from lit_distill.cli.errors import one_line
 from lit_distill.cli.run_config import one_trust
 from lit_distill.cli.signals import Stopped, end_with_parent, in_stage, stop_signals
@@ -21,6 +22,7 @@ from lit_distill.cli.signals import Stopped, end_with_parent, in_stage, stop_sig
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; an error is one line on standard error and a non-zero exit."""
     args = one_trust(sys.argv[1:] if args is None else args)
+    args = ["distill", *args[1:]] if args[:1] == ["distil"] else args  # as the British write it
     with stop_signals:
         try:
             end_with_parent()
@@ -47,6 +49,10 @@ def _run(args: list[str]) -> None:
         distill.run(args[1:])
     elif args[:1] == ["predict"] and args[1:] and not args[1].startswith("-"):
         photos.run(args[1:])
+    elif args and not args[0].startswith("-") and args[0] not in DistillCLI.subcommands():
+        commands = [*DistillCLI.subcommands(), *OTHER_COMMANDS]
+        (near,) = get_close_matches(args[0], commands, n=1, cutoff=0.0)
+        raise ValueError(f"there is no command {args[0]!r}; the nearest of {', '.join(commands)} is {near}")
     else:
         DistillCLI(args)
 

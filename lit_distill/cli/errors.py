@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_distill.checkpoint import DiskFullError
+from lit_distill.datamodules import FilesDataModule, ImageFolderDataModule
 from lit_distill.models.weights import other_depth_in
 
 _BASES = (nn.Module, LightningDataModule, Callback, Optimizer, LRScheduler, Logger)
@@ -46,6 +47,10 @@ _MEANINGS = {
     r"DataLoader worker \(pid\S* (\d+)\) is killed by signal: Killed": (
         r"worker \1 of the data loader was killed: out of memory? Fewer --data.num_workers or a smaller "
         r"--data.batch_size need less"
+    ),
+    r"checkpoint contains only the model": (
+        r"this checkpoint holds weights alone, from which no run goes on: resume from last.ckpt, or start anew with "
+        r"--model.student.weights="
     ),
     r"No space left on device": r"no space left on the disk: free some and run the same command again",
     r"stack expects each tensor to be equal size, but got (\[.*?\]) at entry 0 and (\[.*?\])": (
@@ -142,7 +147,11 @@ def _innermost(text: str) -> str:
 
 
 def _unknown_option(option: str, options: Iterable[str]) -> str:
-    near = get_close_matches(option, list(options), n=1, cutoff=0.0)
+    # Of the data's arguments a parser knows none before it knows the class.
+    own = inspect.signature(ImageFolderDataModule).parameters | inspect.signature(FilesDataModule).parameters
+    known = [*options, *(f"--data.{name}" for name in own if name != "kwargs")]
+    same = [name for name in known if name.rpartition(".")[2] == option.lstrip("-")]
+    near = same[:1] or get_close_matches(option, list(options), n=1, cutoff=0.0)
     return f"unknown option {option}" + (f"; the nearest is {near[0]}" if near else "")
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from functools import cached_property
 from importlib.resources import files
 import json
 from pathlib import Path
@@ -10,9 +9,10 @@ import re
 import sys
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.nn import Module
 from typing_extensions import override
@@ -53,26 +53,63 @@ _SECTIONS = (*_NOT_FIT, "trainer", "retrospection", "checkpoint")
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Keep the run's configuration beside the logs, as Lightning does, and in every checkpoint."""
+    """Keep the run's configuration in the folder of its logs, and in every checkpoint, weights alone or whole."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
+        # Lightning's own place is the logger's save_dir where that is no CSVLogger, which all runs share.
+        super().__init__(parser, config, **{**kwargs, "save_to_log_dir": False})
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.loggers:  # else there is no folder of this run alone to write to
-            super().setup(trainer, pl_module, stage)
-
-    @override
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint.update(self._described)
-
-    @cached_property
-    def _described(self) -> dict[str, Any]:
-        """The run's configuration and its signature, made once a run: that takes longer than an epoch of the digits."""
+        super().setup(trainer, pl_module, stage)
         config = yaml.safe_load(
             self.parser.dump(self.config, skip_none=False, skip_link_targets=False, skip_validation=True)
         )
         config["model"]["student"] = without_weights(config["model"].get("student"))
-        config = {key: value for key, value in config.items() if key not in ("ckpt_path", "debug")}
-        return {KEY: config, SIGNATURE: sign(config)}
+        kept = {key: value for key, value in config.items() if key not in ("ckpt_path", "debug")}
+        # Not in a hook of this callback: Lightning calls none for a checkpoint of weights alone.
+        pl_module.kept_in_checkpoints = {KEY: kept, SIGNATURE: sign(kept)}  # type: ignore[assignment]
+
+    @override
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not trainer.loggers:  # no folder of this run alone
+            return
+        folder = folder_of(trainer.loggers[0], trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / self.config_filename
+        while path.exists():  # that of the run which this one goes on from
+            path = folder / f"config-{len(list(folder.glob('config*.yaml')))}.yaml"
+        path.write_text(self.parser.dump(self.config, skip_none=False, skip_validation=True))
+
+
+def folder_of(logger: Logger, default: str) -> Path:
+    """Return the folder of one run of a logger, in which Lightning keeps its checkpoints."""
+    if logger.log_dir is not None:
+        return Path(logger.log_dir)
+    version = logger.version
+    return Path(
+        logger.save_dir or default, str(logger.name), version if isinstance(version, str) else f"version_{version}"
+    )
+
+
+def check_folders(trainer: Trainer, resumes: bool) -> None:
+    """Refuse a folder with another run's logs, before a logger replaces them.
+
+    Args:
+        trainer: Has the loggers, which have written nothing yet.
+        resumes: Whether the run goes on from a checkpoint; it may then log to the same place, if that adds to it.
+
+    Raises:
+        ValueError: If there are such logs.
+    """
+    for logger in trainer.loggers if trainer.is_global_zero else []:
+        folder = folder_of(logger, trainer.default_root_dir)
+        # A CSVLogger deletes those of another run.
+        if (folder / "metrics.csv").exists() or ((folder / "config.yaml").exists() and not resumes):
+            raise ValueError(
+                f"{folder} has the logs of another run, and they are not overwritten: choose another version of the "
+                "logger, such as --trainer.logger.version=null for the next free one"
+            )
 
 
 def from_checkpoint(args: list[str], subcommands: Collection[str]) -> tuple[dict[str, Any], list[str], Path | None]:

@@ -30,10 +30,14 @@ from lit_distill.models import load_safely
 LIMITS = {"--trainer.max_time=": "null", "--trainer.max_steps=": "-1"}
 # Flags that would leave no checkpoint where the next stage looks for it, and their values that do no harm.
 _HARMLESS = {
-    "--trainer.fast_dev_run": ("false", "0", "null"),
     "--trainer.enable_checkpointing": ("true", "1", "null"),
     "--checkpoint.dirpath": ("null",),
 }
+# Of a dry run: a few steps of training and of validation, which are measured.
+_A_FEW = (
+    *("--trainer.num_sanity_val_steps=4", "--trainer.max_time=null", "--trainer.enable_progress_bar=false"),
+    "--trainer.callbacks+=lit_distill.cli.step_times.StepTimes",
+)
 
 
 class Stage:
@@ -158,7 +162,32 @@ class Stage:
                 part.write_text(json.dumps({"checkpoint": str(last.relative_to(self.folder))}, indent=1))
             stop_signals.check()
 
-    def _train(self, command: Sequence[str]) -> None:
+    def try_out(self, title: str, config: Mapping[str, Any], steps: int) -> float:
+        """Take a few steps, and return how many seconds the whole run would take.
+
+        Args:
+            title: What is printed first.
+            config: The configuration, with what earlier stages have made.
+            steps: Steps of training.
+
+        Raises:
+            SystemExit: If it fails, or is stopped; it has then said why.
+        """
+        print(f"\n{title}: {steps} steps of its {self.epochs} epochs", flush=True)
+        with self.held():
+            with whole_file(self.config) as part:
+                part.write_text(self._text(config))
+            what = ["--config", str(self.config), *self.flags, *_A_FEW, f"--trainer.max_steps={steps}"]
+            self._train([sys.executable, "-m", "lit_distill.cli", "fit", *what], stdout=subprocess.DEVNULL)
+            last = self.newest()
+            if last is None:
+                raise ValueError(f"the {self.name} left no checkpoint: --trainer.enable_checkpointing=true")
+            (self.folder / "done.json").write_text(json.dumps({"checkpoint": str(last.relative_to(self.folder))}))
+            stop_signals.check()
+        measured = load_safely(last, "checkpoint", mmap=True)["callbacks"]["StepTimes"]
+        return float(measured["seconds"]) * self.epochs
+
+    def _train(self, command: Sequence[str], stdout: int | None = None) -> None:
         """Run the command, with this one's signals passed on to it."""
         process = None
 
@@ -170,7 +199,7 @@ class Stage:
         try:
             environment = {**os.environ, STAGE: str(os.getpid())}
             # The run holds the lock too: should this process be killed, no other run begins beside it.
-            process = subprocess.Popen(command, env=environment, pass_fds=[self._lock.fileno()])  # noqa: S603  # this command line, and the user's own flags
+            process = subprocess.Popen(command, env=environment, pass_fds=[self._lock.fileno()], stdout=stdout)  # noqa: S603  # this command line, and the user's own flags
             if stop_signals.received is not None:  # while the process was started
                 forward(stop_signals.received)
             code = process.wait()

@@ -3,6 +3,7 @@
 from lit_distill.models.class_groups import ClassGroups
 from lit_distill.models.classes import count_classes
 from lit_distill.models.digits_cnn import DigitsCNN
+from lit_distill.models.export import export_student
 from lit_distill.models.output import StudentOutput
 from lit_distill.models.pixels import PixelInput
 from lit_distill.models.saved import load_student
@@ -29,6 +30,7 @@ __all__ = [
     "TokensToToken",
     "Transformer",
     "count_classes",
+    "export_student",
     "load_safely",
     "load_strictly",
     "load_student",

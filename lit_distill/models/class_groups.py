@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+import yaml
 
 
 class ClassGroups(nn.Module):
@@ -44,7 +45,7 @@ class ClassGroups(nn.Module):
                     f"{'no class below 0' if num_classes is None else f'classes 0..{num_classes - 1}'}"
                 )
         self.named = named
-        self.names = [str(name) for name, _ in pairs]
+        self.names = ["null" if name is None else str(name) for name, _ in pairs]
         self.members = [list(dict.fromkeys(int(m) for m in members)) for _, members in pairs]
         self.num_classes = num_classes
         longest = max(map(len, self.members))
@@ -64,13 +65,19 @@ class ClassGroups(nn.Module):
     def order(self, names: Sequence[str]) -> None:
         """Bring the groups into the order of these names.
 
+        A name that YAML takes for a value, such as ``yes`` or ``01`` without quotes, is known by that value.
+
         Raises:
             ValueError: If they are not the groups' names.
         """
         if set(names) != set(self.names):
-            raise ValueError(
-                f"the teacher's classes are for {', '.join(self.names)}, the data has {', '.join(map(str, names))}"
-            )
+            read = {_as_yaml(name): name for name in names}
+            own = [name if name in names else read.get(_as_yaml(name), name) for name in self.names]
+            if sorted(own) != sorted(names):
+                raise ValueError(
+                    f"the teacher's classes are for {', '.join(self.names)}, the data has {', '.join(map(str, names))}"
+                )
+            self.names = own
         places = [self.names.index(name) for name in names]
         self.names, self.members = list(names), [self.members[place] for place in places]
         self.index, self.padding = self.index[places], self.padding[places]
@@ -96,6 +103,14 @@ class ClassGroups(nn.Module):
                 said = _ranges(unused)
                 notes.append(f"{len(unused)} of the {self.num_classes} classes of the teacher in no group: {said}")
         return notes
+
+
+def _as_yaml(name: str) -> str:
+    """Return the value that a name without quotes has in YAML, as text: that of ``yes`` is ``True``."""
+    try:
+        return repr(yaml.safe_load(name))
+    except (yaml.YAMLError, ValueError):
+        return repr(name)
 
 
 def _ranges(numbers: Sequence[int], most: int = 4) -> str:

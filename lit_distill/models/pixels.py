@@ -1,10 +1,14 @@
 """Each network's own way in: pixels to the statistics and the size that it was trained with."""
 
 from collections.abc import Sequence
+import warnings
 
 import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
+
+# A float image of 0..1 may overshoot where it was resized; one of 0..255 has more than this unless it is black.
+_MOST = 10.0
 
 
 class PixelInput(nn.Module):
@@ -25,7 +29,8 @@ class PixelInput(nn.Module):
 
     Raises:
         ValueError: If only one of ``mean`` and ``std`` is given, their lengths differ, or a ``std`` is not positive; of
-            what is no batch of images, or has other channels, where there is something to be done to it.
+            what is no batch of images, or has other channels, where there is something to be done to it; if the first
+            float batch has values of 0..255, which without ``mean`` is a warning.
 
     Example:
         >>> PixelInput(mean=[0.5], std=[0.25])(torch.full((1, 1, 2, 2), 255, dtype=torch.uint8)).unique()
@@ -43,6 +48,7 @@ class PixelInput(nn.Module):
         input_size: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        self._first_is_seen = False
         if (mean is None) != (std is None):
             raise ValueError(f"mean and std go together, got mean={mean} and std={std}")
         if mean is not None and std is not None:
@@ -61,11 +67,24 @@ class PixelInput(nn.Module):
             check_batch(image, None if self.mean is None else len(self.mean))
         if not image.is_floating_point():
             image = image.to(self.scale.dtype) / self.scale
+        elif not (self._first_is_seen or torch.compiler.is_compiling()):
+            self._first_is_seen = True  # to look at each batch would stop the device at each step
+            self._check_range(image)
         if self.input_size is not None and list(image.shape[-2:]) != self.input_size:
             image = tv.resize(image, self.input_size, antialias=True)
         if self.mean is not None and self.std is not None:
             image = (image - self.mean) / self.std
         return image
+
+    def _check_range(self, image: Tensor) -> None:
+        if image.dim() != 4 or image.device.type == "meta" or not image.numel():
+            return
+        least, most = (float(value) for value in image.aminmax())
+        if least >= 0 and most > _MOST:
+            said = f"float images must be in 0..1, got values up to {most:g}: divide them by 255, or keep them uint8"
+            if self.mean is not None:
+                raise ValueError(said)
+            warnings.warn(f"{said}; without mean and std they are taken as they come", stacklevel=3)
 
 
 def check_batch(image: Tensor, statistics: int | None = None) -> None:

@@ -1,14 +1,16 @@
 """A trained student as files, and back."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 import warnings
 
+import timm
 from torch import Tensor, nn
 
+from lit_distill.models.pixels import as_pair
 from lit_distill.models.serving import predict
 from lit_distill.models.trust import build, trusting
 from lit_distill.models.weights import load_safely, load_strictly, plain_names, read_state_dict
@@ -93,6 +95,63 @@ def card_of(checkpoint: Any, path: str | Path) -> dict[str, Any]:
 
 def _mapping(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, Mapping) else {}
+
+
+class Origin(NamedTuple):
+    """What the student of a checkpoint or an export learned from, as far as the file tells.
+
+    ``mean`` and ``std`` are per channel and in 0..1 units, None for images taken as they come; ``input_size`` is
+    ``(height, width)`` in pixels.
+    """
+
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    input_size: Sequence[int] | None
+    class_names: Sequence[str] | None
+
+
+def origin_of(path: str | Path) -> Origin | None:
+    """Return what the weights in a file were trained on; None unless it is of this project and says how it was made.
+
+    Nothing that the file names is imported. A file that cannot be read says nothing here; whoever loads its weights
+    tells what is wrong with it.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     card = {"student": {"class_path": "Net", "init_args": {"mean": [0.3], "std": [0.4]}}}
+        ...     _ = Path(folder, "student.json").write_text(json.dumps({**card, "image_shape": [1, 8, 8]}))
+        ...     origin_of(folder)
+        Origin(mean=[0.3], std=[0.4], input_size=(8, 8), class_names=None)
+    """
+    path = Path(path)
+    folder = path.parent if path.name == "student.safetensors" else path
+    if (folder / "student.json").is_file():
+        with warnings.catch_warnings(action="ignore"):  # about photos, which is nothing to its weights
+            card = _read_card(folder / "student.json")
+    elif path.suffix == ".safetensors":
+        return None
+    else:
+        try:
+            loaded = load_safely(path, mmap=True)
+        except ValueError:
+            return None
+        if not isinstance(loaded, Mapping) or not isinstance(loaded.get("hyper_parameters"), Mapping):
+            return None
+        card = {"student": loaded["hyper_parameters"].get("student"), **(loaded.get(ABOUT) or {})}
+    described = card.get("student")
+    if not (isinstance(described, Mapping) and "class_path" in described):
+        return None
+    arguments = described.get("init_args") or {}
+    mean, std = arguments.get("mean"), arguments.get("std")
+    size = arguments.get("img_size") or arguments.get("image_size")
+    if str(described["class_path"]).endswith("TimmStudent"):  # which has from timm what it is not given
+        config: Any = timm.get_pretrained_cfg(str(arguments.get("name")), allow_unregistered=True)
+        if config is not None:
+            mean, std = (config.mean, config.std) if mean is None and std is None else (mean, std)
+            size = size or config.input_size[1:]
+    size = size or (card.get("image_shape") or ())[1:] or None
+    return Origin(mean, std, None if size is None else as_pair(size, "image_size"), card.get("class_names"))
 
 
 def student_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

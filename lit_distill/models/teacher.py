@@ -12,6 +12,7 @@ from lit_distill.models.class_groups import ClassGroups
 from lit_distill.models.classes import count_classes
 from lit_distill.models.output import Head, StudentOutput
 from lit_distill.models.pixels import PixelInput
+from lit_distill.models.saved import Origin, origin_of
 from lit_distill.models.sources import named_network
 from lit_distill.models.trust import trusting
 from lit_distill.models.weights import load_strictly, pick, read_state_dict
@@ -35,7 +36,8 @@ class FrozenTeacher(nn.Module):
             teacher's classes it stands for, such as ``{cat: [281, 282], dog: [151, 152, 153]}``. Their logits are
             combined by logsumexp, which adds probabilities up; what is in no group is left out.
         mean: Per-channel mean of the teacher's training data, in 0..1 units. By default timm's or torchvision's for
-            their names, else the image is taken as it comes.
+            their names, else the image is taken as it comes. Weights of a checkpoint or an export of this project bring
+            those that they were trained with, and their size.
         std: Per-channel standard deviation, with ``mean``.
         input_size: ``(height, width)`` or one int in pixels, the size that the teacher was trained at; images of
             another size are resized. By default the image keeps its size, except for a name with its library's own
@@ -81,22 +83,31 @@ class FrozenTeacher(nn.Module):
             raise ValueError(f"precision must be '32', 'bf16' or 'fp16', got {precision!r}")
         name = model if isinstance(model, str) else type(model).__name__
         channels: int | None = None
+        origin: Origin | None = None
+        trained_size: Sequence[int] | None = None
+        if weights is not None:
+            origin = origin_of(weights)
         if isinstance(model, str):
             with trusting(trust):
                 network = named_network(model, weights, num_classes, input_size, dict(model_args or {}))
             model = network.model
-            if mean is None and std is None:
+            if mean is None and std is None and origin is None:
                 mean, std = network.mean, network.std
                 if mean is not None and network.channels not in (None, len(mean)):
                     raise ValueError(f"{name} was made for {len(mean)} channels: give mean and std for yours")
-            input_size = network.input_size if input_size is None else input_size
-            channels = network.channels
+            channels, trained_size = network.channels, network.input_size
         else:
             if model_args:
                 raise ValueError("model_args go with the name of a model, got them with a module")
             if weights is not None:
                 own = next(iter(model.state_dict()), "")
                 load_strictly(model, pick(read_state_dict(weights), own), weights)
+        if origin is not None:
+            if mean is None and std is None and not _normalises(model):
+                mean, std = origin.mean, origin.std
+            trained_size = origin.input_size
+        self.trained_size = None if trained_size is None else list(trained_size)
+        input_size = self.trained_size if input_size is None else input_size
         has = getattr(model, "num_classes", None)
         if num_classes is not None and isinstance(has, int) and num_classes != has:
             raise ValueError(f"num_classes is {num_classes}, but the teacher {type(model).__name__} has {has}")
@@ -105,7 +116,11 @@ class FrozenTeacher(nn.Module):
         self.num_classes = known if self.groups is None else len(self.groups.names)
         self.pixels = PixelInput(mean, std, input_size)
         card = getattr(model, "card", None)  # of `load_student`
-        self.head: Head = card.get("head", "mean_logits") if isinstance(card, dict) else "mean_logits"
+        card = card if isinstance(card, dict) else {}
+        self.head: Head = card.get("head", "mean_logits")
+        names = card.get("class_names") if origin is None else origin.class_names
+        self.class_names = [str(name) for name in names] if names is not None and len(names) == known else None
+        self.register_buffer("order", None, persistent=False)
         self.precision = precision
         self.channels_last = channels_last
         self.model = model.requires_grad_(False)
@@ -116,6 +131,67 @@ class FrozenTeacher(nn.Module):
         self.eval()
         if self.pixels.input_size is not None:
             self._try(name, channels or self._channels())
+
+    order: Tensor | None
+
+    def notes(self) -> list[str]:
+        """Say what about its groups and its size may not be meant."""
+        notes = [] if self.groups is None else self.groups.notes()
+        own, asked = self.trained_size, self.pixels.input_size
+        if own is not None and asked is not None and list(own) != list(asked):
+            own_size, size = ("x".join(map(str, sides)) for sides in (own, asked))
+            notes.append(f"trained at {own_size} px and asked at {size}: for its own leave input_size out (null)")
+        return notes
+
+    def others(self, places: Sequence[int]) -> str:
+        """Say how ``classes`` is to be given so that what now stands at ``places`` stands in this order."""
+        if self.groups is None:
+            own = list(range(len(places))) if self.order is None else self.order.tolist()
+            groups = ", ".join(str([own[place]]) for place in places[:20]) + (", ..." if places[20:] else "")
+            return f"give the teacher classes=[{groups}]"
+        names, members = self.groups.names, [self.groups.members[place] for place in places]
+        given = f"give the teacher classes={dict(zip(names, members, strict=True)) if self.groups.named else members}"
+        if len(given) < 400:
+            return given
+        swapped = [f"{names[k]} those of {names[place]}" for k, place in enumerate(places) if k != place]
+        return f"of the teacher's classes=, give {', '.join(swapped[:20])}{', ...' if swapped[20:] else ''}"
+
+    def set_class_names(self, names: Sequence[str]) -> bool:
+        """Answer in the order of the data's classes, where the teacher knows its own by name.
+
+        Groups that are given in order stay as they are.
+
+        Args:
+            names: Names of the data's classes, in their order.
+
+        Returns:
+            Whether the teacher's own order is another one.
+
+        Raises:
+            ValueError: If the teacher knows other classes.
+
+        Example:
+            >>> teacher = FrozenTeacher(nn.Linear(2, 2), classes={"cat": [1], "dog": [0]})
+            >>> teacher.set_class_names(["dog", "cat"]), teacher.groups.members
+            (True, [[0], [1]])
+        """
+        names = [str(name) for name in names]
+        if self.groups is not None:
+            before = self.groups.names
+            if self.groups.named:
+                self.groups.order(names)
+            return self.groups.named and before != names
+        if self.class_names is None:
+            return False
+        if set(names) != set(self.class_names):
+            raise ValueError(
+                f"the teacher knows other classes than the data has: {_differ(self.class_names, names)}; give it "
+                "classes= with the numbers of its classes for each of the data's"
+            )
+        place = {name: k for k, name in enumerate(self.class_names)}
+        order = torch.tensor([place[name] for name in names])
+        self.order = order.to(self.pixels.scale.device) if names != self.class_names else None
+        return self.order is not None
 
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode, whatever is asked: batch statistics of the student's data are none of the teacher's."""
@@ -134,6 +210,8 @@ class FrozenTeacher(nn.Module):
         with nullcontext() if self.precision is None else torch.autocast(image.device.type, enabled=False):
             output = self.model(image)
         logits = output.float() if isinstance(output, Tensor) else StudentOutput.of(output).combined(self.head)
+        if self.order is not None:
+            return logits.index_select(1, self.order)
         return logits if self.groups is None else self.groups(logits)
 
     def extra_repr(self) -> str:
@@ -157,7 +235,10 @@ class FrozenTeacher(nn.Module):
         except Exception as error:  # whatever a network raises
             said = str(error).split("\n")[0] or type(error).__name__
             size = "x".join(map(str, self.pixels.input_size or ()))
-            raise ValueError(f"the teacher {name} cannot take images of {size} pixels: {said}") from error
+            own = self.trained_size
+            own = None if own == self.pixels.input_size else own
+            mend = "" if own is None else f"; for its own {'x'.join(map(str, own))} leave input_size out (null)"
+            raise ValueError(f"the teacher {name} cannot take images of {size} pixels: {said}{mend}") from error
         if self.num_classes is None:
             self.num_classes = logits.shape[1]
 
@@ -167,3 +248,15 @@ class FrozenTeacher(nn.Module):
         own = getattr(self.model, "channels", None)
         first = next((m.in_channels for m in self.model.modules() if isinstance(m, nn.Conv2d)), 3)
         return own if isinstance(own, int) else first
+
+
+def _normalises(model: nn.Module) -> bool:
+    """Tell whether a network brings its images to its own statistics itself."""
+    return any(isinstance(module, PixelInput) and module.mean is not None for module in model.modules())
+
+
+def _differ(own: Sequence[str], data: Sequence[str]) -> str:
+    """Say which names are of one side only."""
+    sides = (("only the teacher has", set(own) - set(data)), ("only the data has", set(data) - set(own)))
+    lists = ((side, sorted(names)) for side, names in sides if names)
+    return ", ".join(f"{side} {', '.join(names[:3])}{', ...' if names[3:] else ''}" for side, names in lists)

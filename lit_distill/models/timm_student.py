@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lit_distill.models.output import StudentOutput
 from lit_distill.models.pixels import PixelInput, as_pair
+from lit_distill.models.saved import origin_of
 from lit_distill.models.timm_net import timm_net
 from lit_distill.models.weights import pick, read_state_dict
 
@@ -33,7 +34,8 @@ class TimmStudent(nn.Module):
         num_classes: Classes K, >= 1. Where weights are for other classes, the head is new.
         pretrained: Start from timm's pretrained weights, downloaded unless they are in the local cache.
         weights: Start from a file: a state dict or checkpoint of timm's network, or of a student like this one, whose
-            token is then kept; so the student of one run can go on at another size in the next.
+            token is then kept; so the student of one run can go on at another size in the next. A checkpoint or an
+            export of this project brings the size, mean and std that it was trained with, unless others are given.
         distillation_token: False leaves a vision transformer as it is, with one head for both losses.
         img_size: Side of the images in pixels, or ``(height, width)``; images of another size are resized. By default
             timm's for this network and these weights, whose position embeddings are resampled to a size given.
@@ -82,6 +84,11 @@ class TimmStudent(nn.Module):
             raise ValueError(f"num_classes must be >= 1, got {num_classes}")
         given = {"patch_size": patch_size, "drop_path_rate": drop_path_rate}
         args = {key: value for key, value in given.items() if value is not None} | {"in_chans": in_chans} | timm_kwargs
+        origin = None if weights is None else origin_of(weights)
+        if origin is not None:
+            img_size = origin.input_size if img_size is None else img_size
+            if mean is None and std is None and origin.mean is not None and len(origin.mean) == in_chans:
+                mean, std = origin.mean, origin.std
         size = None if img_size is None else as_pair(img_size, "img_size")
         start, token = (None, {}) if weights is None else _parted(read_state_dict(weights))
         self.model = timm_net(name, num_classes, pretrained, start or weights, size, args, new_head=True)

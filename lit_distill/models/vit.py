@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lit_distill.models.output import StudentOutput
 from lit_distill.models.pixels import PixelInput, as_pair, check_batch
+from lit_distill.models.saved import origin_of
 from lit_distill.models.tokenizers import PatchTokenizer
 from lit_distill.models.transformer import Transformer, norm_or_not
 from lit_distill.models.vit_pytorch import from_vit_pytorch, is_vit_pytorch
@@ -47,7 +48,8 @@ class DistillableViT(nn.Module):
         encoder: Replaces the transformer; ``depth``, ``heads``, ``mlp_dim``, ``dim_head`` and ``dropout`` are then
             unused.
         weights: Start from a file: a state dict or checkpoint of this network, for images of any size, or of
-            vit-pytorch's, see `load_vit_pytorch`. Where they are for other classes, the heads are new.
+            vit-pytorch's, see `load_vit_pytorch`. Where they are for other classes, the heads are new. A checkpoint or
+            an export of this project brings its mean and std, unless others are given.
         new_token: Start from ``weights`` that have no distillation token with a new one.
 
     Shape:
@@ -109,6 +111,9 @@ class DistillableViT(nn.Module):
         self.image_size = as_pair(image_size, "image_size")
         self.channels = channels
         self.pool = pool
+        origin = None if weights is None else origin_of(weights)
+        if origin is not None and mean is None and std is None:
+            mean, std = origin.mean, origin.std
         self.pixels = PixelInput(mean, std)
         self.tokenizer: nn.Module = tokenizer or PatchTokenizer(image_size, patch_size, dim, channels, patch_norm)
         self.encoder: nn.Module = encoder or Transformer(dim, depth, heads, dim_head, mlp_dim, dropout)

@@ -76,13 +76,41 @@ def test_calls_out_a_teacher_that_knows_nothing() -> None:
 
 def test_calls_out_a_permutation_with_the_order_that_undoes_it() -> None:
     order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
-    back = [order.index(k) for k in range(10)]
+    named = {name: [k] for name, k in zip("0123456789", order, strict=True)}
+    scrambled = DigitsCNN(pretrained=True)
+    last = [module for module in scrambled.modules() if isinstance(module, nn.Linear)][-1]
+    with torch.no_grad():
+        last.weight[:], last.bias[:] = last.weight[order], last.bias[order]
+    names = FrozenTeacher(DigitsCNN(pretrained=True))
+    names.class_names = [str(order.index(k)) for k in range(10)]
+    for teacher, advice in (
+        (permuted(order), [[k] for k in range(10)]),  # numbers of the teacher's classes, not of its groups
+        (FrozenTeacher(DigitsCNN(pretrained=True), classes=named), {str(k): [k] for k in range(10)}),
+        (FrozenTeacher(scrambled), [[order.index(k)] for k in range(10)]),
+        (names, [[k] for k in range(10)]),  # those in its file are wrong
+    ):
+        with pytest.warns(
+            UserWarning, match="its classes look permuted, in another order it would be right on 9"
+        ) as warned:
+            fit(teacher, TeacherCheck())
+        said = next(str(w.message) for w in warned if "permuted" in str(w.message))
+        assert said.endswith(f"give the teacher classes={advice}")
+
+
+def test_long_groups_are_named_in_the_order_that_undoes_a_permutation() -> None:
+    groups = {"cat": list(range(200)), "dog": list(range(200, 300)), "fox": [300]}
+    teacher = FrozenTeacher(nn.Linear(2, 301), classes=groups)
+    assert teacher.others([1, 0, 2]) == "of the teacher's classes=, give cat those of dog, dog those of cat"
+
+
+def test_a_teacher_of_an_own_run_is_not_told_to_check_what_it_brings() -> None:
+    weak = DigitsCNN()
+    weak.card = {"trained": {"epochs": 3}}  # type: ignore[assignment]
     with pytest.warns(
-        UserWarning, match="its classes look permuted, in another order it would be right on 9"
+        UserWarning, match="will learn little from it; it was trained for 3 epochs: train it longer"
     ) as warned:
-        fit(permuted(order), TeacherCheck())
-    said = next(str(w.message) for w in warned if "permuted" in str(w.message))
-    assert said.endswith(f"give the teacher classes={[[k] for k in back]}")
+        fit(weak, TeacherCheck())
+    assert not [w for w in warned if "mean" in str(w.message)]
 
 
 def test_says_which_classes_are_in_no_group(caplog: pytest.LogCaptureFixture) -> None:

@@ -319,7 +319,10 @@ def test_help_explains(capsys) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(["--help"])
     assert exit_.value.code == 0
-    assert {"fit", "validate", "test", "predict"} <= set(capsys.readouterr().out.replace(",", " ").split())
+    out = capsys.readouterr().out
+    listed = re.findall(r"^    (\w+) {2,}\w", out[out.index("subcommands:") :], re.MULTILINE)
+    assert listed == ["fit", "validate", "test", "predict", "distill", "export"]
+    assert "predict STUDENT PHOTO" in " ".join(out.split())
     with pytest.raises(SystemExit) as exit_:
         main(["fit", "--help"])
     assert exit_.value.code == 0

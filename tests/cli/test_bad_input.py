@@ -193,6 +193,20 @@ def test_checkpoints_that_cannot_be_written_are_found_out_before_the_first_step(
 
 
 def test_a_misspelt_command_names_the_commands(capfd) -> None:
-    with pytest.raises(SystemExit):
-        main(["fitt"])
-    assert "invalid choice: 'fitt' (choose from" in capfd.readouterr().err
+    commands = "fit, validate, test, predict, distill, export"
+    for word, near in (("fitt", "fit"), ("predit", "predict"), ("distilll", "distill"), ("exprot", "export")):
+        with pytest.raises(SystemExit):
+            main([word])
+        (error,) = capfd.readouterr().err.splitlines()
+        assert error == f"error: there is no command {word!r}; the nearest of {commands} is {near}"
+
+
+def test_an_option_without_its_place_names_the_one_with_it(capfd) -> None:
+    for flag, near in (
+        ("--root", "--data.root"),
+        ("--batch_size", "--data.batch_size"),
+        ("--max_epochs", "--trainer.max_epochs"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["fit", "--config", "digits", f"{flag}=3"])
+        assert capfd.readouterr().err == f"error: unknown option {flag}; the nearest is {near}\n"

@@ -2,6 +2,7 @@ from collections.abc import Sequence
 import json
 import os
 from pathlib import Path
+import re
 import signal
 import subprocess
 import sys
@@ -245,3 +246,43 @@ def test_a_stage_that_fails_ends_the_command_with_its_code(tmp_path, monkeypatch
     assert "1 of 2: teacher resnet10t, from random weights" in capfd.readouterr().out
     (folder,) = Path("distilled/my_photos").iterdir()
     assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["distill", "yours"],
+        ["distil", "--root", "yours"],
+        ["distill", "--epochs", "3", "--root=yours"],
+        ["distill", "--epochs=3", "yours"],
+    ],
+)
+def test_the_folder_may_be_named_as_people_do(given: list[str], monkeypatch) -> None:
+    from lit_distill.cli import distill as command
+
+    monkeypatch.setattr(command, "distill", lambda config, *_: roots.append(config.data.init_args.root))
+    roots: list[Any] = []
+    main(given)
+    assert [str(root) for root in roots] == ["yours"]
+
+
+@pytest.mark.slow
+def test_a_dry_run_takes_a_few_steps_of_each_run_and_says_how_long_the_whole_takes(
+    tmp_path, monkeypatch, capfd
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos(Path("my_photos"))
+    before = sorted(Path("my_photos").rglob("*.png"))
+    distill("--trainer.fast_dev_run=3", "--data.batch_size=4")
+    out = capfd.readouterr().out
+    assert re.search(r"1 of 2: teacher resnet10t, .*: 3 steps of its 1 epochs", out)
+    assert re.search(r"2 of 2: student DistillableViT, .*: 3 steps of its 2 epochs", out)
+    last = out.strip().splitlines()[-1]
+    times = r"about \d+ \w+.*: the teacher \d+ seconds, the student \d+ seconds$"
+    assert re.match(f"dry run: every stage works, and the whole would take {times}", last)
+    assert [path.name for path in tmp_path.iterdir()] == ["my_photos"]
+    assert sorted(Path("my_photos").rglob("*.png")) == before
+    assert {path.name for path in Path("my_photos").iterdir()} == {".lit_distill", "bird", "cat", "dog"}
+    with pytest.raises(SystemExit):
+        distill("--trainer.fast_dev_run=often")
+    assert "fast_dev_run must be true, false or a number of steps, got often" in capfd.readouterr().err

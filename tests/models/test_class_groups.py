@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from lit_distill.models import ClassGroups
 
@@ -30,6 +31,22 @@ def test_follows_the_datas_order_of_names() -> None:
     assert torch.equal(groups(logits), before[:, [1, 0]])
     with pytest.raises(ValueError, match="the teacher's classes are for cat, dog, the data has cat, fox"):
         groups.order(["cat", "fox"])
+
+
+@pytest.mark.parametrize("text", ["{yes: [0], no: [1]}", '{"true": [0], "false": [1]}', "{'yes': [0], 'no': [1]}"])
+def test_names_that_yaml_takes_for_values_are_the_datas(text: str) -> None:
+    groups, logits = ClassGroups(yaml.safe_load(text), 2), torch.randn(4, 2)
+    groups.order(["no", "yes"])
+    assert groups.names == ["no", "yes"]
+    assert torch.equal(groups(logits), logits[:, [1, 0]])
+
+
+def test_numbers_and_null_without_quotes_are_names_too() -> None:
+    groups = ClassGroups(yaml.safe_load("{01: [0], 1.50: [1], null: [2], 2020-01-01: [3]}"), 4)
+    groups.order(["01", "1.50", "2020-01-01", "null"])
+    assert groups.members == [[0], [1], [3], [2]]
+    with pytest.raises(ValueError, match="the teacher's classes are for True, the data has on, yes"):
+        ClassGroups(yaml.safe_load("{on: [0]}"), 2).order(["on", "yes"])
 
 
 def test_notes_overlaps_and_what_is_in_no_group() -> None:

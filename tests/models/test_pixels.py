@@ -60,3 +60,25 @@ def test_statistics_follow_the_network_and_stay_out_of_its_state_dict() -> None:
 def test_refuses_statistics_and_sizes_that_make_no_sense(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PixelInput(**arguments)
+
+
+def test_float_images_of_0_to_255_are_found_out_at_the_first_batch() -> None:
+    image = torch.randint(256, (2, 3, 4, 4)).float()
+    said = r"float images must be in 0..1, got values up to 25\d: divide them by 255, or keep them uint8"
+    with pytest.raises(ValueError, match=said):
+        PixelInput([0.5], [0.5])(image)
+    unchanged = PixelInput()
+    with pytest.warns(UserWarning, match=f"{said}; without mean and std they are taken as they come"):
+        unchanged(image)
+    assert unchanged(image) is image  # once is enough
+    for fine in (image / 255, torch.randn(2, 3, 4, 4) * 20, image.to(torch.uint8), torch.rand(2, 6) * 255):
+        PixelInput()(fine)
+
+
+def test_only_the_first_batch_is_read_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    monkeypatch.setattr(PixelInput, "_check_range", lambda self, image: looked.append(image.dtype))
+    pixels = PixelInput([0.5], [0.5])
+    for _ in range(3):
+        pixels(torch.rand(2, 3, 4, 4))
+    assert looked == [torch.float32]
