@@ -1,6 +1,7 @@
 """The entry point of the command line: which command runs, what an error prints, and the exit code."""
 
 from collections.abc import Sequence
+import io
 import logging
 import os
 import re
@@ -68,6 +69,8 @@ def _exit_code(end: BaseException, args: list[str]) -> Any:
 
 
 def _tidy_output() -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to end a run
+        sys.stdout.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # not where in which library
     # Lightning's progress reports are no errors; standard error is for what is wrong.
     for name in ("lightning.pytorch", "lightning.fabric"):
