@@ -46,8 +46,8 @@ class ImageFolderDataModule(FilesDataModule):
             `FilesDataModule`.
 
     Raises:
-        ValueError: If the folder is not there or not readable, a class is empty, alone or has nothing to train on, or the
-            stored split is of other images.
+        ValueError: If the folder is not there or not readable, a class is empty, alone or has nothing to train on, or
+            the stored split is of other images.
 
     Example:
         >>> import tempfile
@@ -161,8 +161,8 @@ class ImageFolderDataModule(FilesDataModule):
             train[label] = [name for name in names if name not in chosen]
             if not train[label]:
                 raise ValueError(
-                    f"class {label!r} has {len(names)} photos to validate on, by {path}, and none to train on: add some, "
-                    "or delete that file to split anew"
+                    f"class {label!r} has {len(names)} photos to validate on, by {path}, and none to train on: "
+                    "add some, or delete that file to split anew"
                 )
         sides = {
             "train": sorted(name for names in train.values() for name in names),

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 import io
+import math
 import os
 from pathlib import Path
 import stat
@@ -219,14 +220,17 @@ class ShorterSide:
         # An even number at each end: the crop of the middle, whose begin is rounded to even, then stays where it was.
         spare = max(0, length - max(_LONGEST * self.side, self.least)) // 4 * 2
         if not spare:
-            how = InterpolationMode(self.interpolation)
-            return v2.functional.resize(image, [self.side], how)  # type: ignore[no-any-return]
-        begin, kept = spare * longer / length, length - 2 * spare
+            mode = InterpolationMode(self.interpolation)
+            return v2.functional.resize(image, [self.side], mode)  # type: ignore[no-any-return]
+        # Without the far ends, whose pixels no filter reaches: Pillow then takes both directions in the usual order.
+        first, last = spare * longer / length, longer - spare * longer / length
+        reach = math.ceil(4 * max(1, shorter / self.side))
+        start, end = max(0, math.floor(first) - reach), min(longer, math.ceil(last) + reach)
+        first, last, kept = first - start, last - start, length - 2 * spare
+        how = Image.Resampling[self.interpolation.upper()]
         if image.width > image.height:
-            size, box = (kept, self.side), (begin, 0.0, longer - begin, float(shorter))
-        else:
-            size, box = (self.side, kept), (0.0, begin, float(shorter), longer - begin)
-        return image.resize(size, Image.Resampling[self.interpolation.upper()], box)
+            return image.crop((start, 0, end, shorter)).resize((kept, self.side), how, (first, 0, last, shorter))
+        return image.crop((0, start, shorter, end)).resize((self.side, kept), how, (0, first, shorter, last))
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,12 @@ def beside(place: str | Path, root: str | Path | None) -> Path:
     """
     if root is None or not Path(root).is_dir():
         return Path(place)
-    inside, folder = Path(place).resolve(), Path(root).resolve()
-    return folder.parent / inside.relative_to(folder) if inside.is_relative_to(folder) else Path(place)
+    inside, folder, here = Path(place).resolve(), Path(root).resolve(), Path.cwd()
+    if not inside.is_relative_to(folder):
+        return Path(place)
+    # As if the command ran beside the data, should it run within.
+    as_given = here.is_relative_to(folder) and inside.is_relative_to(here)
+    return folder.parent / inside.relative_to(here if as_given else folder)
 
 
 def keep_out_of_data(config: Any) -> None:

@@ -170,8 +170,8 @@ class Stage:
         others = sorted(self.folder.parent.glob(f"{self.name}-*/made_of.json"), key=lambda path: -path.stat().st_mtime)
         now = json.loads(self._made_of)
         made_of = [json.loads(path.read_text()) for path in others if path.parent != self.folder]
-        told: list[list[str]] = [told_differences(now, other, self.name) for other in made_of]
-        return ", ".join(min(told, key=len)) if told else ""
+        told = sorted((told_differences(now, other, self.name) for other in made_of), key=lambda lines: len(lines))
+        return ", ".join(told[0]) if told else ""
 
     def _train(self, command: Sequence[str]) -> None:
         """Run the command, with this one's signals passed on to it."""
