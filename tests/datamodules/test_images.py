@@ -191,9 +191,9 @@ def test_damaged_files_are_os_errors_and_say_nothing_else(capfd) -> None:
 def test_a_pipe_or_a_device_is_no_photo_and_is_not_waited_for(tmp_path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path / "pipe.png", "/dev/zero", tmp_path):
-        with pytest.raises(OSError, match="it is no file|directory"):
+        with pytest.raises(OSError, match=r"it is no file|directory"):
             read_image(path)
-        with pytest.raises(OSError, match="it is no file|directory"):
+        with pytest.raises(OSError, match=r"it is no file|directory"):
             size_of(path)
 
 
