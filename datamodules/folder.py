@@ -161,8 +161,8 @@ class ImageFolderDataModule(FilesDataModule):
             train[label] = [name for name in names if name not in chosen]
             if not train[label]:
                 raise ValueError(
-                    f"class {label!r} has no photo to train on, and {len(names)} to validate on by {path}: add some, or "
-                    "delete that file to split anew"
+                    f"class {label!r} has no photo to train on, and {len(names)} to validate on by {path}: add some, "
+                    "or delete that file to split anew"
                 )
         sides = {
             "train": sorted(name for names in train.values() for name in names),

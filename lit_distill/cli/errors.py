@@ -48,6 +48,9 @@ _MEANINGS = {
         r"worker \1 of the data loader was killed: out of memory? Fewer --data.num_workers or a smaller "
         r"--data.batch_size need less"
     ),
+    r"'utf-8' codec can't encode character.*surrogates not allowed": (
+        "a name that is no UTF-8 cannot be written into a configuration: rename it"
+    ),
     r"No space left on device": r"no space left on the disk: free some and run the same command again",
     r"stack expects each tensor to be equal size, but got (\[.*?\]) at entry 0 and (\[.*?\])": (
         r"images of different sizes, \1 and \2, make no batch: resize or crop them in the transform"

@@ -145,7 +145,7 @@ class Stage:
             if begun is None or not self._has_finished(begun):
                 print(f"\n{title}" + (f": going on from {begun}" if begun else ""), flush=True)
                 if differs and not begun:
-                    print(f"not done before: {differs}", flush=True)
+                    print(f"note: not done before: {differs}", file=sys.stderr, flush=True)
                 # Of a run that goes on, the checkpoint has the configuration and the flags, but the limits are new.
                 limits = [flag for flag in self.flags if flag.startswith(tuple(LIMITS))]
                 limits = [*(f"{limit}{value}" for limit, value in LIMITS.items()), *limits]

@@ -138,6 +138,15 @@ def test_a_teacher_of_ones_own(tmp_path, monkeypatch, capfd) -> None:
     assert "\nteacher  " in out
 
 
+def test_a_folder_whose_name_is_no_utf_8_is_one_line(tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = photos(Path(os.fsdecode(b"caf\xe9")))
+    with pytest.raises(SystemExit):
+        main(["distill", f"--data.root={root}"])
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line == "error: a name that is no UTF-8 cannot be written into a configuration: rename it"
+
+
 MISTAKES = {
     "--data.imagesize=3": "ImageFolderDataModule has no argument 'imagesize'; the nearest is 'image_size'",
     "--model.aplha=0.3": "unknown option --model.aplha; the nearest is --model.alpha",
@@ -222,10 +231,10 @@ def test_one_folder_is_one_whatever_it_is_called(tmp_path, monkeypatch, capfd) -
     for path in Path("my_photos").rglob("*.png"):
         os.utime(path, (1, 1))  # the same content, such as of a backup that was played back
     assert made(monkeypatch, "--data.root=my_photos") == first
-    assert "not done before" not in capfd.readouterr().out
+    assert "not done before" not in capfd.readouterr().err
     make_photos(Path("my_photos"), ["cat/new.png"], size=(36, 32), seed=5)
     assert made(monkeypatch, "--data.root=my_photos") != first
-    assert "not done before: 1 photo is new (cat/new.png)\n" in capfd.readouterr().out
+    assert "note: not done before: 1 photo is new (cat/new.png)\n" in capfd.readouterr().err
 
 
 def test_from_within_the_photos_everything_goes_beside_them(tmp_path, monkeypatch, capfd) -> None:

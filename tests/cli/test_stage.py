@@ -217,9 +217,9 @@ def test_what_differs_from_the_nearest_other_run_is_said(tmp_path, monkeypatch, 
     ):
         leaves(monkeypatch, made, finished=True)
         made.run("teacher", CONFIG)
-    said = [line for line in capfd.readouterr().out.splitlines() if line.startswith("not done before")]
+    said = capfd.readouterr().err.splitlines()
     assert said == [
-        "not done before: 1 photo is new (c), 1 photo is changed (b), --teacher_epochs is 40 instead of 50, "
+        "note: not done before: 1 photo is new (c), 1 photo is changed (b), --teacher_epochs is 40 instead of 50, "
         "--trainer.precision is 64 instead of 32",
-        "not done before: 1 photo is gone (b), --trainer.precision is not given instead of 64",
+        "note: not done before: 1 photo is gone (b), --trainer.precision is not given instead of 64",
     ]
