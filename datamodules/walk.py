@@ -9,7 +9,7 @@ from typing import Literal
 
 from PIL import Image, UnidentifiedImageError
 
-from lit_distill.photos import photo_suffixes
+from lit_distill.photos import HEIF_SUFFIXES, READS_HEIF, photo_suffixes
 
 # Beside names that begin with a dot: what file managers, network storage and archives put between photos.
 _JUNK = frozenset(
@@ -19,14 +19,13 @@ _JUNK = frozenset(
         *("__macosx", "$recycle.bin", "system volume information", "lost+found"),
     )
 )
-_HEIF = frozenset((".heic", ".heics", ".heif", ".heifs", ".hif"))
 _WITHOUT_SUFFIX = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # formats that their first bytes tell for certain
 
 Why = Literal["other", "heif", "link", "pipe", "again", "folder"]
 _WHY: Mapping[Why, tuple[str, str]] = {
     "heif": (
-        "HEIC photo, which is read after pip install 'lit-distill[heif]'",
-        "HEIC photos, which are read after pip install 'lit-distill[heif]'",
+        f"HEIC photo, which is read after {READS_HEIF}",
+        f"HEIC photos, which are read after {READS_HEIF}",
     ),
     "other": ("file that is no image by its name", "files that are no images by their names"),
     "link": ("broken link", "broken links"),
@@ -163,7 +162,7 @@ def _take(path: str, name: str, found: Found, taken: set[tuple[int, int]]) -> No
     """Note a file as a photo, or as what it is instead."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in photo_suffixes() and (suffix or not _begins_like_an_image(path)):
-        found.leave_out("heif" if suffix in _HEIF else "other", name)
+        found.leave_out("heif" if suffix in HEIF_SUFFIXES else "other", name)
         return
     about = os.stat(path)
     if (about.st_dev, about.st_ino) in taken:

@@ -32,6 +32,9 @@ _LONGEST = 16  # times its shorter side that an image may be long when it is res
 # Pillow knows these by name only: it needs another program for their pixels, or has none.
 _NO_PIXELS = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
 
+HEIF_SUFFIXES = frozenset((".heic", ".heics", ".heif", ".heifs", ".hif"))
+READS_HEIF = "pip install 'lit-distill[heif]'"
+
 Photo = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
 Mode = Literal["RGB", "L"]
 
@@ -347,7 +350,9 @@ def as_image(photo: Photo, mode: Mode = "RGB") -> Image.Image:
         try:
             return read_image(photo, mode)
         except OSError as error:
-            raise ValueError(f"cannot read the photo {photo}: {error}") from error
+            needs_more = Path(photo).suffix.lower() in HEIF_SUFFIXES - photo_suffixes()
+            hint = f"; HEIC photos are read after {READS_HEIF}" if needs_more else ""
+            raise ValueError(f"cannot read the photo {photo}: {error}{hint}") from error
     if isinstance(photo, Image.Image):
         return _upright(_eight_bits(photo, mode))
     if not isinstance(photo, (np.ndarray, Tensor)):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
+from lit_distill import photos
 from lit_distill.datamodules.images import Files, ImageFiles
 from lit_distill.photos import Preprocessing, ShorterSide, as_image, read_image, size_of
 
@@ -214,6 +215,15 @@ def test_photos_of_an_iphone_are_read_where_pillow_heif_is_installed(tmp_path) -
     image = read_image(tmp_path / "a.heic")
     assert image.size == (64, 48)
     assert np.abs(np.asarray(image).mean((0, 1)) - [200, 100, 50]).max() < 4
+
+
+def test_without_it_what_reads_them_is_named(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(photos, "photo_suffixes", lambda: frozenset({".jpg"}))
+    for name in ("a.HEIC", "a.jpg"):
+        (tmp_path / name).write_bytes(b"no image that is known")
+        with pytest.raises(ValueError, match=r"cannot identify image file") as error:
+            as_image(tmp_path / name)
+        assert ("pip install 'lit-distill[heif]'" in str(error.value)) == name.endswith("HEIC")
 
 
 def test_a_bomb_of_pixels_is_refused(monkeypatch) -> None:
