@@ -20,7 +20,7 @@ from lit_distill.datamodules.decoded import DecodedImages, Reading, cores, free_
 from lit_distill.datamodules.images import Files, ImageFiles
 from lit_distill.datamodules.mixing import Mixing
 from lit_distill.datamodules.oddities import oddities
-from lit_distill.datamodules.walk import Found
+from lit_distill.datamodules.walk import Found, printable
 from lit_distill.photos import Mode
 
 Split = Literal["train", "val", "test", "predict"]
@@ -154,8 +154,8 @@ class FilesDataModule(ImageDataModule):
 
     def contents(self, split: Split) -> dict[str, str]:
         """Return a digest of the bytes of each file of a split, by its name; without damaged files."""
-        scan, files = self.scan(split), self.splits[self._source(split)].files
-        return {name: content for name, content in zip(files, scan.contents, strict=True) if name not in scan.damaged}
+        self.scan(split)
+        return {name: content for name, (_, content) in self._known(self._source(split)).items()}
 
     def names(self, split: Split) -> list[str]:
         """Return the names of the files of a split, in the order in which they are read."""
@@ -236,7 +236,7 @@ class FilesDataModule(ImageDataModule):
         """Keep what is known of a split, unless too much of it is damaged."""
         if scan.damaged and split not in self._scans:
             files, targets = self.splits[split]
-            shown = "; ".join(f"{name} ({why})" for name, why in list(scan.damaged.items())[:5])
+            shown = "; ".join(f"{printable(name)} ({why})" for name, why in list(scan.damaged.items())[:5])
             more = "" if len(scan.damaged) <= 5 else f"; and {len(scan.damaged) - 5} more"
             what = f"{len(scan.damaged)} of {len(files)} files for {split} are no readable images: {shown}{more}"
             good = torch.tensor([name not in scan.damaged for name in files])

@@ -1,5 +1,6 @@
 """Which files of a folder are photos: the one walk of all who read folders."""
 
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 import os
@@ -7,9 +8,7 @@ from pathlib import Path
 import re
 from typing import Literal
 
-from PIL import Image, UnidentifiedImageError
-
-from lit_distill.photos import HEIF_SUFFIXES, READS_HEIF, photo_suffixes
+from lit_distill.photos import HEIF_SUFFIXES, READS_HEIF, begins_like_an_image, photo_suffixes
 
 # Beside names that begin with a dot: what file managers, network storage and archives put between photos.
 _JUNK = frozenset(
@@ -19,7 +18,6 @@ _JUNK = frozenset(
         *("__macosx", "$recycle.bin", "system volume information", "lost+found"),
     )
 )
-_WITHOUT_SUFFIX = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # formats that their first bytes tell for certain
 
 Why = Literal["other", "heif", "link", "pipe", "again", "folder"]
 _WHY: Mapping[Why, tuple[str, str]] = {
@@ -85,35 +83,35 @@ def photos_in(folder: str | Path, root: str | Path) -> Found:
         >>> print(found.names, found.told())
         ['a.png', 'b.jpg'] left out: 1 file that is no image by its name, README.txt
     """
-    found, folder, root = Found(), os.path.normpath(folder), os.path.normpath(root)
-    entered, taken = set(_above(root)), set[tuple[int, int]]()
-    if folder != root:
+    found, taken, entered = Found(), set[tuple[int, int]](), set(_above(root))
+    if Path(folder) != Path(root):
         entered.add(os.path.realpath(root))
-    places, links = [folder], list[str]()
-    while places or links:
+    start = str(folder), os.path.relpath(folder, root)
+    places, links = deque([start]), deque[tuple[str, str]]()
+    while places or links:  # links last, so that a file is found by its own name
         linked = not places
-        place = places.pop() if places else links.pop(0)
-        kind = _kind(place) if linked else "folder"
-        name = os.path.normpath(os.path.relpath(place, root))
+        path, name = links.popleft() if linked else places.pop()
+        kind = _kind(path)
         if kind == "file":
-            _take(place, name, found, taken)
+            _take(path, name, found, taken)
         elif kind != "folder":
             found.leave_out(kind, name)
-        elif os.path.realpath(place) in entered:
+        elif (real := os.path.realpath(path)) in entered:
             found.leave_out("again", name)
         else:
-            entered.add(os.path.realpath(place))
-            if linked or place == folder:
-                entered.update(_above(place))
-            for entry in _entries(place):
-                if entry.is_symlink():  # later, so that a file is found by its own name
-                    links.append(entry.path)
+            entered.add(real)
+            if linked or (path, name) == start:
+                entered.update(_above(real))
+            for entry in _entries(path):
+                inside = entry.path, entry.name if name == os.curdir else os.path.join(name, entry.name)
+                if entry.is_symlink():
+                    links.append(inside)
                 elif entry.is_dir():
-                    places.append(entry.path)
+                    places.append(inside)
                 elif entry.is_file():
-                    _take(entry.path, os.path.normpath(os.path.relpath(entry.path, root)), found, taken)
+                    _take(*inside, found, taken)
                 else:
-                    found.leave_out("pipe", os.path.normpath(os.path.relpath(entry.path, root)))
+                    found.leave_out("pipe", inside[1])
     found.names.sort(key=_order)
     return found
 
@@ -161,7 +159,7 @@ def _told(why: Why, names: list[str]) -> str:
 def _take(path: str, name: str, found: Found, taken: set[tuple[int, int]]) -> None:
     """Note a file as a photo, or as what it is instead."""
     suffix = os.path.splitext(path)[1].lower()
-    if suffix not in photo_suffixes() and (suffix or not _begins_like_an_image(path)):
+    if suffix not in photo_suffixes() and (suffix or not begins_like_an_image(path)):
         found.leave_out("heif" if suffix in HEIF_SUFFIXES else "other", name)
         return
     about = os.stat(path)
@@ -170,14 +168,6 @@ def _take(path: str, name: str, found: Found, taken: set[tuple[int, int]]) -> No
         return
     taken.add((about.st_dev, about.st_ino))
     found.names.append(name)
-
-
-def _begins_like_an_image(path: str) -> bool:
-    try:
-        with Image.open(path, formats=_WITHOUT_SUFFIX):
-            return True
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return False
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
@@ -196,7 +186,7 @@ def _kind(path: str) -> Literal["folder", "file", "pipe", "link"]:
     return "file" if os.path.isfile(path) else "pipe" if os.path.exists(path) else "link"
 
 
-def _above(folder: str) -> Iterable[str]:
+def _above(folder: str | Path) -> Iterable[str]:
     return map(str, Path(os.path.realpath(folder)).parents)
 
 

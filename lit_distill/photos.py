@@ -32,6 +32,7 @@ _LONGEST = 16  # times its shorter side that an image may be long when it is res
 # Pillow knows these by name only: it needs another program for their pixels, or has none.
 _NO_PIXELS = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
 
+_BY_BYTES = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # formats that the first bytes tell for certain
 HEIF_SUFFIXES = frozenset((".heic", ".heics", ".heif", ".heifs", ".hif"))
 READS_HEIF = "pip install 'lit-distill[heif]'"
 
@@ -111,6 +112,15 @@ def bytes_of(path: str | Path) -> io.BytesIO:
 def photo_suffixes() -> frozenset[str]:
     """Return the suffixes of file names, such as ``".jpg"``, that are of images which can be read here."""
     return frozenset(suffix for suffix, kind in _formats().items() if kind not in _NO_PIXELS)
+
+
+def begins_like_an_image(path: str | Path) -> bool:
+    """Tell by its first bytes whether a file, of whatever name, is of one of the common formats."""
+    try:
+        with _os_errors(), Image.open(path, formats=_BY_BYTES):
+            return True
+    except OSError:
+        return False
 
 
 @contextmanager

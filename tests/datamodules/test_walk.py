@@ -37,9 +37,10 @@ def test_a_file_without_suffix_is_one_by_its_first_bytes(tmp_path) -> None:
     make_photos(tmp_path, ["a.png"])
     (tmp_path / "0a1b2c").write_bytes((tmp_path / "a.png").read_bytes())
     (tmp_path / "LICENSE").write_text("no image")
+    (tmp_path / "core").write_bytes(b"II*\0\x08\0\0\0\xff\xff")  # begins like a TIFF file, and is none
     found = photos_in(tmp_path, tmp_path)
     assert found.names == ["0a1b2c", "a.png"]
-    assert found.told() == "left out: 1 file that is no image by its name, LICENSE"
+    assert found.told() == "left out: 2 files that are no images by their names, such as LICENSE"
 
 
 def test_heic_names_what_reads_it(tmp_path, monkeypatch) -> None:
