@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from lit_distill.keys import GENERATORS, Generator
-from lit_distill.photos import Preprocessing, pixels_of
+from lit_distill.photos import Preprocessing, ShorterSide, pixels_of
 
 Crop = Literal["resized", "padded", "simple", "none"]
 PaddingMode = Literal["constant", "reflect"]
@@ -182,7 +182,7 @@ class Augmentation:
         _check_size(size)
         return Preprocessing(math.floor(size / self.crop_pct), (size, size), self.interpolation, channels)
 
-    def _train_crop(self, size: int) -> tuple[v2.Resize | None, list[Any]]:
+    def _train_crop(self, size: int) -> tuple[ShorterSide | None, list[Any]]:
         if self.crop == "none":
             return self._middle(size)
         _check_size(size)
@@ -194,12 +194,12 @@ class Augmentation:
         crop = v2.RandomCrop(size, padding=padding, padding_mode=mode)
         return self._resize(size), [_BlackPaddedCrop(size, padding) if mode == "constant" else crop]
 
-    def _middle(self, size: int) -> tuple[v2.Resize, list[Any]]:
+    def _middle(self, size: int) -> tuple[ShorterSide, list[Any]]:
         _check_size(size)
         return self._resize(math.floor(size / self.crop_pct)), [v2.CenterCrop(size)]
 
-    def _resize(self, side: int) -> v2.Resize:
-        return v2.Resize(side, interpolation=InterpolationMode(self.interpolation))
+    def _resize(self, side: int) -> ShorterSide:
+        return ShorterSide(side, self.interpolation)
 
 
 class ImageTransform:
@@ -219,22 +219,21 @@ class ImageTransform:
     def __init__(
         self,
         steps: Mapping[str, Sequence[Callable[[Any], Any]]],
-        resize: v2.Resize | None = None,
+        resize: ShorterSide | None = None,
         finish: Callable[[Tensor], Tensor] | None = None,
         generators: Sequence[Generator] = (),
         enough: int | None = None,
     ) -> None:
         self.steps, self.resize, self.finish, self.enough = steps, resize, finish, enough
         self.generators = tuple(generators)
-        self._side = None if resize is None else resize.size[0]
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return the image's pixels, transformed."""
         steps = self.steps.get(image.mode)
         if steps is None:
             raise ValueError(f"images must be of mode {' or '.join(self.steps)}, got {image.mode}: convert them")
-        if self._side is not None and self._side != min(image.size):
-            image = self.resize(image)  # type: ignore[misc]  # there, as its side is
+        if self.resize is not None:
+            image = self.resize(image)
         for step in steps:
             image = step(image)
         tensor = pixels_of(image)

@@ -1,7 +1,6 @@
 """Kaggle's Dogs vs Cats."""
 
 from collections.abc import Iterable, Sequence
-import os
 from pathlib import Path
 import re
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from lit_distill.datamodules.from_files import FilesDataModule, Labelled
 from lit_distill.datamodules.images import Files
+from lit_distill.datamodules.walk import photos_in
 from lit_distill.datamodules.zips import ZipArchive, ZipFiles
 
 _CLASSES = ("cat", "dog")
@@ -171,12 +171,7 @@ def _find(root: Path) -> tuple[_Place, _Place | None]:
 
 
 def _in_folder(root: Path, name: str) -> _Place:
-    def unreadable(error: OSError) -> None:
-        raise ValueError(f"cannot read the folder {error.filename}: {error.strerror}") from error
-
-    walk = os.walk(root / name, onerror=unreadable)
-    names = (os.path.join(base, file) for base, _, files in walk for file in files)
-    return _Place(root, [os.path.relpath(path, root) for path in names])
+    return _Place(root, photos_in(root / name, root).names)
 
 
 def _in_archive(archive: ZipArchive) -> tuple[_Place, _Place | None]:

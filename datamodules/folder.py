@@ -12,6 +12,7 @@ import torch
 
 from lit_distill.datamodules.from_files import FilesDataModule, Labelled, write_json
 from lit_distill.datamodules.images import Files
+from lit_distill.datamodules.walk import Found, folders_in, is_empty, photos_in, printable
 from lit_distill.keys import derive_seed
 
 # How the folders of a split may be called; no class is.
@@ -21,7 +22,6 @@ _SPLITS = {
     "test": ("test", "testing"),
 }
 _OWN = ".lit_distill"  # what is stored beside the photos
-_JUNK = ("thumbs.db", "desktop.ini")  # of file managers, as are names that begin with a dot
 
 
 class ImageFolderDataModule(FilesDataModule):
@@ -31,7 +31,8 @@ class ImageFolderDataModule(FilesDataModule):
     which is split: stratified, by a pure function of seed and names, and stored in ``root/.lit_distill/split.json``, so
     that photos which come later change no other's side. A ``test`` folder is held out: it is for the command ``test``
     alone, unless ``val="test"`` says otherwise; images in it without class folders are for ``predict``. What lies in
-    folders within a class's belongs to it. Any format that Pillow reads.
+    folders within a class's belongs to it. Any format that Pillow reads; `photos_in` says which files are photos, and a
+    folder that has other files only is no class. Nothing but ``root/.lit_distill`` is written into the folder.
 
     Args:
         root: The folder.
@@ -45,8 +46,8 @@ class ImageFolderDataModule(FilesDataModule):
             `FilesDataModule`.
 
     Raises:
-        ValueError: If the folder is not there or not readable, a class is empty or alone, a folder to evaluate on has a
-            class that training lacks, or the stored split is of other images.
+        ValueError: If the folder is not there or not readable, a class is empty, alone or has nothing to train on, or
+            the stored split is of other images.
 
     Example:
         >>> import tempfile
@@ -76,30 +77,53 @@ class ImageFolderDataModule(FilesDataModule):
             raise ValueError(f"val_fraction must be in (0, 1), got {val_fraction}")
         self.root = Path(root)
         self.scan_file = self.root / _OWN / "scan.json"
-        folders, classes = _find(self.root, val)
+        folders, training = _find(self.root, val)
+        classes = self._classes(training)
         self.class_names = tuple(sorted(classes))
         self.num_classes = len(self.class_names)
         if self.num_classes < 2:
-            raise ValueError(_one_class(self.root, classes))
+            raise ValueError(_few_classes(self.root, classes, self.left_out))
         if "val" in folders:
-            held_out = _classes(_folders(folders["val"]), self.root)
+            held_out = self._classes(folders_in(folders["val"]))
         else:
             classes, held_out = self._split(classes, val_fraction, split_seed)
         self.splits = {"train": self._labelled(classes), "val": self._labelled(held_out)}
         if "test" in folders:
-            tested = _folders(folders["test"])
+            tested = self._classes(folders_in(folders["test"]))
             if tested:
-                self.splits["test"] = self._labelled(_classes(tested, self.root))
+                self.splits["test"] = self._labelled(tested)
             else:  # images without class folders are Kaggle's way to say: predict these
-                self.splits["predict"] = _unlabelled(folders["test"], self.root)
+                self.splits["predict"] = self._unlabelled(folders["test"], self.root)
         if test_root is not None:
-            images = _classes(_folders(Path(test_root)), Path(test_root))
-            self.splits["test"] = self._labelled(images, Path(test_root))
+            tested = self._classes(folders_in(Path(test_root)), Path(test_root))
+            self.splits["test"] = self._labelled(tested, Path(test_root))
         if predict_root is not None:
-            self.splits["predict"] = _unlabelled(Path(predict_root), Path(predict_root))
+            self.splits["predict"] = self._unlabelled(Path(predict_root), Path(predict_root))
         for split, (files, _) in self.splits.items():
             if not len(files):
-                raise ValueError(f"there are no images for {split} in {files.root}")
+                raise ValueError(_with(self.left_out, f"there are no images for {split} in {files.root}"))
+
+    def _classes(self, folders: Iterable[Path], root: Path | None = None) -> dict[str, list[str]]:
+        """Return the photos of each class, as paths in ``root``."""
+        root = root or self.root
+        classes: dict[str, list[str]] = {}
+        for folder in folders:
+            found = photos_in(folder, root)
+            label = printable(folder.name)
+            if found.names:
+                classes[label] = found.names
+                self.left_out.add_left_out(found)
+            elif is_empty(folder) or "heif" in found.left_out:
+                message = f"there are no images of class {label!r} in {root}: fill or remove its folder"
+                raise ValueError(_with(found, message))
+            else:  # outputs of a run, a folder of notes, a link back to the root
+                self.left_out.leave_out("folder", os.path.relpath(folder, root))
+        return classes
+
+    def _unlabelled(self, folder: Path, root: Path) -> Labelled:
+        found = photos_in(folder, root)
+        self.left_out.add_left_out(found)
+        return Labelled(Files(root, found.names), torch.full((len(found.names),), -1))
 
     def _labelled(self, classes: Mapping[str, Sequence[str]], root: Path | None = None) -> Labelled:
         unknown = sorted(set(classes) - set(self.class_names or ()))
@@ -135,6 +159,11 @@ class ImageFolderDataModule(FilesDataModule):
             chosen = {*old, *new[: max(0, count - len(old))]}
             held_out[label] = [name for name in names if name in chosen]
             train[label] = [name for name in names if name not in chosen]
+            if not train[label]:
+                raise ValueError(
+                    f"class {label!r} has no photo to train on, and {len(names)} to validate on by {path}: add some, "
+                    "or delete that file to split anew"
+                )
         sides = {
             "train": sorted(name for names in train.values() for name in names),
             "val": sorted(name for names in held_out.values() for name in names),
@@ -165,16 +194,16 @@ def _place(seed: int, name: str) -> int:
     return derive_seed(seed, *name.encode("utf-8", "surrogateescape"))
 
 
-def _find(root: Path, val: str | None) -> tuple[dict[str, Path], dict[str, list[str]]]:
-    """Return the folder of each split that has one, and the training images of each class."""
+def _find(root: Path, val: str | None) -> tuple[dict[str, Path], list[Path]]:
+    """Return the folder of each split that has one, and the folder of each class to train on."""
     if not root.is_dir():
-        beside = [folder.name for folder in _folders(root.parent)] if root.parent.is_dir() else []
+        beside = [folder.name for folder in folders_in(root.parent)] if root.parent.is_dir() else []
         near = get_close_matches(root.name, beside, n=1)
         raise ValueError(
             f"{root} {'is a file' if root.exists() else 'does not exist'}: expected a folder with train/<class>/ and "
             "val/<class>/, or with <class>/" + (f"; was {root.parent / near[0]} meant?" if near else "")
         )
-    folders = _folders(root)
+    folders = folders_in(root)
     found: dict[str, Path] = {}
     for split, called in _SPLITS.items():
         for folder in folders:
@@ -193,55 +222,23 @@ def _find(root: Path, val: str | None) -> tuple[dict[str, Path], dict[str, list[
         raise ValueError(f"{root} has {names}: expected train/<class>/ with val/<class>/, or <class>/")
     if "train" in found and others:
         rank_zero_info(f"{root} has a folder for training; not used: {', '.join(folder.name for folder in others)}")
-    classes = _folders(found["train"]) if "train" in found else others
+    classes = folders_in(found["train"]) if "train" in found else others
     if not classes:
         raise ValueError(f"there are no class folders in {found['train']}: expected {found['train'].name}/<class>/")
-    return found, _classes(classes, root)
+    return found, classes
 
 
-def _classes(folders: Iterable[Path], root: Path) -> dict[str, list[str]]:
-    """Return the files of each class, as paths in ``root``."""
-    classes = {folder.name: _images(folder, root) for folder in folders}
-    for name, images in classes.items():
-        if not images:
-            raise ValueError(f"there are no images of class {name!r} in {root}: fill or remove its folder")
-    return classes
-
-
-def _one_class(root: Path, classes: Mapping[str, Sequence[str]]) -> str:
+def _few_classes(root: Path, classes: Mapping[str, Sequence[str]], left_out: Found) -> str:
+    expected = "expected a folder for each of two or more classes"
+    if not classes:
+        return _with(left_out, f"{root} has no images in its folders: {expected}")
     ((name, files),) = classes.items()
     deeper = len({Path(file).parent for file in files}) > 1
     hint = f"; {root / name} has folders in it: was that meant as the root?" if deeper else ""
-    return f"{root} has one class only, {name!r}: expected a folder for each of two or more classes{hint}"
+    return _with(left_out, f"{root} has one class only, {name!r}: {expected}{hint}")
 
 
-def _unlabelled(folder: Path, root: Path) -> Labelled:
-    names = _images(folder, root)
-    return Labelled(Files(root, names), torch.full((len(names),), -1))
-
-
-def _images(folder: Path, root: Path) -> list[str]:
-    """Return all files in a folder, at any depth and in order, as paths in ``root``."""
-    found = []
-    for base, folders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = os.path.relpath(base, root)
-        found += [
-            os.path.normpath(os.path.join(inside, name))
-            for name in sorted(names)
-            if not name.startswith(".") and name.lower() not in _JUNK
-        ]
-    return found
-
-
-def _folders(folder: Path) -> list[Path]:
-    """Return the folders in a folder, sorted, without hidden ones."""
-    try:
-        return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        _unreadable(error)
-        raise
-
-
-def _unreadable(error: OSError) -> None:
-    raise ValueError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+def _with(found: Found, message: str) -> str:
+    """Return the message, and what was left out."""
+    told = found.told()
+    return f"{message} ({told})" if told else message

@@ -19,6 +19,8 @@ from lit_distill.datamodules.base import ImageDataModule
 from lit_distill.datamodules.decoded import DecodedImages, Reading, cores, free_memory, read_all
 from lit_distill.datamodules.images import Files, ImageFiles
 from lit_distill.datamodules.mixing import Mixing
+from lit_distill.datamodules.oddities import oddities
+from lit_distill.datamodules.walk import Found, printable
 from lit_distill.photos import Mode
 
 Split = Literal["train", "val", "test", "predict"]
@@ -99,6 +101,7 @@ class FilesDataModule(ImageDataModule):
         self.check = check
         self.max_damaged = max_damaged
         self._auto_workers = num_workers is None
+        self.left_out = Found()  # by the subclass; its names are of no interest here
         self._scans: dict[Split, Scan] = {}
         self._decoded: dict[Split, DecodedImages | None] = {}
 
@@ -123,6 +126,9 @@ class FilesDataModule(ImageDataModule):
         stages: dict[str | None, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
         for split in stages.get(stage, ("predict",) if stage else ("train", "val", "test", "predict")):
             setattr(self, f"{split}_set", self._data_set(split))
+        self._tell_left_out()
+        if stage == "fit":
+            self._tell_oddities()
         if self._auto_workers:
             ranks = getattr(self.trainer, "num_devices", 1)
             share = min(8, cores() // ranks)
@@ -135,6 +141,7 @@ class FilesDataModule(ImageDataModule):
         """Return what reading all files of a split has told; of an earlier run where they have not changed."""
         split = self._source(split)
         if split not in self._scans:
+            self._tell_left_out()
             data = self._files(split)
             digest = data.digest()
             scan = self._stored().get(split)
@@ -144,6 +151,11 @@ class FilesDataModule(ImageDataModule):
             else:
                 self._take(split, scan)
         return self._scans[split]
+
+    def contents(self, split: Split) -> dict[str, str]:
+        """Return a digest of the bytes of each file of a split, by its name; without damaged files."""
+        self.scan(split)
+        return {name: content for name, (_, content) in self._known(self._source(split)).items()}
 
     def names(self, split: Split) -> list[str]:
         """Return the names of the files of a split, in the order in which they are read."""
@@ -224,7 +236,7 @@ class FilesDataModule(ImageDataModule):
         """Keep what is known of a split, unless too much of it is damaged."""
         if scan.damaged and split not in self._scans:
             files, targets = self.splits[split]
-            shown = "; ".join(f"{name} ({why})" for name, why in list(scan.damaged.items())[:5])
+            shown = "; ".join(f"{printable(name)} ({why})" for name, why in list(scan.damaged.items())[:5])
             more = "" if len(scan.damaged) <= 5 else f"; and {len(scan.damaged) - 5} more"
             what = f"{len(scan.damaged)} of {len(files)} files for {split} are no readable images: {shown}{more}"
             good = torch.tensor([name not in scan.damaged for name in files])
@@ -238,6 +250,27 @@ class FilesDataModule(ImageDataModule):
                 )
             rank_zero_warn(f"left out: {what}")
         self._scans[split] = scan
+
+    def _tell_left_out(self) -> None:
+        """Say once what was taken for no photo."""
+        told, self.left_out = self.left_out, Found()
+        line = told.told()
+        if line:
+            (rank_zero_warn if "heif" in told.left_out else rank_zero_info)(line)
+
+    def _tell_oddities(self) -> None:
+        """Warn of what is readable, and yet hardly what was meant."""
+        names = self.class_names or [str(k) for k in range(self.num_classes)]
+        for line in oddities(self._known("train"), self._known("val"), names):
+            rank_zero_warn(line)
+
+    def _known(self, split: Split) -> dict[str, tuple[int, str]]:
+        """Return class and content of each readable file of a split, by its name."""
+        files, targets = self.splits[split]
+        scan = self._scans.get(split)
+        damaged, contents = (scan.damaged, scan.contents) if scan else ({}, [""] * len(files))
+        rows = zip(files, targets.tolist(), contents, strict=True)
+        return {name: (target, content) for name, target, content in rows if name not in damaged}
 
     def _stored(self) -> dict[Split, "Scan"]:
         try:
@@ -263,6 +296,7 @@ class Scan:
         mean: Of the pixels in 0..1, a value a channel, each image counting alike.
         std: Standard deviation of the pixels.
         damaged: Name of each damaged file, and why.
+        contents: Digest of each file's bytes; empty where they could not be read.
     """
 
     digest: str
@@ -271,6 +305,7 @@ class Scan:
     mean: list[float]
     std: list[float]
     damaged: dict[str, str]
+    contents: list[str]
 
     @classmethod
     def of(cls, reading: Reading, data: ImageFiles) -> Self:
@@ -280,7 +315,7 @@ class Scan:
         mean, square = reading.moments[good].mean(dim=0)
         std = (square - mean.square()).clamp(min=1e-6).sqrt()
         height, width = reading.sizes[good].median(dim=0).values.tolist() if good.any() else (0, 0)
-        return cls(data.digest(), len(data), (height, width), _rounded(mean), _rounded(std), damaged)
+        return cls(data.digest(), len(data), (height, width), _rounded(mean), _rounded(std), damaged, reading.contents)
 
 
 def once_a_machine(trainer: Any, make: Callable[[], DecodedImages | None]) -> DecodedImages | None:

@@ -9,10 +9,11 @@ from typing import Any, Literal
 from lightning.pytorch.utilities import rank_zero_info
 from timm.data.imagenet_info import ImageNetInfo
 import torch
-from torchvision.datasets import ImageFolder, ImageNet
+from torchvision.datasets import ImageNet
 
 from lit_distill.datamodules.from_files import FilesDataModule, Labelled
 from lit_distill.datamodules.images import Files
+from lit_distill.datamodules.walk import folders_in, photos_in
 
 _EXPECTED = (
     "expected train/<class>/*.JPEG and val/<class>/*.JPEG with classes as n01440764, or what image-net.org has to "
@@ -94,11 +95,16 @@ def _labelled(root: Path, split: Literal["train", "val"]) -> tuple[list[str], La
                 f"{folder} has {left} in no class folder: unpacking was cut off, or is going on; remove {folder} to "
                 "unpack again"
             )
-        data = ImageFolder(folder)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{root}: {' '.join(str(error).split())} ({_EXPECTED})") from error
-    names = [os.path.relpath(path, root) for path, _ in data.samples]
-    return data.classes, Labelled(Files(root, names), torch.tensor(data.targets))
+    classes = {found.name: photos_in(found, root).names for found in folders_in(folder)}
+    empty = [name for name, photos in classes.items() if not photos]
+    if empty or not classes:
+        what = f"class {empty[0]}" if empty else "any class"
+        raise ValueError(f"there are no images of {what} in {folder}: {_EXPECTED}")
+    names = [name for photos in classes.values() for name in photos]
+    targets = [k for k, photos in enumerate(classes.values()) for _ in photos]
+    return [*classes], Labelled(Files(root, names), torch.tensor(targets))
 
 
 def _named(wnids: Sequence[str]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import override
 
-from lit_distill.photos import Mode, read_image
+from lit_distill.photos import Mode, bytes_of, read_image
 
 
 class Files(Sequence[str]):
@@ -70,9 +70,13 @@ class Files(Sequence[str]):
         packed, places = self._packed.tobytes(), self._places.tolist()
         return (os.fsdecode(packed[start:end]) for start, end in pairwise(places))
 
-    def open(self, index: int) -> str | BinaryIO:
-        """Return what `read_image` takes: a path, or an opened file."""
-        return os.path.join(self.root, self[index])
+    def open(self, index: int) -> BinaryIO:
+        """Return a file, opened for reading bytes.
+
+        Raises:
+            OSError: If it cannot be read.
+        """
+        return bytes_of(os.path.join(self.root, self[index]))
 
     def stamp(self, index: int) -> str:
         """Return what changes when the file does: its size and time."""
@@ -135,15 +139,15 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         image = self.image(index)
         return (image if self.transform is None else self.transform(image)), int(self.targets.numpy()[index])
 
-    def image(self, index: int) -> Image.Image:
-        """Return the image of a row, before the transform."""
+    def image(self, index: int, file: BinaryIO | None = None) -> Image.Image:
+        """Return the image of a row, before the transform; where the row's file is open already, from that."""
         if self.decoded is not None:
             return self.decoded[index]  # type: ignore[no-any-return]
         try:
-            image = read_image(self.files.open(index), self.mode, self.shrink, self.files[index])
-        except OSError as error:
+            image = read_image(file or self.files.open(index), self.mode, self.shrink, self.files[index])
+            return image if self.resize is None else self.resize(image)
+        except (OSError, ValueError) as error:
             raise ValueError(f"cannot read the image {self.files[index]}: {error}") from error
-        return image if self.resize is None else self.resize(image)
 
     def digest(self) -> str:
         """Return what changes when a file does, or how the files are read."""

@@ -26,6 +26,7 @@ from lit_distill.callbacks import DivergenceCheck, LearningWithRetrospection, Ru
 from lit_distill.checkpoint import AtomicCheckpointIO
 from lit_distill.cli.checkpoints import BestCheckpoint, LastCheckpoint
 from lit_distill.cli.errors import one_line
+from lit_distill.cli.outputs import keep_out_of_data
 from lit_distill.cli.predictions import write_predictions
 from lit_distill.cli.run_config import TRUST, SaveRunConfig, check_folders, differences, from_checkpoint, recipe
 from lit_distill.cli.stopping import Stopping, resumable
@@ -196,7 +197,9 @@ class DistillCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
-        if self.subcommand != "fit":
+        if self.subcommand == "fit":
+            keep_out_of_data(config)
+        else:
             if config.trainer.logger is None:
                 config.trainer.logger = False
             if config.ckpt_path is None:

@@ -16,9 +16,11 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lit_distill.cli import sizing
 from lit_distill.cli.errors import one_line
 from lit_distill.cli.export import export
+from lit_distill.cli.outputs import beside
 from lit_distill.cli.run_config import TRUST, instantiated
 from lit_distill.cli.stage import Stage
 from lit_distill.datamodules import FilesDataModule
+from lit_distill.datamodules.walk import printable
 from lit_distill.losses import HardDistillation
 from lit_distill.models import load_safely, load_student
 from lit_distill.models.saved import card_of
@@ -99,7 +101,10 @@ def distill(
         _digest_of_file(config.teacher)
         load_student(config.teacher)  # what is wrong with it is to be told before anything is read or trained
     description, data = _data(config.data, given)
-    output = config.output or Path("distilled") / Path(description["init_args"]["root"]).resolve().name
+    root = description["init_args"].get("root")
+    output = config.output or beside(Path("distilled") / printable(Path(root or type(data).__name__).name), root)
+    if beside(output, root) != output:
+        raise ValueError(f"{output} is in the data folder: choose another --output, such as {beside(output, root)}")
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file: choose another folder with --output")
     size, channels = data.image_size, getattr(data, "channels", 3)
@@ -109,7 +114,7 @@ def distill(
         return wanted and channels == 3
 
     common = {"seed_everything": config.seed, "data": description}
-    seen = _digest_of(data)
+    photos = _photos_of(data)
 
     student: dict[str, Any] = sizing.student_for(size, channels)
     if config.student:
@@ -118,13 +123,13 @@ def distill(
         student["init_args"] |= {} if channels == 3 else {"in_chans": channels}
     teacher: Stage | None = None
     if config.teacher:
-        source, whose = Path(config.teacher), _digest_of_file(config.teacher)
+        source, whose = Path(config.teacher).resolve(), _digest_of_file(config.teacher)
     else:
         start = pretrained(config.teacher_net)
         net = sizing.teacher_for(config.teacher_net, size, channels, start)
         _try(net, data)
         first = {**common, "model": {"student": net, "optimizer": _adamw(3e-4 if start else 1e-3)}}
-        teacher = Stage(output, "teacher", first, config.teacher_epochs, both, seen)
+        teacher = Stage(output, "teacher", first, config.teacher_epochs, both, {"photos": photos})
         source, whose = Path("<teacher>"), teacher.folder.name
     from_weights = student["init_args"].get("pretrained", False)
     network = _try(student, data)
@@ -142,10 +147,14 @@ def distill(
             "init_args": {"interval": 5},
         }
     # What of it is wrong is to be said before a teacher is trained.
-    second = Stage(output, "student", recipe, config.epochs, [*both, *students], f"{seen} {whose}")
+    second = Stage(output, "student", recipe, config.epochs, [*both, *students], {"photos": photos, "teacher": whose})
 
     count = len(data.splits["train"].files) if isinstance(data, FilesDataModule) else None
-    print(f"{description['init_args']['root']}: " + (f"{count} images to train on, " if count else "") + _about(data))
+    print(
+        f"{printable(str(config.data.init_args.get('root', type(data).__name__)))}: "
+        + (f"{count} images to train on, " if count else "")
+        + _about(data)
+    )
     seconds: dict[str, float] = {}
     stages = [stage for stage in (teacher, second) if stage is not None]
     if teacher is not None:
@@ -156,7 +165,7 @@ def distill(
             seconds["teacher"] = teacher.try_out(title, first, steps)
         else:
             teacher.run(title, first)
-        model["teacher"]["init_args"]["model"] = str(teacher.checkpoint)
+        model["teacher"]["init_args"]["model"] = str(teacher.checkpoint.absolute())
     name = config.student or "DistillableViT"
     parameters = sum(p.numel() for p in network.parameters())
     title = f"{len(stages)} of {len(stages)}: student {name}, {parameters:,} parameters"
@@ -245,17 +254,20 @@ def _data(chosen: Any, given: set[str]) -> tuple[dict[str, Any], Any]:
         if "--data.batch_size" not in given:
             arguments["batch_size"] = sizing.batch_size_for(len(data.splits["train"].files))
         data = make()
+    for name, value in arguments.items():
+        if value is not None and (name == "root" or name.endswith("_root")):
+            arguments[name] = str(Path(value).resolve())  # so that a run that was cut off goes on from any folder
     for name in ("num_classes", "image_size"):
         if getattr(data, name, None) is None:
             raise ValueError(f"{type(data).__name__} has no {name}, from which the networks are sized")
     return description, data
 
 
-def _digest_of(data: Any) -> str:
-    """Return what changes when the images do, after they have been read once."""
+def _photos_of(data: Any) -> dict[str, dict[str, str]]:
+    """Return a digest of each photo by split and name, after they have been read once."""
     if not isinstance(data, FilesDataModule):
-        return ""
-    return " ".join(data.scan(split).digest for split in data.splits if split in ("train", "val"))
+        return {}
+    return {split: data.contents(split) for split in data.splits if split in ("train", "val")}
 
 
 def _digest_of_file(path: str) -> str:

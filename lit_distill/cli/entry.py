@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+import io
 import logging
 import os
 import re
@@ -74,6 +75,8 @@ def _exit_code(end: BaseException, args: list[str]) -> Any:
 
 
 def _tidy_output() -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to end a run
+        sys.stdout.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # not where in which library
     # Lightning's progress reports are no errors; standard error is for what is wrong.
     for name in ("lightning.pytorch", "lightning.fabric"):

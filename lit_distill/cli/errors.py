@@ -52,6 +52,9 @@ _MEANINGS = {
         r"this checkpoint holds weights alone, from which no run goes on: resume from last.ckpt, or start anew with "
         r"--model.student.weights="
     ),
+    r"'utf-8' codec can't encode character.*surrogates not allowed": (
+        "a name that is no UTF-8 cannot be written into a configuration: rename it"
+    ),
     r"No space left on device": r"no space left on the disk: free some and run the same command again",
     r"stack expects each tensor to be equal size, but got (\[.*?\]) at entry 0 and (\[.*?\])": (
         r"images of different sizes, \1 and \2, make no batch: resize or crop them in the transform"

@@ -6,13 +6,13 @@ import sys
 from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
-from PIL import Image
 import torch
 from torch import Tensor
 
 from lit_distill.cli.errors import one_line
 from lit_distill.cli.predictions import table_of, write_csv
 from lit_distill.cli.run_config import TRUST
+from lit_distill.datamodules.walk import photos_in, printable
 from lit_distill.models import load_student
 from lit_distill.models.serving import predict, preprocessing_of
 from lit_distill.photos import as_image
@@ -47,7 +47,7 @@ def predict_photos(
 ) -> None:
     """Print the class of each photo, or write all probabilities to a CSV file.
 
-    A damaged photo in a folder is named on standard error and left out.
+    A damaged photo in a folder is named on standard error and left out. `photos_in` says which files are photos.
 
     Args:
         student_path: As of `load_student`.
@@ -72,7 +72,7 @@ def predict_photos(
         for file, alone in files[start : start + _BATCH]:
             try:
                 images.append(as_image(file, mode))
-                good.append(str(file))
+                good.append(printable(str(file)))
             except ValueError as error:
                 if alone:
                     raise
@@ -81,7 +81,7 @@ def predict_photos(
             parts.append(predict(student, images).probabilities)
             names = names or [str(k) for k in range(parts[-1].shape[1])]
             if output is None:
-                _show(good[-len(images) :], names, parts[-1], width=max(len(str(file)) for file, _ in files))
+                _show(good[-len(images) :], names, parts[-1], width=max(len(printable(str(file))) for file, _ in files))
     if not parts:
         raise ValueError(f"none of the {len(files)} files can be read as a photo")
     if output is not None:
@@ -98,15 +98,13 @@ def _photos(place: Path) -> list[tuple[Path, bool]]:
     """Return a photo, or the photos in a folder, and whether each was named by itself."""
     if not place.is_dir():
         return [(place, True)]
-    suffixes = Image.registered_extensions()
-    found = sorted(
-        file
-        for file in place.rglob("*")
-        if file.suffix.lower() in suffixes and file.is_file() and not file.name.startswith(".")
-    )
-    if not found:
-        raise ValueError(f"there are no images in the folder {place}")
-    return [(file, False) for file in found]
+    found = photos_in(place, place)
+    told = found.told()
+    if not found.names:
+        raise ValueError(f"there are no images in the folder {place}" + (f" ({told})" if told else ""))
+    if told:
+        print(f"{place}: {told}", file=sys.stderr)
+    return [(place / name, False) for name in found.names]
 
 
 def _show(files: Sequence[str], names: Sequence[str], probabilities: Tensor, width: int) -> None:

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lit_distill.checkpoint import whole_file
 from lit_distill.datamodules import Batch
+from lit_distill.datamodules.walk import printable
 
 
 def write_predictions(trainer: Trainer, output: Path | None, **kwargs: Any) -> Path:
@@ -54,11 +55,11 @@ def write_predictions(trainer: Trainer, output: Path | None, **kwargs: Any) -> P
 
 
 def write_csv(path: Path, head: Iterable[object], rows: Iterable[Iterable[object]]) -> None:
-    """Write a CSV file that is whole or not there."""
-    with whole_file(path) as part, part.open("w", newline="") as file:
+    """Write a CSV file of UTF-8 that is whole or not there; texts are written as `printable` makes them."""
+    with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(head)
-        writer.writerows(rows)
+        for row in (head, *rows):
+            writer.writerow([printable(value) if isinstance(value, str) else value for value in row])
 
 
 def table_of(

@@ -165,16 +165,22 @@ def one_trust(args: Sequence[str]) -> list[str]:
 
 def differences(checkpoint: Mapping[str, Any], config: Any) -> Iterator[tuple[str, str]]:
     """Say which choices replace the checkpoint's: the key of each, and a line about it."""
-    for part in checkpoint:
-        now, then = dict(_flat(_plain(config.get(part)), part)), dict(_flat(checkpoint[part], part))
+    now = {part: _plain(config.get(part)) for part in checkpoint}
+    for key, shown, new, old in changes(checkpoint, now):
+        yield key, f"{shown}={new} replaces the checkpoint's {old}"
+
+
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
+    """Yield where two configurations differ: the key, what it is called on the command line, and both values."""
+    for part in [*then, *(part for part in now if part not in then)]:
+        new, old = dict(_flat(now.get(part), part)), dict(_flat(then.get(part), part))
         replaced: tuple[str, ...] = ()  # of another class all arguments differ; to name the class is enough
-        for key in [*then, *(key for key in now if key not in then)]:
-            if now.get(key) == then.get(key) or key.startswith(replaced):
+        for key in [*old, *(key for key in new if key not in old)]:
+            if new.get(key) == old.get(key) or key.startswith(replaced):
                 continue
             if key.endswith(".class_path"):
                 replaced += (key.removesuffix("class_path"),)
-            shown = key.replace(".init_args", "").removesuffix(".class_path")
-            yield key, f"{shown}={now.get(key)} replaces the checkpoint's {then.get(key)}"
+            yield key, key.replace(".init_args", "").removesuffix(".class_path"), new.get(key), old.get(key)
 
 
 def recipe(args: list[str]) -> list[str]:

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from PIL import Image
-
 from lit_distill.datamodules import FilesDataModule
+from lit_distill.photos import size_of
 
 _SIZES = (32, 64, 96, 128, 160, 192, 224)  # of photos; larger ones are seen at 224 px
 
@@ -19,8 +18,7 @@ def image_size_of(data: FilesDataModule) -> int:
     sides = []
     for row in range(0, len(files), max(1, len(files) // 100)):
         try:
-            with Image.open(files.open(row)) as image:
-                sides.append(min(image.size))
+            sides.append(min(size_of(files.open(row), files[row])))
         except OSError:  # damaged; whoever reads all of them says so
             continue
     if not sides:

@@ -23,6 +23,7 @@ from lit_distill.checkpoint import alive, sweep, whole_file
 from lit_distill.cli.app import DistillCLI
 from lit_distill.cli.checkpoints import FINISHED
 from lit_distill.cli.lock import Lock
+from lit_distill.cli.made_of import identified, told_differences
 from lit_distill.cli.signals import STAGE, Stopped, stop_signals
 from lit_distill.models import load_safely
 
@@ -52,14 +53,20 @@ class Stage:
         config: Its configuration, as ``fit --config`` takes it; epochs and logger come with the stage.
         epochs: Epochs of the run.
         flags: Flags of ``fit`` that the user adds.
-        inputs: What else it is made of: digests of images and checkpoints.
+        inputs: What else it is made of: ``photos``, a digest of each by split and name, and ``teacher``, of its file.
 
     Raises:
         ValueError: If the configuration or a flag is wrong.
     """
 
     def __init__(
-        self, output: Path, name: str, config: Mapping[str, Any], epochs: int, flags: Sequence[str], inputs: str
+        self,
+        output: Path,
+        name: str,
+        config: Mapping[str, Any],
+        epochs: int,
+        flags: Sequence[str],
+        inputs: Mapping[str, Any],
     ) -> None:
         for flag in flags:
             option, _, value = flag.partition("=")
@@ -67,8 +74,11 @@ class Stage:
                 raise ValueError(f"{flag} leaves no checkpoint to go on from in {output}: leave it out")
         # A limit ends a run before its last epoch, and another one goes on with the same run.
         made_of_flags = [flag for flag in flags if not flag.startswith(tuple(LIMITS))]
-        made_of = [config, epochs, made_of_flags, inputs, version("lit-distill")]
-        digest = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:8]
+        choices = {"config": config, "epochs": epochs, "flags": made_of_flags}
+        self._made_of = json.dumps(
+            {**identified(choices), **inputs, "version": version("lit-distill")}, sort_keys=True, default=str
+        )
+        digest = hashlib.sha256(self._made_of.encode()).hexdigest()[:8]
         self.name, self.epochs, self.flags = name, epochs, list(flags)
         self.folder = output / f"{name}-{digest}"
         self._lock = Lock(self.folder / ".lock")
@@ -136,13 +146,17 @@ class Stage:
             print(f"\n{title}: done before, {self.checkpoint}")
             return
         with self.held():
-            with whole_file(self.config) as part:
-                part.write_text(self._text(config))
+            differs = self._differs()
+            for path, text in ((self.config, self._text(config)), (self.folder / "made_of.json", self._made_of)):
+                with whole_file(path) as part:
+                    part.write_text(text)
             for folder in self.folder.glob("version_*/checkpoints"):
                 sweep(folder)
             begun = self.newest()
             if begun is None or not self._has_finished(begun):
                 print(f"\n{title}" + (f": going on from {begun}" if begun else ""), flush=True)
+                if differs and not begun:
+                    print(f"note: not done before: {differs}", file=sys.stderr, flush=True)
                 # Of a run that goes on, the checkpoint has the configuration and the flags, but the limits are new.
                 limits = [flag for flag in self.flags if flag.startswith(tuple(LIMITS))]
                 limits = [*(f"{limit}{value}" for limit, value in LIMITS.items()), *limits]
@@ -161,6 +175,14 @@ class Stage:
             with whole_file(self.folder / "done.json") as part:
                 part.write_text(json.dumps({"checkpoint": str(last.relative_to(self.folder))}, indent=1))
             stop_signals.check()
+
+    def _differs(self) -> str:
+        """Say how it differs from the nearest other run of its name; of two as near, from the later."""
+        others = sorted(self.folder.parent.glob(f"{self.name}-*/made_of.json"), key=lambda path: -path.stat().st_mtime)
+        now = json.loads(self._made_of)
+        made_of = [json.loads(path.read_text()) for path in others if path.parent != self.folder]
+        told = sorted((told_differences(now, other, self.name) for other in made_of), key=lambda lines: len(lines))
+        return ", ".join(told[0]) if told else ""
 
     def try_out(self, title: str, config: Mapping[str, Any], steps: int) -> float:
         """Take a few steps, and return how many seconds the whole run would take.

@@ -69,7 +69,7 @@ def test_one_command_makes_teacher_student_and_export_and_again_only_what_is_new
     assert (folders["student"] / "version_0/checkpoints/last.ckpt").is_file()
     config = yaml.safe_load((folders["student"] / "config.yaml").read_text())
     assert config["model"]["teacher"]["init_args"]["model"] == str(
-        folders["teacher"] / "version_0/checkpoints/last.ckpt"
+        folders["teacher"].absolute() / "version_0/checkpoints/last.ckpt"
     )
 
     monkeypatch.setattr(stage, "subprocess", Instead(lambda *a, **k: pytest.fail("something ran again")))
@@ -183,6 +183,15 @@ def test_a_teacher_of_ones_own(tmp_path, monkeypatch, capfd) -> None:
     assert "\nteacher  " in out
 
 
+def test_a_folder_whose_name_is_no_utf_8_is_one_line(tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = photos(Path(os.fsdecode(b"caf\xe9")))
+    with pytest.raises(SystemExit):
+        main(["distill", f"--data.root={root}"])
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line == "error: a name that is no UTF-8 cannot be written into a configuration: rename it"
+
+
 MISTAKES = {
     "--data.imagesize=3": "ImageFolderDataModule has no argument 'imagesize'; the nearest is 'image_size'",
     "--model.aplha=0.3": "unknown option --model.aplha; the nearest is --model.alpha",
@@ -245,7 +254,7 @@ def test_a_stage_that_fails_ends_the_command_with_its_code(tmp_path, monkeypatch
     assert end.value.code == 7
     assert "1 of 2: teacher resnet10t, from random weights" in capfd.readouterr().out
     (folder,) = Path("distilled/my_photos").iterdir()
-    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "made_of.json"}
 
 
 @pytest.mark.parametrize(
@@ -286,3 +295,56 @@ def test_a_dry_run_takes_a_few_steps_of_each_run_and_says_how_long_the_whole_tak
     with pytest.raises(SystemExit):
         distill("--trainer.fast_dev_run=often")
     assert "fast_dev_run must be true, false or a number of steps, got often" in capfd.readouterr().err
+
+
+def made(monkeypatch: pytest.MonkeyPatch, *flags: str) -> Path:
+    """The folder in which a command would train, without training."""
+    started: list[Any] = []
+    monkeypatch.setattr(stage, "subprocess", Instead(lambda command, **k: started.append(command) or sys.exit(3)))
+    with pytest.raises(SystemExit):
+        main(["distill", *QUICK, *flags])
+    return Path(started[0][started[0].index("--config") + 1]).resolve().parent
+
+
+def test_one_folder_is_one_whatever_it_is_called(tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos(Path("my_photos"))
+    Path("link").symlink_to("my_photos")
+    first = made(monkeypatch, "--data.root=my_photos")
+    for name in ("my_photos/", "./my_photos", str(tmp_path / "my_photos"), "link", "my_photos/../my_photos"):
+        assert made(monkeypatch, f"--data.root={name}") == first, name
+    for path in Path("my_photos").rglob("*.png"):
+        os.utime(path, (1, 1))  # the same content, such as of a backup that was played back
+    assert made(monkeypatch, "--data.root=my_photos") == first
+    assert "not done before" not in capfd.readouterr().err
+    make_photos(Path("my_photos"), ["cat/new.png"], size=(36, 32), seed=5)
+    assert made(monkeypatch, "--data.root=my_photos") != first
+    assert "note: not done before: 1 photo is new (cat/new.png)\n" in capfd.readouterr().err
+
+
+def test_from_within_the_photos_everything_goes_beside_them(tmp_path, monkeypatch, capfd) -> None:
+    photos(tmp_path / "my_photos")
+    monkeypatch.chdir(tmp_path)
+    outside = made(monkeypatch, "--data.root=my_photos")
+    assert outside.parent == tmp_path / "distilled/my_photos"
+    for place, root in (("my_photos", "."), ("my_photos/cat", "..")):
+        monkeypatch.chdir(tmp_path / place)
+        assert made(monkeypatch, f"--data.root={root}") == outside
+    with pytest.raises(SystemExit):
+        main(["distill", "--data.root=..", "--output=here"])
+    said = capfd.readouterr().err
+    assert f"here is in the data folder: choose another --output, such as {tmp_path / 'here'}" in said
+    assert {path.name for path in (tmp_path / "my_photos").iterdir()} == {"bird", "cat", "dog", ".lit_distill"}
+
+
+def test_a_damaged_photo_is_named_whatever_pillow_makes_of_it(tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    broken = photos(Path("my_photos")) / "bird/0.png"
+    content = bytearray(broken.read_bytes())
+    content[8:12] = b"\0\0\0\1"  # the length of the header: no OSError of Pillow's
+    broken.write_bytes(content)
+    with pytest.raises(SystemExit):
+        distill()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "bird/0.png (" in line
+    assert "more than max_damaged=0.01: mend or remove them, or raise it" in line

@@ -3,6 +3,7 @@
 import csv
 import os
 from pathlib import Path
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -84,6 +85,23 @@ def test_files_are_named_and_a_damaged_one_shifts_no_row(photos: Path) -> None:
     with pytest.warns(UserWarning, match="left out"):
         expected = direct(ImageFolderDataModule(photos, image_size=16, num_workers=0, max_damaged=0.5))
     assert [float(row["p(dog)"]) for row in rows] == pytest.approx(expected[:, 1].tolist(), abs=1e-6)
+
+
+def test_a_name_that_is_no_utf_8_loses_no_prediction(photos: Path) -> None:
+    (photos / "unsorted").mkdir()
+    for path, name in zip(sorted((photos / "test").iterdir()), (b"caf\xe9.jpg", "ü.jpg".encode()), strict=False):
+        path.rename(photos / "unsorted" / os.fsdecode(name))
+    for kind in ("cat", "dog"):
+        (photos / "train" / kind).mkdir()
+        for path in (photos / "train").glob(f"{kind}*.jpg"):
+            path.rename(path.parent / kind / path.name)
+    shutil.rmtree(photos / "test")
+    main(predict("ImageFolderDataModule", photos, "--output=mine.csv", f"--data.predict_root={photos / 'unsorted'}"))
+    rows = list(csv.DictReader(Path("mine.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["file"] for row in rows] == ["caf\\xe9.jpg", "ü.jpg"] or [row["file"] for row in rows] == [
+        "ü.jpg",
+        "caf\\xe9.jpg",
+    ]
 
 
 def test_rows_are_those_of_the_data_set_whatever_order_a_loader_has(photos: Path) -> None:

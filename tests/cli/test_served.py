@@ -1,6 +1,7 @@
 """The answers that are served are those that were measured: in table, CSV file, Python, terminal and ONNX Runtime."""
 
 import csv
+import os
 from pathlib import Path
 import re
 import subprocess
@@ -135,6 +136,25 @@ def test_photos_and_folders_are_predicted_and_written(student: Path, tmp_path, c
     assert set(rows[0]) == {"file", "class", "probability", "p(cat)", "p(dog)"}
     card = load_student(student).card
     assert card["preprocessing"]["crop"] == [16, 16]  # type: ignore[index]
+
+
+def test_no_name_and_no_pipe_loses_the_other_predictions(student: Path, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_photos(Path("new"), ["a.png", "b.png"])
+    Path("new/a.png").rename(os.fsdecode(b"new/caf\xe9.png"))
+    Path("new/up").symlink_to("..")
+    Path("new/gone.png").symlink_to("nowhere")
+    os.mkfifo("new/pipe.png")
+    main(["predict", str(student), "new"])
+    said = capsys.readouterr()
+    assert [line.split()[0] for line in said.out.splitlines()] == ["new/b.png", "new/caf\\xe9.png"]
+    assert said.err == (
+        "new: left out: 1 broken link, gone.png; 1 pipe, socket or device, pipe.png; "
+        "1 link to what is read already, up\n"
+    )
+    main(["predict", str(student), "new", "--output=out.csv"])
+    rows = list(csv.DictReader(Path("out.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["file"] for row in rows] == ["new/b.png", "new/caf\\xe9.png"]
 
 
 @pytest.mark.parametrize(

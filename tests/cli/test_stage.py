@@ -27,7 +27,7 @@ CONFIG = {"data": CONFIG["data"], "model": CONFIG["model"]}
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Stage:
-    return Stage(tmp_path, "teacher", CONFIG, 2, [], "")
+    return Stage(tmp_path, "teacher", CONFIG, 2, [], {})
 
 
 def until(condition: Any, seconds: float = 120) -> None:
@@ -172,9 +172,9 @@ def test_a_run_that_finished_before_the_command_was_killed_is_not_run_again(stag
 
 
 def test_a_limit_makes_no_other_run_and_is_lifted_when_it_is_left_out(stage: Stage, tmp_path, monkeypatch) -> None:
-    limited = Stage(tmp_path, "teacher", CONFIG, 2, ["--trainer.max_steps=3", "--trainer.max_time=00:00:01:00"], "")
+    limited = Stage(tmp_path, "teacher", CONFIG, 2, ["--trainer.max_steps=3", "--trainer.max_time=00:00:01:00"], {})
     assert limited.folder == stage.folder
-    assert Stage(tmp_path, "teacher", CONFIG, 2, ["--trainer.precision=16-mixed"], "").folder != stage.folder
+    assert Stage(tmp_path, "teacher", CONFIG, 2, ["--trainer.precision=16-mixed"], {}).folder != stage.folder
     commands = leaves(monkeypatch, limited, finished=False)
     for run in (limited, stage, limited):
         with pytest.raises(ValueError, match="not trained to its last epoch"):
@@ -189,5 +189,40 @@ def test_a_limit_makes_no_other_run_and_is_lifted_when_it_is_left_out(stage: Sta
 )
 def test_a_flag_that_leaves_nothing_to_go_on_from_is_refused(flag: str, tmp_path) -> None:
     with pytest.raises(ValueError, match=f"{flag} leaves no checkpoint to go on from in .*: leave it out"):
-        Stage(tmp_path, "student", CONFIG, 2, [flag], "")
-    Stage(tmp_path, "student", CONFIG, 2, ["--trainer.fast_dev_run=false", "--trainer.enable_checkpointing=true"], "")
+        Stage(tmp_path, "student", CONFIG, 2, [flag], {})
+    Stage(tmp_path, "student", CONFIG, 2, ["--trainer.fast_dev_run=false", "--trainer.enable_checkpointing=true"], {})
+
+
+def test_the_same_path_written_otherwise_is_the_same_and_another_content_is_not(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.pt").write_bytes(b"1")
+    monkeypatch.setattr(Stage, "_check", lambda self, config: None)
+
+    def folder(weights: str) -> str:
+        config = {**CONFIG, "data": {**CONFIG["data"], "init_args": {"root": weights}}}
+        return Stage(tmp_path, "student", config, 2, [f"--model.student.weights={weights}"], {}).folder.name
+
+    first = folder("weights.pt")
+    assert folder("./weights.pt") == folder(str(tmp_path / "weights.pt")) == first
+    (tmp_path / "weights.pt").write_bytes(b"2")
+    assert folder("weights.pt") != first
+
+
+def test_what_differs_from_the_nearest_other_run_is_said(tmp_path, monkeypatch, capfd) -> None:
+    def stage(epochs: int, flags: list[str], **photos: str) -> Stage:
+        return Stage(tmp_path, "teacher", CONFIG, epochs, flags, {"photos": {"train": photos}})
+
+    for made in (
+        stage(50, ["--trainer.precision=32"], a="1", b="2"),
+        stage(50, ["--trainer.precision=32"], a="1", b="2"),  # done before: nothing differs
+        stage(40, ["--trainer.precision=64"], a="1", b="3", c="4"),
+        stage(40, [], a="1", c="4"),
+    ):
+        leaves(monkeypatch, made, finished=True)
+        made.run("teacher", CONFIG)
+    said = capfd.readouterr().err.splitlines()
+    assert said == [
+        "note: not done before: 1 photo is new (c), 1 photo is changed (b), --teacher_epochs is 40 instead of 50, "
+        "--trainer.precision is 64 instead of 32",
+        "note: not done before: 1 photo is gone (b), --trainer.precision is not given instead of 64",
+    ]

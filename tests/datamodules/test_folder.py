@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 import shutil
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from toys import make_photos, trainer
 
-from lit_distill.datamodules import Augmentation, ImageFolderDataModule
+from lit_distill.datamodules import Augmentation, ImageFolderDataModule, walk
 
 
 def names(prefix: str = "", cats: int = 10, dogs: int = 6) -> list[str]:
@@ -109,6 +110,97 @@ def test_a_folder_of_links_is_followed(tmp_path) -> None:
     for kind in ("cat", "dog"):
         (tmp_path / "linked" / kind).symlink_to(tmp_path / "real" / kind)
     assert len(files(folder(tmp_path / "linked"))["train"]) == 13
+
+
+def test_a_link_to_a_parent_brings_no_photo_twice(tmp_path) -> None:
+    make_photos(tmp_path, names())
+    expected = files(folder(tmp_path))
+    (tmp_path / "cat" / "up").symlink_to("..")
+    (tmp_path / "all").symlink_to(".")
+    (tmp_path / "dog" / "gone.png").symlink_to("nowhere.png")
+    data = folder(tmp_path)
+    assert files(data) == expected
+    assert data.class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("layout", ["", "train/"])
+def test_a_small_folder_with_other_files_is_trained_on_and_they_are_said_once(tmp_path, layout, caplog) -> None:
+    make_photos(tmp_path, names(layout))
+    expected = files(folder(tmp_path))
+    for name in ("README.txt", "00.png.json", "LICENSE"):
+        (tmp_path / layout / "cat" / name).write_text("no photo")
+    make_photos(tmp_path / layout, ["notes/a.png"])
+    (tmp_path / layout / "notes" / "a.png").rename(tmp_path / layout / "notes" / "a.txt")
+    data = folder(tmp_path)
+    assert files(data) == expected
+    with caplog.at_level("INFO"):
+        data.setup()
+        data.setup("fit")
+    (line,) = [record.message for record in caplog.records if "left out" in record.message]
+    assert line == (
+        f"left out: 3 files that are no images by their names, such as {layout}cat/00.png.json; "
+        f"1 folder without an image, taken for no class, {layout}notes"
+    )
+
+
+def test_outputs_of_a_run_are_no_class(tmp_path) -> None:
+    make_photos(tmp_path, names())
+    for name in ("lightning_logs/version_0/checkpoints/last.ckpt", "distilled/x/teacher-1/made_of.json"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / "logs/version_1").mkdir(parents=True)
+    assert folder(tmp_path).class_names == ("cat", "dog")
+
+
+def test_photos_in_a_format_that_nothing_here_reads_are_said_with_what_does(tmp_path, monkeypatch) -> None:
+    make_photos(tmp_path, names())
+    (tmp_path / "cat" / "IMG_1.HEIC").touch()
+    monkeypatch.setattr(walk, "photo_suffixes", lambda: frozenset({".png"}))
+    with pytest.warns(UserWarning, match=r"1 HEIC photo, which is read after pip install 'lit-distill\[heif\]'"):
+        folder(tmp_path).setup("fit")
+    (tmp_path / "fox").mkdir()
+    (tmp_path / "cat" / "IMG_1.HEIC").rename(tmp_path / "fox" / "IMG_1.HEIC")
+    with pytest.raises(ValueError, match=r"no images of class 'fox' in .*1 HEIC photo, .*lit-distill\[heif\]"):
+        folder(tmp_path)
+
+
+def test_what_is_odd_is_one_line_each(tmp_path) -> None:
+    make_photos(tmp_path, [*names("train/", 30, 3), "train/fox/1.png", *names("val/", 2, 2)])
+    shutil.copy(tmp_path / "train/cat/01.png", tmp_path / "train/dog/9.png")
+    shutil.copy(tmp_path / "train/cat/02.png", tmp_path / "val/cat/9.png")
+    data = folder(tmp_path)
+    with pytest.warns(UserWarning) as caught:  # noqa: PT030  # the messages are compared below
+        data.setup("fit")
+    assert [str(warning.message).partition(":")[0] for warning in caught] == [
+        "1 photo is in two classes, such as train/cat/01.png and train/dog/9.png",
+        "1 photo is trained on and validated, such as train/cat/02.png and val/cat/9.png",
+        "1 of 3 classes has one photo to train on",
+        "strong imbalance",
+    ]
+    with pytest.warns(UserWarning) as again:  # noqa: PT030  # from what is stored
+        folder(tmp_path, decode_memory=0).setup("fit")
+    assert [str(warning.message) for warning in again] == [str(warning.message) for warning in caught]
+
+
+def test_a_class_that_has_lost_its_photos_to_train_on_is_an_error(tmp_path) -> None:
+    make_photos(tmp_path, names())
+    for name in files(folder(tmp_path))["train"]:
+        if name.startswith("dog"):
+            (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match=r"'dog' has no photo to train on, and 1 to validate on by .*split\.json"):
+        folder(tmp_path)
+
+
+def test_names_that_are_no_utf_8(tmp_path) -> None:
+    make_photos(tmp_path, names())
+    odd = os.fsdecode(b"caf\xe9")
+    (tmp_path / "dog").rename(tmp_path / odd)
+    (tmp_path / odd / "00.png").rename(tmp_path / odd / f"{odd}.png")
+    data = folder(tmp_path)
+    assert data.class_names == ("caf\\xe9", "cat")
+    assert f"{odd}/{odd}.png" in [name for found in files(data).values() for name in found]
+    data.setup("fit")
+    assert files(folder(tmp_path)) == files(data)  # from what is stored
 
 
 MISTAKES = {

@@ -134,7 +134,7 @@ def test_damaged_files_are_left_out_named_once_and_the_others_keep_their_row(
 ) -> None:
     photos(tmp_path)
     whole = epoch(module(tmp_path))
-    (tmp_path / "train/c0/zz-notes.txt").write_text("no image")
+    (tmp_path / "train/c0/zz-notes.png").write_text("no image")
     broken = ["train/c0/03.png", "train/c1/04.jpg", "val/c1/2.png"]
     damage(tmp_path, broken)
     data = module(tmp_path, max_damaged=0.5, num_workers=workers, decode_memory=decode_memory)
@@ -145,12 +145,12 @@ def test_damaged_files_are_left_out_named_once_and_the_others_keep_their_row(
         "left out: 3 of 31 files for train are no readable images",
         "left out: 1 of 9 files for val are no readable images",
     ]
-    assert all(name in said[0] for name in ("train/c0/03.png (", "train/c1/04.jpg (", "train/c0/zz-notes.txt ("))
+    assert all(name in said[0] for name in ("train/c0/03.png (", "train/c1/04.jpg (", "train/c0/zz-notes.png ("))
     assert "val/c1/2.png" in said[1]
     rows = [row for row, name in enumerate(data.splits["train"].files) if name not in broken and "notes" not in name]
     assert sorted(index.tolist()) == rows
     assert len(data.train_set) == 31  # type: ignore[arg-type]
-    # The text file comes last in its class, behind which rows are one more than without it.
+    # The text comes last in its class, behind which rows are one more than without it.
     of = {int(row) + (int(row) >= 10): place for place, row in enumerate(whole[2])}
     for place, row in enumerate(index.tolist()):
         assert row > 10 or torch.equal(images[place], whole[0][of[row]])  # what is drawn is drawn by row

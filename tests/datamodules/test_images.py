@@ -8,9 +8,11 @@ import numpy as np
 from PIL import Image
 import pytest
 import torch
+from torchvision.transforms import v2
 
+from lit_distill import photos
 from lit_distill.datamodules.images import Files, ImageFiles
-from lit_distill.photos import read_image
+from lit_distill.photos import Preprocessing, ShorterSide, as_image, read_image, size_of
 
 GRADIENT = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
 
@@ -50,6 +52,51 @@ def test_16_bits_become_8(value: int, kind: str) -> None:
 def test_floats_are_taken_as_shares_unless_they_are_larger(value: float, expected: int) -> None:
     image = Image.fromarray(np.full((3, 5), value, dtype=np.float32))
     assert read_image(written(image, "TIFF"), "L").getpixel((0, 0)) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "largest", "value", "expected"),
+    [
+        (np.int32, 255, 200, 200),  # 8 bits in a container of 32: not 200 / 257
+        (np.int32, 65535, 128 * 257, 128),
+        (np.int32, 2**31 - 1, 2**30, 128),
+        (np.float32, 1, 0.5, 128),
+        (np.float32, 255, 200, 200),
+        (np.float32, 256.5, 200, 200),  # resampled somewhere, and not cut off at 255
+        (np.float32, 65535, 128 * 257, 128),
+        (np.float32, np.nan, 0.5, 128),
+        (np.uint16, 255, 200, 1),  # what has 16 bits is of 16 bits: a night is dark
+    ],
+)
+def test_what_32_bits_hold_is_told_by_their_largest_value(
+    kind: type, largest: float, value: float, expected: int
+) -> None:
+    pixels = np.full((3, 5), value, dtype=kind)
+    pixels[0, 0] = largest
+    image = read_image(written(Image.fromarray(pixels), "TIFF"), "L")
+    assert image.getpixel((4, 2)) == expected
+    assert as_image(Image.fromarray(pixels), "L").getpixel((4, 2)) == expected
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 8000), (8000, 1), (3, 500), (7, 301), (301, 7), (2, 333)])
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+def test_of_a_strip_only_the_middle_is_enlarged_to_the_same_pixels(width: int, height: int, interpolation: str) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    preprocessing = Preprocessing(9, (8, 8), interpolation)
+    resized = preprocessing.resized(image)
+    assert min(resized.size) == 9
+    assert max(resized.size) <= 16 * 9 + 4  # of up to 72,000
+    whole = v2.functional.resize(image, [9], v2.InterpolationMode(interpolation))
+    middle = np.asarray(v2.functional.center_crop(whole, [8, 8])).transpose(2, 0, 1)
+    assert np.abs(preprocessing(image).numpy().astype(int) - middle).max() <= 1
+
+
+def test_ordinary_photos_are_resized_as_torchvision_does_it() -> None:
+    for size in ((40, 30), (30, 480), (31, 30), (500, 32)):
+        image = Image.fromarray(np.random.default_rng(2).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+        whole = v2.functional.resize(image, [20], v2.InterpolationMode.BICUBIC)
+        assert np.array_equal(np.asarray(ShorterSide(20, "bicubic")(image)), np.asarray(whole))
 
 
 def test_what_is_transparent_lies_on_white() -> None:
@@ -141,6 +188,44 @@ def test_damaged_files_are_os_errors_and_say_nothing_else(capfd) -> None:
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_or_a_device_is_no_photo_and_is_not_waited_for(tmp_path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", "/dev/zero", tmp_path):
+        with pytest.raises(OSError, match=r"it is no file|directory"):
+            read_image(path)
+        with pytest.raises(OSError, match=r"it is no file|directory"):
+            size_of(path)
+
+
+def test_the_size_is_told_without_the_pixels_and_of_damaged_files_an_os_error(monkeypatch) -> None:
+    file = written(Image.fromarray(GRADIENT), "PNG")
+    assert size_of(io.BytesIO(file.getvalue()[:-20])) == (6, 4)
+    for content in (b"", b"no image", file.getvalue()[:20]):
+        with pytest.raises(OSError, match=r".+"):
+            size_of(io.BytesIO(content))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(OSError, match="decompression bomb"):
+        size_of(file)
+
+
+def test_photos_of_an_iphone_are_read_where_pillow_heif_is_installed(tmp_path) -> None:
+    pytest.importorskip("pillow_heif")
+    Image.new("RGB", (64, 48), (200, 100, 50)).save(tmp_path / "a.heic")
+    image = read_image(tmp_path / "a.heic")
+    assert image.size == (64, 48)
+    assert np.abs(np.asarray(image).mean((0, 1)) - [200, 100, 50]).max() < 4
+
+
+def test_without_it_what_reads_them_is_named(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(photos, "photo_suffixes", lambda: frozenset({".jpg"}))
+    for name in ("a.HEIC", "a.jpg"):
+        (tmp_path / name).write_bytes(b"no image that is known")
+        with pytest.raises(ValueError, match=r"cannot identify image file") as error:
+            as_image(tmp_path / name)
+        assert ("pip install 'lit-distill[heif]'" in str(error.value)) == name.endswith("HEIC")
+
+
 def test_a_bomb_of_pixels_is_refused(monkeypatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(OSError, match=r"decompression bomb"):
@@ -154,7 +239,9 @@ def test_names_are_packed_whatever_their_bytes(tmp_path) -> None:
     assert list(files) == names
     assert [files[i] for i in range(-5, 5)] == names * 2
     assert files[1:4] == names[1:4]
-    assert files.open(1) == os.path.join(tmp_path, "ü/é.png")
+    (tmp_path / "ü").mkdir()
+    (tmp_path / "ü/é.png").write_bytes(b"bytes")
+    assert files.open(1).read() == b"bytes"
     with pytest.raises(IndexError):
         files[5]
     assert list(pickle.loads(pickle.dumps(files))) == names
