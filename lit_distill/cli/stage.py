@@ -31,6 +31,7 @@ from lit_distill.models import load_safely
 LIMITS = {"--trainer.max_time=": "null", "--trainer.max_steps=": "-1"}
 # Flags that would leave no checkpoint where the next stage looks for it, and their values that do no harm.
 _HARMLESS = {
+    "--trainer.fast_dev_run": ("false", "0", "null"),
     "--trainer.enable_checkpointing": ("true", "1", "null"),
     "--checkpoint.dirpath": ("null",),
 }
