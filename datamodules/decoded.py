@@ -69,12 +69,14 @@ class Reading:
         sizes: Height and width as decoded, ``(N, 2)`` int32; zeros of damaged files.
         damaged: Row of each damaged file, and why.
         moments: Mean of the pixels and of their squares in 0..1 of each image, ``(N, 2, C)`` float64.
+        contents: `Files.content` of each file, ``(N,)`` int64; 0 where it could not be read.
         decoded: The images, if they were to be kept and fit.
     """
 
     sizes: Tensor
     damaged: dict[int, str]
     moments: Tensor
+    contents: Tensor
     decoded: DecodedImages | None
 
 
@@ -110,7 +112,8 @@ def read_all(data: ImageFiles, budget: int = 0, workers: int | None = None, quie
         decoded = DecodedImages(buffer.path, sizes, data.mode)
         buffer.belong_to(decoded)
     damaged = {row: why for part in parts for row, why in part.damaged.items()}
-    return Reading(sizes, damaged, torch.cat([part.moments for part in parts]), decoded)
+    moments, contents = (torch.cat([getattr(part, name) for part in parts]) for name in ("moments", "contents"))
+    return Reading(sizes, damaged, moments, contents, decoded)
 
 
 def cores() -> int:
@@ -171,11 +174,22 @@ class _Part(NamedTuple):
 
     sizes: Tensor
     moments: Tensor
+    contents: Tensor
     damaged: dict[int, str]
 
 
-class _Pixels(Dataset[Any]):
-    """Row, pixels, moments and no error; or row, none of them, and what is wrong with the file."""
+class _Sample(NamedTuple):
+    """What reading a file has told; without pixels and moments if it is damaged."""
+
+    row: int
+    content: int
+    pixels: Any
+    moments: Any
+    error: str | None
+
+
+class _Pixels(Dataset[_Sample]):
+    """The files of a data set as `_Sample`."""
 
     def __init__(self, data: ImageFiles) -> None:
         self.data = data
@@ -185,25 +199,30 @@ class _Pixels(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, index: int) -> tuple[int, Any, Any, str | None]:
+    def __getitem__(self, index: int) -> _Sample:
+        try:
+            content = self.data.files.content(index)
+        except OSError:  # which reading the image reports
+            content = 0
         try:
             pixels = np.asarray(self.data.image(index))
         except ValueError as error:
-            return index, *self.nothing, str(error.__cause__ or error)
+            return _Sample(index, content, *self.nothing, str(error.__cause__ or error))
         values = pixels.reshape(-1, len(self.data.mode)) / np.float32(255)
         means = values.mean(0, dtype=np.float64), np.square(values).mean(0, dtype=np.float64)
-        return index, pixels, np.stack(means), None
+        return _Sample(index, content, pixels, np.stack(means), None)
 
 
-def _with_pixels(samples: list[tuple[int, Any, Any, str | None]]) -> tuple[Tensor, _Part]:
-    return torch.from_numpy(np.concatenate([pixels.reshape(-1) for _, pixels, _, _ in samples])), _part(samples)
+def _with_pixels(samples: list[_Sample]) -> tuple[Tensor, _Part]:
+    return torch.from_numpy(np.concatenate([sample.pixels.reshape(-1) for sample in samples])), _part(samples)
 
 
-def _without_pixels(samples: list[tuple[int, Any, Any, str | None]]) -> tuple[Tensor, _Part]:
+def _without_pixels(samples: list[_Sample]) -> tuple[Tensor, _Part]:
     return torch.zeros(0, dtype=torch.uint8), _part(samples)
 
 
-def _part(samples: list[tuple[int, Any, Any, str | None]]) -> _Part:
-    sizes = torch.tensor([pixels.shape[:2] for _, pixels, _, _ in samples], dtype=torch.int32)
-    moments = torch.from_numpy(np.stack([moments for _, _, moments, _ in samples]))
-    return _Part(sizes, moments, {row: error for row, _, _, error in samples if error is not None})
+def _part(samples: list[_Sample]) -> _Part:
+    sizes = torch.tensor([sample.pixels.shape[:2] for sample in samples], dtype=torch.int32)
+    moments = torch.from_numpy(np.stack([sample.moments for sample in samples]))
+    contents = torch.tensor([sample.content for sample in samples], dtype=torch.int64)
+    return _Part(sizes, moments, contents, {s.row: s.error for s in samples if s.error is not None})

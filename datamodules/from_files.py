@@ -179,6 +179,8 @@ class FilesDataModule(ImageDataModule):
             self.scan(source)
         data = self._files(source)
         data.decoded = self._shared(source)
+        if self.check:
+            data.contents = self._scans[source].numbers()
         damaged = self._scans[source].damaged if source in self._scans else {}
         if damaged:
             rows = torch.tensor([row for row, name in enumerate(data.files) if name not in damaged])
@@ -263,6 +265,7 @@ class Scan:
         mean: Of the pixels in 0..1, a value a channel, each image counting alike.
         std: Standard deviation of the pixels.
         damaged: Name of each damaged file, and why.
+        contents: Each file's `Files.content`, 16 hexadecimal digits a file.
     """
 
     digest: str
@@ -271,6 +274,7 @@ class Scan:
     mean: list[float]
     std: list[float]
     damaged: dict[str, str]
+    contents: str
 
     @classmethod
     def of(cls, reading: Reading, data: ImageFiles) -> Self:
@@ -280,7 +284,12 @@ class Scan:
         mean, square = reading.moments[good].mean(dim=0)
         std = (square - mean.square()).clamp(min=1e-6).sqrt()
         height, width = reading.sizes[good].median(dim=0).values.tolist() if good.any() else (0, 0)
-        return cls(data.digest(), len(data), (height, width), _rounded(mean), _rounded(std), damaged)
+        contents = reading.contents.numpy().astype(">i8").tobytes().hex()
+        return cls(data.digest(), len(data), (height, width), _rounded(mean), _rounded(std), damaged, contents)
+
+    def numbers(self) -> Tensor:
+        """Return the contents as int64, ``(N,)``."""
+        return torch.from_numpy(np.frombuffer(bytes.fromhex(self.contents), dtype=">i8").astype(np.int64))
 
 
 def once_a_machine(trainer: Any, make: Callable[[], DecodedImages | None]) -> DecodedImages | None:

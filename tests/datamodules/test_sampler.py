@@ -1,6 +1,5 @@
 from lightning.pytorch import Trainer
 import pytest
-import torch
 from torch.utils.data import DataLoader, DistributedSampler
 from toys import Foreign, toy_data, trainer
 
@@ -153,21 +152,3 @@ def test_lightning_keeps_it_and_tells_it_the_epoch() -> None:
     assert isinstance(sampler, DistributedSampler)
     assert run.train_dataloader.sampler is sampler
     assert views[1:] == [{0}, {1}, {2}]
-
-
-@pytest.mark.parametrize("repeats", [1, 3])
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_rows_that_are_left_out_are_in_no_epoch(repeats: int, ranks: int) -> None:
-    rows = torch.tensor([0, 2, 3, 7, 11])
-    for epoch in range(3):
-        drawn, plain = [], []
-        for rank in range(ranks):
-            how = {"num_replicas": ranks, "rank": rank, "repeats": repeats}
-            sampler = KeyedSampler(range(12), seed=1, rows=rows, **how)
-            sampler.set_epoch(epoch)
-            drawn += list(sampler)
-            whole = KeyedSampler(range(5), seed=1, **how)
-            whole.set_epoch(epoch)
-            plain += [(view, int(rows[row])) for view, row in whole]
-        assert drawn == plain  # the order is that of as many rows without gaps
-        assert len(set(drawn)) == 5
