@@ -17,6 +17,7 @@ from lit_distill.callbacks.memory import Fetched, SoftLabelMemory, check_index
 from lit_distill.callbacks.row_targets import RowTargets
 from lit_distill.callbacks.training_rows import TrainingRows
 from lit_distill.checkpoint import AtomicCheckpointIO
+from lit_distill.processes import leave_at_exit
 
 
 class SoftLabelCallback(CriterionCallback):
@@ -140,6 +141,7 @@ class SoftLabelCallback(CriterionCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        leave_at_exit()
         before, self._training_rows = self._training_rows, TrainingRows.of(trainer, self.num_samples)
         if self.memory is None:
             return

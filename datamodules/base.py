@@ -19,6 +19,7 @@ from lit_distill.keys import global_seed
 from lit_distill.models.trust import check_run
 from lit_distill.models.weights import load_safely
 from lit_distill.photos import Preprocessing
+from lit_distill.processes import leave_at_exit
 
 
 class ImageDataModule(LightningDataModule):
@@ -93,6 +94,7 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the keyed loader of the training set; its batches start at the epoch that training has reached."""
         seed = self._seed()
+        leave_at_exit()
         data = IndexedDataset(self.train_set, seed, rows=getattr(self.train_set, "rows", None))
         if self.trainer is not None and self.trainer.world_size > 1:
             # The times of files may differ between machines, and all ranks are to agree on what has changed.

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 import random
 from typing import Any
-import zipfile
 
 from lightning.pytorch import LightningModule, Trainer
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from toys import trainer
 
 from lit_distill.callbacks import SoftLabelCallback
-from lit_distill.datamodules import Augmentation, DogsVsCatsDataModule, ImageFolderDataModule
+from lit_distill.datamodules import Augmentation, ImageFolderDataModule
 
 SIDE = 8
 PLAIN = Augmentation(crop="padded", padding=0, hflip=0.0)
