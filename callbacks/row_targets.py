@@ -1,5 +1,6 @@
 """The target that each row has had, which tells when a row becomes another sample."""
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -57,9 +58,9 @@ class RowTargets:
         row = index.clamp(0, rows - 1)
         mark = fingerprint(target)
         marks = torch.where(index == row, torch.stack([-mark, mark]), _NONE)
-        places = torch.stack([row, row + rows])
-        flat = self._extremes.flatten().scatter_reduce_(0, places.flatten(), marks.flatten(), "amax")
-        negative, greatest = flat[places]
+        places = torch.cat([row, row + rows])
+        flat = self._extremes.view(-1).scatter_reduce_(0, places, marks.view(-1), "amax")
+        negative, greatest = flat.index_select(0, places).view(2, -1)
         same: Tensor = negative + greatest <= 0
         return same
 
@@ -118,7 +119,10 @@ def fingerprint(target: Tensor) -> Tensor:
         return (target & _MASK).int()
     bits = target.detach().float().contiguous().view(len(target), -1).view(torch.int32)
     # Round numbers such as 1.0 differ in their high bits alone, which a product moves out.
-    bits = bits ^ (bits >> 16)
-    factors = torch.arange(1, bits.shape[1] + 1, dtype=torch.int32, device=bits.device) * 0x3C6EF372 | 1
-    mixed = (bits * factors).sum(dim=1, dtype=torch.int32)
-    return (mixed ^ (mixed >> 15)) & _MASK
+    mixed = (bits ^ (bits >> 16)) * _factors(bits.shape[1], bits.device)
+    return mixed.sum(dim=1, dtype=torch.int32) & _MASK
+
+
+@lru_cache(maxsize=4)
+def _factors(count: int, device: torch.device) -> Tensor:
+    return torch.arange(1, count + 1, dtype=torch.int32, device=device) * 0x3C6EF372 | 1
