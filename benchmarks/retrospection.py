@@ -1,12 +1,17 @@
 """What Learning with Retrospection costs a training step.
 
     python benchmarks/retrospection.py
+    python benchmarks/retrospection.py --targets
 
 Steps with and without the callback alternate in one process, within one Lightning run, and each pair's order is drawn
 by lot. With interval 1 every measured step both reads and records, which is the most that a step can do; with interval
 5 all read and a fifth record. Two networks: timm's deit_tiny at 224 px, batch 16, for the share of a real step; and a
 bare table of logits with K = 1000, for the cost by itself. Dense and with the 5 largest probabilities. Prints the
 median of the pairs with a 95 % bootstrap interval.
+
+With ``--targets``, the cost of comparing each row's target with the one it had: steps of the whole callback with and
+without the comparison alternate in one run of the bare table, with classes and with soft targets, in processor time of
+the training thread, which other programs do not disturb; and by itself, for a table as large as ImageNet-1k.
 """
 
 import argparse
@@ -25,20 +30,22 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lit_distill.callbacks import LearningWithRetrospection
+from lit_distill.callbacks.row_targets import RowTargets
 from lit_distill.datamodules import IndexedDataset, KeyedSampler
 
 BATCH, CLASSES = 16, 1000
 
 
 class Images(Dataset[Any]):
-    def __init__(self, size: int, rows: int) -> None:
+    def __init__(self, size: int, rows: int, soft: bool) -> None:
         self.images, self.rows = torch.rand(rows, 3, size, size), rows
+        self.targets = torch.rand(rows, CLASSES).softmax(1) if soft else torch.arange(rows) % CLASSES
 
     def __len__(self) -> int:
         return self.rows
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], index % CLASSES
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.targets[index]
 
 
 class Bare(nn.Module):
@@ -87,10 +94,12 @@ class Timed(LearningWithRetrospection):
             self.pairs[-1][self.active] = time.perf_counter() - self.start
 
 
-def measure(net: nn.Module, size: int, pairs: int, every: int, top_k: int | None) -> list[dict[bool, float]]:
+def measure(
+    net: nn.Module, size: int, pairs: int, every: int, top_k: int | None, kind: type[Timed] = Timed, soft: bool = False
+) -> list[dict[bool, float]]:
     seed_everything(0, verbose=False)
-    data = IndexedDataset(Images(size, 2 * BATCH * 10))
-    callback = Timed(interval=every, max_epochs=10_000, top_k=top_k)
+    data = IndexedDataset(Images(size, 2 * BATCH * 10, soft))
+    callback = kind(interval=every, max_epochs=10_000, top_k=top_k, soft_targets=soft)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=every + -(-pairs // 10),
@@ -104,6 +113,51 @@ def measure(net: nn.Module, size: int, pairs: int, every: int, top_k: int | None
     return [pair for pair in callback.pairs if len(pair) == 2]
 
 
+class TimedTargets(Timed):
+    """The callback on every step; on one step of every pair it compares no targets."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx % 2 == 0:
+            self.first = random.random() < 0.5
+            self.pairs.append({})
+        self.active = self.first == (batch_idx % 2 == 0)
+        if self.targets is not None and not isinstance(self.targets, Switch):
+            self.targets = Switch(self.targets)
+        if isinstance(self.targets, Switch):
+            self.targets.on = self.active
+        self.start = time.thread_time()
+        LearningWithRetrospection.on_train_batch_start(self, trainer, pl_module, batch, batch_idx)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        LearningWithRetrospection.on_train_batch_end(self, trainer, *args)
+        if trainer.current_epoch >= self.interval:
+            self.pairs[-1][self.active] = time.thread_time() - self.start
+
+
+class Switch:
+    """The targets of the rows, on or off."""
+
+    def __init__(self, targets: RowTargets) -> None:
+        self.targets, self.on = targets, True
+
+    def check(self, index: Tensor, target: Tensor) -> Tensor:
+        return self.targets.check(index, target) if self.on else torch.ones(1, dtype=torch.bool)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.targets, name)
+
+
+def by_itself(rows: int, batch: int, soft: bool, steps: int = 2000) -> str:
+    targets, times = RowTargets(rows), []
+    for _ in range(steps):
+        index = torch.randint(rows, (batch,))
+        target = torch.rand(batch, CLASSES) if soft else torch.randint(CLASSES, (batch,))
+        start = time.perf_counter()
+        targets.check(index, target)
+        times.append(1000 * (time.perf_counter() - start))
+    return interval(times)
+
+
 def interval(values: list[float]) -> str:
     rng = random.Random(0)
     medians = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(2000))
@@ -113,9 +167,18 @@ def interval(values: list[float]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=60)
+    parser.add_argument("--targets", action="store_true", help="the comparison of targets only")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    for soft in (False, True) if options.targets else ():
+        pairs = measure(Bare(), 1, 20 * options.pairs, 1, None, TimedTargets, soft)
+        alone = interval([1000 * (pair[True] - pair[False]) for pair in pairs])
+        print(f"comparing targets, {soft=}: {alone} ms a step of {BATCH} over {len(pairs)} pairs", flush=True)
+        for batch in (16, 128):
+            print(f"  by itself, {batch} of 1,281,167 rows: {by_itself(1_281_167, batch, soft)} ms", flush=True)
+    if options.targets:
+        raise SystemExit
     for top_k, every in itertools.product((None, 5), (1, 5)):
         deit = measure(timm.create_model("deit_tiny_patch16_224"), 224, options.pairs, every, top_k)
         without = statistics.median(pair[False] for pair in deit)

@@ -34,7 +34,7 @@ class CriterionCallback(Callback, ABC):
         self._module: LightningModule | None = None
         self._calls: int | None = None  # of the criterion in this step; None outside of steps
         self._ever_called = False
-        self._loaded = False  # a state, since the last run
+        self._loaded = False  # True once this run has restored the state of a checkpoint
 
     @abstractmethod
     def mix(self, loss: Tensor, logits: Tensor, target: Tensor, epoch: int) -> Tensor | None:
@@ -60,6 +60,7 @@ class CriterionCallback(Callback, ABC):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        self._loaded = False
         criterion = find_submodule(pl_module, self.criterion, "criterion")
         for hook in list(criterion._forward_hooks.values()):
             other = getattr(hook, "callback", None)
@@ -88,7 +89,9 @@ class CriterionCallback(Callback, ABC):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning restores what a checkpoint has; a callback that has been through another run may have more.
         loaded, self._loaded = self._loaded, False
-        if trainer.global_step == 0 or (trainer.fit_loop.restarting and not loaded):
+        # Steps of a manual optimization need not count in `global_step`.
+        begins = trainer.fit_loop.epoch_loop.batch_progress.total.ready == 0
+        if not loaded and (begins or trainer.fit_loop.restarting):
             self.forget()
 
     def forget(self) -> None:

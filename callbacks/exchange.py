@@ -61,6 +61,14 @@ def exchange(memory: "SoftLabelMemory", group: Any = None, chunk: int = CHUNK) -
     return int(world * width * longest)
 
 
+def largest(values: Tensor, group: Any = None) -> None:
+    """Replace each value by the largest that a process has in its place; collective, as `exchange` is."""
+    if has_others(group):
+        everyones = values.to(_device(values, group))
+        distributed.all_reduce(everyones, distributed.ReduceOp.MAX, group)
+        values.copy_(everyones)
+
+
 def _pack(memory: "SoftLabelMemory", earliest: Tensor, row: Tensor) -> Tensor:
     """Return ``(n, bytes)``: the row, its place and its stored values side by side."""
     parts = [torch.stack([row.int(), earliest[row]], dim=1), *memory.take_out(row)]
@@ -85,8 +93,8 @@ def _gather(mine: Tensor, group: Any) -> Tensor:
     return everyones
 
 
-def _device(memory: "SoftLabelMemory", group: Any) -> torch.device:
-    """Return where the backend takes its tensors: on the host if it can, else where the table or the process works."""
+def _device(memory: "SoftLabelMemory | Tensor", group: Any) -> torch.device:
+    """Return where the backend takes tensors: on the host if it can, else where ``memory`` or the process works."""
     if "cpu:" in distributed.get_backend_config(group):
         return torch.device("cpu")
     return memory.device if memory.device.type != "cpu" else torch.device("cuda", torch.cuda.current_device())

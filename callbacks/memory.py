@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_distill.callbacks.exchange import exchange, has_others
+from lit_distill.identity import grown
 
 
 def check_index(index: Tensor, rows: int) -> None:
@@ -254,6 +255,22 @@ class SoftLabelMemory:
             self._each(Tensor.pin_memory)
         return self
 
+    def rearranged(self, source: Tensor) -> "SoftLabelMemory":
+        """Return a table whose row n is this one's row ``source[n]``, or was never recorded where that is -1."""
+        self._catch_up()
+        source = source.to(self.device)
+        tables = {"rows": self._rows, "epochs": self._epochs, "classes": self._classes}
+        state = {k: t.index_select(1, source.clamp(min=0)) for k, t in tables.items() if t is not None}
+        new = SoftLabelMemory.from_state_dict({**state, "num_classes": self.num_classes})
+        new.shared = self.shared
+        new.forget(source < 0)
+        return new
+
+    def forget(self, rows: Tensor) -> None:
+        """Forget what is remembered for the rows that are marked in ``rows``, ``(N,)`` bool."""
+        self._catch_up()
+        self._epochs.masked_fill_(rows.to(self.device), 0)
+
     def resize(self, num_samples: int) -> "SoftLabelMemory":
         """Return a table for a data set that has grown by new rows at its end; they count as never recorded.
 
@@ -262,17 +279,9 @@ class SoftLabelMemory:
         """
         if num_samples == self.num_samples:
             return self
-        if num_samples < self.num_samples:
-            raise ValueError(
-                f"the remembered soft labels are for {self.num_samples} samples, the training set has {num_samples}: "
-                "resume with the data set of the checkpoint"
-            )
-        self._catch_up()
-        grown = SoftLabelMemory(num_samples, self.num_classes, self.top_k, self.dtype, self.device, self.shared)
-        for ours, theirs in zip(self._tables(), grown._tables(), strict=True):
-            theirs[:, : self.num_samples] = ours
-        grown._fresh, grown._fresh_epoch = self._fresh, self._fresh_epoch
-        return grown
+        new = self.rearranged(grown(self.num_samples, num_samples))
+        new._fresh, new._fresh_epoch = self._fresh, self._fresh_epoch
+        return new
 
     def converted(self, top_k: int | None, dtype: torch.dtype, rows: int = 1 << 16) -> "SoftLabelMemory":
         """Return a table with the same soft labels that keeps ``top_k`` of them as ``dtype``; itself if it does.

@@ -10,12 +10,14 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lit_distill.callbacks.criterion import CriterionCallback
 from lit_distill.callbacks.memory import Fetched, SoftLabelMemory, check_index
+from lit_distill.callbacks.row_targets import RowTargets
+from lit_distill.callbacks.training_rows import TrainingRows
 from lit_distill.checkpoint import AtomicCheckpointIO
+from lit_distill.processes import leave_at_exit
 
 
 class SoftLabelCallback(CriterionCallback):
@@ -26,6 +28,10 @@ class SoftLabelCallback(CriterionCallback):
     in an epoch can be recalled from the next one on. Under several processes the rows are exchanged when the epoch
     ends, and all processes then recall what a single one would. The table is part of the checkpoint, whenever it is
     saved; and unless the trainer has a checkpoint plugin of its own, it is given `AtomicCheckpointIO`.
+
+    A row must stay the same sample. Where the data set can tell what its rows are, as one of files can, a resumed run
+    takes each soft label over to the row that its sample has now. And the table keeps each row's target: a row whose
+    target changes is reported when the epoch ends, and what was remembered for it is not used and forgotten.
 
     The module must have a criterion as `CriterionCallback` asks for it, and the batch must have the samples' rows.
 
@@ -75,20 +81,23 @@ class SoftLabelCallback(CriterionCallback):
         self.storage = storage
         self.soft_targets = soft_targets
         self.memory: SoftLabelMemory | None = None
-        self._length = 0  # N
+        self.targets: RowTargets | None = None
+        self._training_rows = TrainingRows(0)
         self._epoch = 0  # the one that the sums are of, counted from 1
         self._names: tuple[str, ...] = ()  # of what is summed
         self._sums: Tensor | None = None  # one of each name
         self._rows = 0  # that the sums are of
         self._pending: tuple[tuple[str, ...], Tensor, int] | None = None  # the same of the step under way
         self._world_size = 0  # that the state was saved with
-        self._step: tuple[Tensor, Fetched | None] | None = None  # the batch's rows, and what was fetched ahead for them
+        # The batch's rows, what was fetched ahead for them, and the rows as the batch has them when it is trained on.
+        self._step: tuple[Tensor, Fetched | None, Tensor] | None = None
         self._ahead: tuple[Tensor, Fetched] | None = None
         self._unhook: Any = None
         self._outside = 0  # indices that only the device could tell
         self._told_not_finite = False
         self._recalled = False  # in this step
         self._finite = torch.ones(1, dtype=torch.bool)  # which rows of this batch have finite logits
+        self._same = torch.ones(1, dtype=torch.bool)  # and which the target that they had before
 
     @abstractmethod
     def weight(self, epoch: int) -> float:
@@ -98,11 +107,13 @@ class SoftLabelCallback(CriterionCallback):
         """Return what was remembered for this batch before ``epoch``.
 
         Returns:
-            Soft labels ``(B, K)``, float32, zeros where nothing was; and ``(B,)`` bool, True where something was.
+            Soft labels ``(B, K)``, float32, zeros where nothing was, or for another target; and ``(B,)`` bool, True
+            where something was.
         """
         memory, index, fetched = self._now()
         self._recalled = True
-        return memory.read(index, epoch, self._finite.device) if fetched is None else memory.expand(fetched)
+        fetched = memory.fetch(index, epoch, self._finite.device) if fetched is None else fetched
+        return memory.expand(fetched._replace(recorded=fetched.recorded & self._same))
 
     def remember(self, soft_labels: Tensor, epoch: int) -> None:
         """Have ``soft_labels`` ``(B, K)`` remembered for this batch; rows of logits not finite are left out."""
@@ -130,7 +141,8 @@ class SoftLabelCallback(CriterionCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._length = self.num_samples or _length_of_training_set(trainer)
+        leave_at_exit()
+        before, self._training_rows = self._training_rows, TrainingRows.of(trainer, self.num_samples)
         if self.memory is None:
             return
         if self._world_size not in (0, trainer.world_size):
@@ -138,19 +150,20 @@ class SoftLabelCallback(CriterionCallback):
                 f"the checkpoint is from {self._world_size} processes, this run has {trainer.world_size}: its "
                 "remembered soft labels are all there, but the run will not repeat the other one's bits"
             )
-        if self._length > self.memory.num_samples:
-            rank_zero_info(
-                f"the training set has grown from {self.memory.num_samples} to {self._length} samples since the "
-                "checkpoint; nothing is remembered yet for the new ones"
-            )
-        self.memory = self._place(self._as_asked(self.memory.resize(self._length)), trainer, pl_module)
+        source = self._training_rows.source(before)
+        if source is not None:
+            self.memory = self.memory.rearranged(source)
+            self.targets = None if self.targets is None else self.targets.rearranged(source)
+        self.memory = self._place(self._as_asked(self.memory), trainer, pl_module)
+        if self.targets is not None:
+            self.targets = self.targets.to(pl_module.device)
         if self._sums is not None:
             self._sums = self._sums.to(pl_module.device)
         self._leave_to_rank_0(trainer)
 
     @override
     def forget(self) -> None:
-        self.memory, self._pending = None, None
+        self.memory, self.targets, self._pending = None, None, None
         self._names, self._sums, self._rows = (), None, 0
         self._epoch, self._outside, self._told_not_finite = 0, 0, False
 
@@ -163,8 +176,8 @@ class SoftLabelCallback(CriterionCallback):
             self._finish(trainer, pl_module)
         self._epoch = epoch
         index = index_of(batch, self.index)
-        check_index(index, self._length)
-        self._step, self._ahead = (self._ahead or (index, None)), None
+        check_index(index, self._training_rows.count)
+        self._step, self._ahead = (*(self._ahead or (index, None)), index), None
 
     @override
     def on_train_batch_end(self, *args: Any) -> None:
@@ -214,12 +227,17 @@ class SoftLabelCallback(CriterionCallback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.memory is None else {**self.memory.state_dict(), "epoch": self._epoch}
+        if self.memory is None:
+            return {}
+        targets = {} if self.targets is None else self.targets.state_dict()
+        return {**self.memory.state_dict(), **targets, **self._training_rows.state_dict(), "epoch": self._epoch}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.memory = SoftLabelMemory.from_state_dict(state_dict)
+        self.targets = RowTargets.from_state_dict(state_dict)
+        self._training_rows = TrainingRows(self.memory.num_samples, state_dict.get("identities"))
         self._epoch = state_dict.get("epoch", 0)
         self._take_over(state_dict.get("sums", {}))
         self._world_size = state_dict.get("world_size", 0)
@@ -258,10 +276,14 @@ class SoftLabelCallback(CriterionCallback):
             )
         classes = logits.shape[1]
         if self.memory is None:
-            memory = SoftLabelMemory(self._length, classes, self.top_k, self.dtype)
+            memory = SoftLabelMemory(self._training_rows.count, classes, self.top_k, self.dtype)
             self.memory = self._place(memory, module.trainer, module)
         elif self.memory.num_classes != classes:
             raise ValueError(f"the remembered soft labels have {self.memory.num_classes} classes, the logits {classes}")
+        if self.targets is None:
+            self.targets = RowTargets(self._training_rows.count, logits.device)
+        if self._step is not None:
+            self._same = self.targets.check(self._step[2], target)
         # What is not finite is the criterion's to answer for: here such a row has no gradient, nor is it remembered.
         self._finite = logits.detach().sum(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32)).isfinite()
         return torch.where(self._finite[:, None], logits, 0)
@@ -269,7 +291,8 @@ class SoftLabelCallback(CriterionCallback):
     def _now(self) -> tuple[SoftLabelMemory, Tensor, Fetched | None]:
         if self.memory is None or self._step is None:
             raise RuntimeError("recall and remember are for mix, within a training step")
-        return self.memory, *self._step
+        index, fetched, _ = self._step
+        return self.memory, index, fetched
 
     def _take_over(self, sums: dict[str, Tensor]) -> None:
         self._names = tuple(name for name in sums if name != "rows")
@@ -338,6 +361,10 @@ class SoftLabelCallback(CriterionCallback):
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
         """End the epoch: exchange its rows, and return the sums over all processes."""
         sums = self._gather(trainer, pl_module)
+        if self.memory is not None and self.targets is not None:
+            changed = self.targets.settle()
+            self.memory.forget(changed)
+            self._training_rows.report(int(changed.sum()), self._epoch - 1)
         self._epoch, self._sums, self._rows = 0, None, 0
         return sums
 
@@ -359,6 +386,8 @@ class SoftLabelCallback(CriterionCallback):
                 "such predictions are not remembered; this is said once"
             )
         self.memory.exchange()
+        if self.targets is not None:
+            self.targets.merge()
         return dict(zip((*self._names, "rows"), sums, strict=True)) if len(sums) else {}
 
 
@@ -432,17 +461,3 @@ def index_of(batch: Any, where: str | int) -> Tensor:
             "position (index=2), key or attribute"
         )
     return index
-
-
-def _length_of_training_set(trainer: Trainer) -> int:
-    loader = trainer.train_dataloader
-    dataset = loader.dataset if isinstance(loader, DataLoader) else None
-    try:
-        return len(dataset)  # type: ignore[arg-type]
-    except TypeError:
-        what = f"{type(dataset).__name__} data set" if dataset is not None else f"{type(loader).__name__} of loaders"
-        raise ValueError(
-            f"retrospection remembers by sample, but the training {what} has no length and so no sample indices: use a "
-            "map-style data set wrapped in lit_distill.datamodules.IndexedDataset, or yield the sample's row in the "
-            "batch and set num_samples of the callback"
-        ) from None

@@ -14,11 +14,13 @@ from lit_distill.datamodules.batch import Batch
 from lit_distill.datamodules.indexed import IndexedDataset
 from lit_distill.datamodules.mixing import Mixing
 from lit_distill.datamodules.sampler import KeyedSampler
+from lit_distill.identity import match_rows
 from lit_distill.keys import global_seed
 from lit_distill.models.described import check_arguments
 from lit_distill.models.trust import described_by
 from lit_distill.models.weights import load_safely
 from lit_distill.photos import Preprocessing
+from lit_distill.processes import leave_at_exit
 
 
 class ImageDataModule(LightningDataModule):
@@ -93,12 +95,15 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the keyed loader of the training set; its batches start at the epoch that training has reached."""
         seed = self._seed()
-        data = IndexedDataset(self.train_set, seed)
-        how: dict[str, Any] = {"repeats": self.repeats, "rows": getattr(self.train_set, "rows", None)}
+        leave_at_exit()
+        data = IndexedDataset(self.train_set, seed, rows=getattr(self.train_set, "rows", None))
+        if self.trainer is not None and self.trainer.world_size > 1:
+            # The times of files may differ between machines, and all ranks are to agree on what has changed.
+            data.identities = self.trainer.strategy.broadcast(data.identities)
         if self.trainer is None:
-            sampler = KeyedSampler(data, seed, **how)
+            sampler = KeyedSampler(data, seed, repeats=self.repeats)
         else:
-            self._sampler = sampler = _TrainingSampler(self.trainer, data, seed, **how)
+            self._sampler = sampler = _TrainingSampler(self.trainer, data, seed, repeats=self.repeats)
             sampler.begin(self._state if self._state_is_for is self.trainer else {}, self.batch_size)
         return self._loader(data, self.batch_size, kind=_ResumableLoader, sampler=sampler)
 
@@ -122,13 +127,11 @@ class ImageDataModule(LightningDataModule):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Return how far training has come: the epoch, and how many batches, samples and of how many it has trained."""
+        """Return how far training has come: the epoch, its batches trained, and which samples of which set they had."""
         if self.trainer is None or self._sampler is None:
             return {}
         epoch, batches = progress_of(self.trainer)
-        batches = max(0, batches - batches_in_open_window(self.trainer))
-        samples = self._sampler.samples(epoch, batches)
-        return {"epoch": epoch, "batches": batches, "samples": samples, "length": len(self._sampler.dataset)}  # type: ignore[arg-type]
+        return self._sampler.state(epoch, max(0, batches - batches_in_open_window(self.trainer)))
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -190,14 +193,22 @@ def batches_in_open_window(trainer: Any) -> int:
 
 
 class _TrainingSampler(KeyedSampler):
-    """Begins where training stopped, be it with another batch size or number of processes."""
+    """Begins where training stopped, be it with another batch size, number of processes or set of photos."""
 
-    def __init__(self, trainer: Any, data: IndexedDataset, seed: int, **how: Any) -> None:
-        super().__init__(data, seed, num_replicas=trainer.world_size, rank=trainer.global_rank, **how)
+    def __init__(self, trainer: Any, data: IndexedDataset, seed: int, repeats: int) -> None:
         self.trainer = trainer
+        super().__init__(data, seed, repeats=repeats)
+        self.identities = data.identities
+        if self.identities is not None and data.rows is not None:
+            self.identities = self.identities[data.rows]
         self._stopped = (0, 0)
-        self._more_batches = 0
+        self._counted = 0  # batches that Lightning counts as done where this sampler begins
+        self._more_batches = 0  # which it has yet to be told
         self._size = 1  # of a step over all ranks
+
+    @override
+    def ranks(self) -> tuple[int, int]:
+        return self.trainer.world_size, self.trainer.global_rank
 
     def begin(self, state: dict[str, Any], batch_size: int) -> None:
         """Begin at the progress of a checkpoint's ``state``, or at the trainer's if that is further."""
@@ -206,24 +217,55 @@ class _TrainingSampler(KeyedSampler):
         self._size = size = batch_size * self.num_replicas
         then, now = (state.get("epoch", 0), state.get("batches", 0)), progress_of(self.trainer)
         self._stopped = epoch, batches = max(then, now)
-        done = state.get("samples", batches * size) if then >= now else batches * size
-        self._more_batches = done // size - batches
-        self.resume(epoch, done, state.get("length"))
+        if then < now:
+            state = {}
+        done = state.get("samples", batches * size)
+        self.epoch = epoch
+        trained = self._trained(state, done) if batches else None
+        if trained is not None:
+            rank_zero_info(
+                f"the training set has changed: of the {done} samples trained in epoch {epoch}, {len(trained)} are "
+                "still there and not trained again in it"
+            )
+            done = len(trained)
+        self.resume(epoch, done, state.get("length"), trained)
+        whole, left = (-(-samples // size) for samples in (self.total_size, len(self._left())))
+        self._counted = whole - left if batches else 0
+        self._more_batches = self._counted - batches
         if batches:
             rank_zero_info(
                 f"epoch {epoch} goes on after {done} of {self.total_size} samples; "
                 "means that Lightning keeps over it, such as train/loss, are of the others only"
             )
-        if self._more_batches:
+        if self._more_batches and trained is None:
             rank_zero_info(
                 f"a step is of {size} samples now, and was of others before: the run will not repeat the other's bits"
             )
 
-    def samples(self, epoch: int, batches: int) -> int:
-        """Return the samples behind that many batches of the epoch, as Lightning counts batches."""
-        began, done, _ = self._resumed
-        before = done if began == epoch else 0
-        return before + (batches - before // self._size) * self._size if batches else 0
+    def _trained(self, state: dict[str, Any], done: int) -> list[int] | None:
+        """Return the keys of what is trained of this epoch, among the samples there are now; None for the first ones.
+
+        A sample is known by its content where the data set tells it, else by its place.
+        """
+        then, now, trained = state.get("identities"), self.identities, state.get("trained")
+        samples: dict[int, int] = {sample: sample for sample in range(len(self.dataset))}  # type: ignore[arg-type]
+        if then is not None and now is not None and not torch.equal(then, now):
+            samples = {row: sample for sample, row in enumerate(match_rows(then, now).tolist())}
+        elif trained is None:
+            return None
+        keys = self.keys(state.get("length"))[:done] if trained is None else trained.tolist()
+        places = (divmod(key, self.repeats) for key in keys)
+        return [samples[sample] * self.repeats + view for sample, view in places if sample in samples]
+
+    def state(self, epoch: int, batches: int) -> dict[str, Any]:
+        """Return what `begin` wants to go on after that many batches of the epoch, as Lightning counts batches."""
+        began, done, trained = self._resumed
+        resumed = began == epoch and batches > 0
+        samples = done + (batches - self._counted) * self._size if resumed else batches * self._size
+        state: dict[str, Any] = {"epoch": epoch, "batches": batches, "samples": samples, "length": len(self.dataset)}  # type: ignore[arg-type]
+        if resumed and trained is not None:
+            state["trained"] = torch.tensor((trained + self._left())[:samples])
+        return state if self.identities is None else {**state, "identities": self.identities}
 
     @override
     def set_epoch(self, epoch: int) -> None:

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-import hashlib
 import mmap
 import os
 from pathlib import Path
 import tempfile
 from typing import Any, NamedTuple
 import weakref
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from lit_distill.datamodules.images import ImageFiles
+from lit_distill.datamodules.images import ImageFiles, content_key
 from lit_distill.photos import Mode
 
 _BATCH = 32  # images that a reading process hands over at once
@@ -70,7 +70,7 @@ class Reading:
         sizes: Height and width as decoded, ``(N, 2)`` int32; zeros of damaged files.
         damaged: Row of each damaged file, and why.
         moments: Mean of the pixels and of their squares in 0..1 of each image, ``(N, 2, C)`` float64.
-        contents: Digest of each file's bytes; empty where they could not be read.
+        contents: `content_key` of each file's bytes as 16 hexadecimal digits; empty where they could not be read.
         decoded: The images, if they were to be kept and fit.
     """
 
@@ -204,7 +204,8 @@ class _Pixels(Dataset[Any]):
         content = ""
         try:
             file = self.data.files.open(index)
-            content = hashlib.blake2b(file.read(), digest_size=16).hexdigest()
+            whole = file.read()
+            content = f"{content_key(len(whole), zlib.crc32(whole)):016x}"
             file.seek(0)
             pixels = np.asarray(self.data.image(index, file))
         except (OSError, ValueError) as error:

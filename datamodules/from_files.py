@@ -191,6 +191,8 @@ class FilesDataModule(ImageDataModule):
             self.scan(source)
         data = self._files(source)
         data.decoded = self._shared(source)
+        if self.check:
+            data.contents = self._scans[source].numbers()
         damaged = self._scans[source].damaged if source in self._scans else {}
         if damaged:
             rows = torch.tensor([row for row, name in enumerate(data.files) if name not in damaged])
@@ -296,7 +298,7 @@ class Scan:
         mean: Of the pixels in 0..1, a value a channel, each image counting alike.
         std: Standard deviation of the pixels.
         damaged: Name of each damaged file, and why.
-        contents: Digest of each file's bytes; empty where they could not be read.
+        contents: As of `Reading`; empty where they could not be read.
     """
 
     digest: str
@@ -316,6 +318,10 @@ class Scan:
         std = (square - mean.square()).clamp(min=1e-6).sqrt()
         height, width = reading.sizes[good].median(dim=0).values.tolist() if good.any() else (0, 0)
         return cls(data.digest(), len(data), (height, width), _rounded(mean), _rounded(std), damaged, reading.contents)
+
+    def numbers(self) -> Tensor:
+        """Return the contents as int64, ``(N,)``; 0 where a file could not be read."""
+        return torch.tensor([int(content or "0", 16) for content in self.contents], dtype=torch.int64)
 
 
 def once_a_machine(trainer: Any, make: Callable[[], DecodedImages | None]) -> DecodedImages | None:

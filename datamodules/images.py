@@ -6,6 +6,7 @@ from itertools import pairwise
 import os
 from pathlib import Path
 from typing import Any, BinaryIO
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -14,7 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import override
 
+from lit_distill.identity import identities, short_hash
 from lit_distill.photos import Mode, bytes_of, read_image
+
+_CHUNK = 1 << 20
 
 
 class Files(Sequence[str]):
@@ -83,12 +87,43 @@ class Files(Sequence[str]):
         about = os.stat(os.path.join(self.root, self[index]))
         return f"{about.st_size} {about.st_mtime_ns}"
 
+    def content(self, index: int) -> int:
+        """Return what only another file with the same bytes has, from their checksum and number: reads the file.
+
+        Raises:
+            OSError: If the file cannot be read.
+        """
+        return content_key(*size_and_crc(os.path.join(self.root, self[index])))
+
+    def identities(self) -> Tensor:
+        """Return what identifies each row without reading the files: name, size and time, ``(N, 2)`` int64."""
+        keys = (short_hash(f"{name}\0{self.stamp(index)}") for index, name in enumerate(self))
+        return identities(self, torch.from_numpy(np.fromiter(keys, dtype=np.int64)))
+
     def digest(self, *how: Any) -> str:
         """Return a digest of all names and stamps, and of ``how`` the files are read."""
         sha = hashlib.sha256(repr(how).encode())
         for index, name in enumerate(self):
             sha.update(os.fsencode(f"{name}\0{self.stamp(index)}\n"))
         return sha.hexdigest()
+
+
+def content_key(size: int, crc: int) -> int:
+    """Return a content's number, the same of a file and of a zip archive's member; above 0."""
+    return (size % (1 << 30) + 1) << 32 | crc
+
+
+def size_and_crc(path: str | Path) -> tuple[int, int]:
+    """Return the number of a file's bytes and their CRC-32.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    size = crc = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+    return size, crc
 
 
 class ImageFiles(Dataset[tuple[Any, int]]):
@@ -109,6 +144,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
     Attributes:
         rows: The rows to train on, int64, or None for all of them; files found damaged are left out.
         decoded: The images where they have been decoded before, else None.
+        contents: Each file's `Files.content` where all of them have been read before, int64 ``(N,)``, else None.
     """
 
     def __init__(
@@ -130,6 +166,12 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         self.resize = resize
         self.rows: Tensor | None = None
         self.decoded: Any = None
+        self.contents: Tensor | None = None
+
+    @property
+    def identities(self) -> Tensor:
+        """What identifies each row, ``(N, 2)`` int64: its content if it has been read, else name, size and time."""
+        return self.files.identities() if self.contents is None else identities(self.files, self.contents)
 
     def __len__(self) -> int:
         return len(self.files)

@@ -1,14 +1,19 @@
 """A data set whose samples know their row, and whose randomness is keyed on it."""
 
 from collections.abc import Collection, Mapping, Sequence, Sized
+from functools import cached_property
+import os
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.data import ChainDataset, ConcatDataset, Dataset, IterableDataset, StackDataset, Subset
+from torchvision.datasets import DatasetFolder
 from torchvision.datasets.vision import StandardTransform
 from torchvision.transforms import v2
 
 from lit_distill.datamodules.batch import Batch
+from lit_distill.datamodules.images import Files
 from lit_distill.keys import GENERATORS, Generator, derive_seed, kept, reseed
 
 
@@ -21,6 +26,9 @@ class IndexedDataset(Dataset[Any]):
     generators that the transforms draw from are seeded from ``(seed, view, index)`` first, and put back afterwards: the
     sample is then the same whatever the worker, the rank or the moment that asks for it.
 
+    Wrap a data set as a whole: each ``IndexedDataset`` counts its rows from 0, so two that are joined share rows, and a
+    part of one has the rows of the whole.
+
     Args:
         dataset: ``dataset[i]`` is ``(image, target)``, or longer, of which the rest is left out; or a dict.
         seed: Seed of the keyed reads.
@@ -28,6 +36,11 @@ class IndexedDataset(Dataset[Any]):
             is torchvision's, torch's and those that its transforms draw from: none but torch's if they are from
             ``torchvision.transforms.v2``; what their attribute ``generators`` says, as that of `Augmentation`'s does;
             else all, as for any other data set.
+        rows: The rows to have, where some are left out, int64; sample n is then row ``rows[n]``.
+
+    Attributes:
+        num_rows: Rows of ``dataset``, those left out among them.
+        identities: What identifies each row, ``(num_rows, 2)`` int64, or None where nothing does; see `identities_of`.
 
     Raises:
         ValueError: If the data set has no rows (an iterable data set, or one without length).
@@ -41,7 +54,13 @@ class IndexedDataset(Dataset[Any]):
         1
     """
 
-    def __init__(self, dataset: Any, seed: int = 0, generators: Collection[Generator] | None = None) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        seed: int = 0,
+        generators: Collection[Generator] | None = None,
+        rows: Tensor | None = None,
+    ) -> None:
         if (
             isinstance(dataset, IterableDataset)
             or not isinstance(dataset, Sized)
@@ -56,13 +75,20 @@ class IndexedDataset(Dataset[Any]):
         self.dataset = dataset
         self.seed = seed
         self.generators = generators_of(dataset) if generators is None else tuple(generators)
+        self.rows = rows
+        self.num_rows = len(dataset)
+
+    @cached_property
+    def identities(self) -> Tensor | None:
+        """What identifies each row."""
+        return identities_of(self.dataset)
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return self.num_rows if self.rows is None else len(self.rows)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Any:
         if not isinstance(key, tuple):
-            return self._sample(key)
+            return self._sample(self._row(key))
         with kept(self.generators):
             return self._view(*key)
 
@@ -71,18 +97,37 @@ class IndexedDataset(Dataset[Any]):
         if type(self).__getitem__ is not IndexedDataset.__getitem__:  # a subclass has its say
             return [self[key] for key in keys]
         with kept(self.generators):
-            return [self._view(*key) if isinstance(key, tuple) else self._sample(key) for key in keys]
+            return [self._view(*key) if isinstance(key, tuple) else self._sample(self._row(key)) for key in keys]
+
+    def _row(self, index: int) -> int:
+        return index if self.rows is None else int(self.rows[index])
 
     def _view(self, view: int, index: int) -> Any:
-        reseed(derive_seed(self.seed, view, index), self.generators)
-        return self._sample(index)
+        row = self._row(index)
+        reseed(derive_seed(self.seed, view, row), self.generators)
+        return self._sample(row)
 
-    def _sample(self, index: int) -> Any:
-        sample = self.dataset[index]
+    def _sample(self, row: int) -> Any:
+        sample = self.dataset[row]
         if isinstance(sample, Mapping):
-            return {**sample, "index": index}
+            return {**sample, "index": row}
         image, target, *_ = sample
-        return Batch(image, target, index)  # type: ignore[arg-type]  # one sample; collating makes the tensors
+        return Batch(image, target, row)  # type: ignore[arg-type]  # one sample; collating makes the tensors
+
+
+def identities_of(dataset: Any) -> Tensor | None:
+    """Return what identifies the rows of a data set of files, ``(N, 2)`` int64; None of any other data set.
+
+    A data set says so itself with an attribute ``identities``; the files of torchvision's ``ImageFolder`` are known by
+    name, size and time; and a ``Subset`` has its part of them.
+    """
+    if isinstance(dataset, Subset):
+        whole = identities_of(dataset.dataset)
+        return None if whole is None else whole[torch.as_tensor(dataset.indices, dtype=torch.int64)]
+    if isinstance(dataset, DatasetFolder):
+        return Files(dataset.root, [os.path.relpath(path, dataset.root) for path, _ in dataset.samples]).identities()
+    found = getattr(dataset, "identities", None)
+    return found if isinstance(found, Tensor) else None
 
 
 def generators_of(dataset: Any) -> tuple[Generator, ...]:

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Sequence, Sized
 from typing import Any
 
-from torch import Tensor, distributed
+from torch import distributed
 from torch.utils.data import DistributedSampler
 
+from lit_distill.identity import check_rows
 from lit_distill.keys import derive_seed
 
 # Apart from the keys of the samples, which are (seed, view, index).
@@ -24,17 +25,17 @@ class KeyedSampler(DistributedSampler[Any]):
     0..R-1. The other rows have their turn in other epochs.
 
     Args:
-        dataset: Only its length is used, and not even that with ``rows``.
+        dataset: Only its length is used.
         seed: Seed of the order.
         shuffle: False keeps the data set's own order.
-        num_replicas: Ranks; by default those of the running process group, or one.
-        rank: This rank, 0..num_replicas-1.
+        num_replicas: Ranks; by default those of the process group that runs when the sampler is read, or one.
+        rank: This rank, 0..num_replicas-1; by default likewise.
         drop_last: Leave out the last rows instead of repeating the first when the ranks cannot share evenly.
         repeats: R >= 1, views of a row in an epoch; 3 in DeiT.
-        rows: The rows to draw from, where some of the data set are left out.
 
     Raises:
-        ValueError: If ``repeats`` is < 1.
+        ValueError: If ``repeats`` is < 1, ``rank`` is none of the ranks, or ``dataset`` is a part of an
+            `IndexedDataset` or joins several.
 
     Source:
         Berman et al., "MultiGrain", arXiv 1902.05509; Hoffer et al., "Augment your batch", arXiv 1901.09335. DeiT's
@@ -58,58 +59,78 @@ class KeyedSampler(DistributedSampler[Any]):
         rank: int | None = None,
         drop_last: bool = False,
         repeats: int = 1,
-        rows: Sequence[int] | Tensor | None = None,
     ) -> None:
+        check_rows(dataset)
         if repeats < 1:
             raise ValueError(f"repeats must be >= 1, got {repeats}")
-        if num_replicas is None or rank is None:
-            running = distributed.is_available() and distributed.is_initialized()
-            if num_replicas is None:
-                num_replicas = distributed.get_world_size() if running else 1
-            if rank is None:
-                rank = distributed.get_rank() if running else 0
-        drawn: Any = dataset if rows is None else range(len(rows))
-        super().__init__(drawn, num_replicas, rank, shuffle, derive_seed(seed, _ORDER), drop_last)
+        drawn: Any = dataset
+        super().__init__(drawn, num_replicas or 1, 0, shuffle, derive_seed(seed, _ORDER), drop_last)
         self.repeats = repeats
-        self.rows = rows
-        self._resumed = (0, 0, len(drawn))
+        self._given = num_replicas, rank
+        self._resumed: tuple[int, int, list[int] | None] = (0, 0, None)
+        self.share_out()
 
-    def resume(self, epoch: int, done: int, length: int | None = None) -> None:
-        """Begin in ``epoch``, and in that epoch alone leave out the first ``done`` samples of its order.
+    def ranks(self) -> tuple[int, int]:
+        """Return how many ranks there are now, and which of them this is."""
+        running = distributed.is_available() and distributed.is_initialized()
+        count, rank = self._given
+        count = (distributed.get_world_size() if running else 1) if count is None else count
+        rank = (distributed.get_rank() if running else 0) if rank is None else rank
+        if not 0 <= rank < count:
+            raise ValueError(f"rank must be in 0..{count - 1}, got {rank}")
+        return count, rank
+
+    def share_out(self) -> None:
+        """Share the samples out among the ranks there are now: the sampler may be older than the processes."""
+        self.num_replicas, self.rank = self.ranks()
+        samples = len(self.dataset)  # type: ignore[arg-type]
+        self.num_samples = samples // self.num_replicas if self.drop_last else -(-samples // self.num_replicas)
+        self.total_size = self.num_samples * self.num_replicas
+
+    def resume(self, epoch: int, done: int, length: int | None = None, trained: Sequence[int] | None = None) -> None:
+        """Begin in ``epoch``, and in that epoch alone leave out the samples that were trained before.
 
         The rest is dealt out anew among the ranks there are now. Where they cannot share it evenly, samples repeat as
         at the end of an epoch, or are left out with ``drop_last``.
 
         Args:
             epoch: Counted from 0.
-            done: Samples of all ranks.
-            length: Rows that the data set had then, if it has grown since.
+            done: Samples of all ranks, the first of the epoch's order.
+            length: Samples that the data set had then, if it has grown since.
+            trained: Instead of the first ``done``, where the data set has changed: ``sample * repeats + r`` of each.
         """
         self.set_epoch(epoch)
-        self._resumed = (epoch, done, len(self.dataset) if length is None else length)  # type: ignore[arg-type]
+        samples = len(self.dataset)  # type: ignore[arg-type]
+        if trained is None and length not in (None, samples):
+            trained = [key for key in self.keys(length)[:done] if key < samples * self.repeats]
+        self._resumed = (epoch, done, None if trained is None else list(trained))
+
+    def __len__(self) -> int:
+        self.share_out()
+        return super().__len__()
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = self._order(len(self.dataset))  # type: ignore[arg-type]
-        epoch, done, length = self._resumed
-        places = self._rest(order, done, length) if self.epoch == epoch and done else range(len(order))
-        rows = self.rows.tolist() if isinstance(self.rows, Tensor) else self.rows
-        ranks = self.num_replicas
-        each = len(places) // ranks if self.drop_last else -(-len(places) // ranks)
-        for nth in range(self.rank, each * ranks, ranks):
-            place = places[nth % len(places)] % len(order)
-            yield self.epoch * self.repeats + place % self.repeats, order[place] if rows is None else rows[order[place]]
+        self.share_out()
+        keys = self._left()
+        each = len(keys) // self.num_replicas if self.drop_last else -(-len(keys) // self.num_replicas)
+        for nth in range(self.rank, each * self.num_replicas, self.num_replicas):
+            sample, view = divmod(keys[nth % len(keys)], self.repeats)
+            yield self.epoch * self.repeats + view, sample
 
-    def _rest(self, order: list[int], done: int, length: int) -> Sequence[int]:
-        """Return the places of the order that are left after ``done`` samples of ``length`` rows."""
-        if length == len(order):
-            return range(done, max(done, self.total_size))
-        trained = {(row, place % self.repeats) for place, row in enumerate(self._order(length)[:done])}
-        places = [place for place, row in enumerate(order) if (row, place % self.repeats) not in trained]
-        return places[: max(0, len(order) - done)]
-
-    def _order(self, length: int) -> list[int]:
-        """Return the row at each place of the epoch's order, over all ranks, if the data set had that many rows."""
+    def keys(self, length: int | None = None) -> list[int]:
+        """Return ``sample * repeats + r`` in the epoch's order, over all ranks, if there were ``length`` samples."""
+        length = len(self.dataset) if length is None else length  # type: ignore[arg-type]
         whole: DistributedSampler[Any] = DistributedSampler(range(length), 1, 0, self.shuffle, self.seed)  # type: ignore[arg-type]
         whole.set_epoch(self.epoch)
-        rows = list(whole)
-        return rows if self.repeats == 1 else [row for row in rows for _ in range(self.repeats)][:length]
+        return [row * self.repeats + view for row in whole for view in range(self.repeats)][:length]
+
+    def _left(self) -> list[int]:
+        """Return the keys of the epoch that are to be dealt out."""
+        keys = self.keys()
+        epoch, done, trained = self._resumed
+        if self.epoch != epoch or not (done or trained):
+            return keys
+        if trained is None:
+            return [keys[place % len(keys)] for place in range(done, max(done, self.total_size))]
+        gone = set(trained)
+        return [key for key in keys if key not in gone][: max(0, len(keys) - len(trained))]

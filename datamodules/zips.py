@@ -16,10 +16,12 @@ import zlib
 
 from lightning.pytorch.utilities import rank_zero_info
 import torch
+from torch import Tensor
 from tqdm import tqdm
 from typing_extensions import override
 
-from lit_distill.datamodules.images import Files
+from lit_distill.datamodules.images import Files, content_key, size_and_crc
+from lit_distill.identity import identities
 
 _MEMBER = 10**9  # bytes of a member, unpacked
 _RATIO = 1000  # of its sizes, unpacked to packed
@@ -112,7 +114,7 @@ class ZipArchive:
             return ZipArchive(self.path, self.start + start, member.file_size)
         beside = self.path.with_name(Path(name).name)
         if beside.exists():
-            if _size_and_crc(beside) != (member.file_size, member.CRC):
+            if size_and_crc(beside) != (member.file_size, member.CRC):
                 raise ValueError(f"{beside} is not the {name} that is in {self.path}: move one of them away")
             return ZipArchive(beside)
         rank_zero_info(f"{name} is compressed within {self.path}: unpacking it once")
@@ -230,6 +232,17 @@ class ZipFiles(Files):
         _, _, size, crc, _ = self._table[index].tolist()
         return f"{size} {crc:08x}"
 
+    @override
+    def content(self, index: int) -> int:
+        """Return what only another file with the same bytes has, from what the archive says of the member."""
+        _, _, size, crc, _ = self._table[index].tolist()
+        return content_key(size, crc)
+
+    @override
+    def identities(self) -> Tensor:
+        """Return content and name of each row, ``(N, 2)`` int64."""
+        return identities(self, torch.tensor([self.content(row) for row in range(len(self))], dtype=torch.int64))
+
 
 class _View(io.RawIOBase):
     """An archive as the file that `zipfile` wants."""
@@ -274,14 +287,6 @@ def _wrong(member: zipfile.ZipInfo) -> str | None:
         ),
     }
     return next((what for what, check in checks.items() if check()), None)
-
-
-def _size_and_crc(path: Path) -> tuple[int, int]:
-    crc = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            crc = zlib.crc32(chunk, crc)
-    return path.stat().st_size, crc
 
 
 def _remove(path: Path, process: int) -> None:

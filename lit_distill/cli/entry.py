@@ -18,12 +18,14 @@ from lit_distill.cli.app import OTHER_COMMANDS, DistillCLI
 from lit_distill.cli.errors import one_line
 from lit_distill.cli.run_config import one_trust
 from lit_distill.cli.signals import Stopped, end_with_parent, in_stage, stop_signals
+from lit_distill.processes import leave_at_exit
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; an error is one line on standard error and a non-zero exit."""
     args = one_trust(sys.argv[1:] if args is None else args)
     args = ["distill", *args[1:]] if args[:1] == ["distil"] else args  # as the British write it
+    leave_at_exit()
     with stop_signals:
         try:
             end_with_parent()

@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 from toys import Foreign, toy_data, toy_loader, trainer, weights
 
 from lit_distill.callbacks import (
@@ -181,8 +181,9 @@ def resume(tmp_path: Any, loader: Any, module: Foreign | None = None) -> tuple[L
 
 
 def test_a_data_set_that_has_grown_goes_on(tmp_path, caplog) -> None:
+    data = IndexedDataset(ConcatDataset([toy_data(), toy_data(6, seed=2)]))
     with caplog.at_level("INFO", logger="lightning.pytorch"):
-        callback, _ = resume(tmp_path, toy_loader(36))
+        callback, _ = resume(tmp_path, DataLoader(data, 8, sampler=KeyedSampler(data, 3)))
     assert "the training set has grown from 30 to 36 samples since the checkpoint" in caplog.text
     assert callback.memory.num_samples == 36
     assert all(recorded(callback))

@@ -176,6 +176,29 @@ def test_retrospection_takes_rows_with_gaps(tmp_path) -> None:
     assert recorded.sum() == 29
 
 
+@pytest.mark.parametrize("decode_memory", [0.5, 0.0])
+def test_overfitting_takes_the_first_photos_that_are_not_damaged(tmp_path, decode_memory: float) -> None:
+    photos(tmp_path)
+    damage(tmp_path, ["train/c0/03.png"])
+    rows: list[int] = []
+
+    class Model(Foreign):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            rows.extend(batch.index.tolist())
+            return self.net(batch.image.flatten(1).float()[:, :6] / 255).mean()
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            """Nothing."""
+
+    data = module(tmp_path, max_damaged=0.5, decode_memory=decode_memory)
+    run = trainer(max_epochs=1, overfit_batches=2)
+    with pytest.warns(UserWarning, match=r"left out: 1 of 30|You requested to overfit"):
+        run.fit(Model(), datamodule=data)
+    names = list(data.splits["train"].files)
+    good = [row for row, name in enumerate(names) if name != "train/c0/03.png"]
+    assert rows == good[:14]
+
+
 def test_too_many_damaged_files_are_an_error(tmp_path) -> None:
     photos(tmp_path)
     damage(tmp_path, ["train/c0/03.png"])

@@ -1,10 +1,10 @@
 from lightning.pytorch import Trainer
 import pytest
 import torch
-from torch.utils.data import DataLoader, DistributedSampler
-from toys import Foreign, toy_data, trainer
+from torch.utils.data import DataLoader, DistributedSampler, Subset
+from toys import QUIET, Foreign, in_processes, toy_data, trainer
 
-from lit_distill.datamodules import IndexedDataset, KeyedSampler
+from lit_distill.datamodules import DigitsDataModule, IndexedDataset, KeyedSampler
 
 
 def test_yields_the_epoch_with_every_row_in_another_order_each_epoch() -> None:
@@ -155,19 +155,48 @@ def test_lightning_keeps_it_and_tells_it_the_epoch() -> None:
     assert views[1:] == [{0}, {1}, {2}]
 
 
-@pytest.mark.parametrize("repeats", [1, 3])
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_rows_that_are_left_out_are_in_no_epoch(repeats: int, ranks: int) -> None:
-    rows = torch.tensor([0, 2, 3, 7, 11])
-    for epoch in range(3):
-        drawn, plain = [], []
-        for rank in range(ranks):
-            how = {"num_replicas": ranks, "rank": rank, "repeats": repeats}
-            sampler = KeyedSampler(range(12), seed=1, rows=rows, **how)
-            sampler.set_epoch(epoch)
-            drawn += list(sampler)
-            whole = KeyedSampler(range(5), seed=1, **how)
-            whole.set_epoch(epoch)
-            plain += [(view, int(rows[row])) for view, row in whole]
-        assert drawn == plain  # the order is that of as many rows without gaps
-        assert len(set(drawn)) == 5
+def test_a_sampler_made_before_the_processes_shares_out_among_them() -> None:
+    sampler = KeyedSampler(range(33), seed=5)
+    loader = DataLoader(IndexedDataset(toy_data(33)), batch_size=4, sampler=sampler)
+    alone = list(sampler)
+    assert len(sampler) == len(alone) == 33
+
+    def work(rank: int) -> tuple[list[tuple[int, int]], int, int]:
+        return list(sampler), len(sampler), len(loader)
+
+    parts = in_processes(2, work)
+    assert [part[1:] for part in parts] == [(17, 5)] * 2
+    assert [key for group in zip(parts[0][0], parts[1][0], strict=True) for key in group] == [*alone, alone[0]]
+    assert list(sampler) == alone
+
+
+@pytest.mark.parametrize("made_by", ["hand", "data module"])
+def test_a_loader_made_before_the_processes_gives_each_rank_its_share(tmp_path, made_by: str) -> None:
+    class Rows(Foreign):
+        def on_train_start(self) -> None:
+            self.rows: list[int] = []
+
+        def training_step(self, batch, batch_idx: int):
+            self.rows += batch.index.tolist()
+            return self.net(batch.image.flatten(1)[:, :6] / 16).sum()
+
+        def on_train_end(self) -> None:
+            torch.save(self.rows, tmp_path / f"{self.global_rank}.pt")
+
+    if made_by == "hand":
+        data = IndexedDataset(toy_data(32))
+        loader = DataLoader(data, batch_size=4, sampler=KeyedSampler(data))
+    else:
+        module = DigitsDataModule(batch_size=4)
+        module.setup("fit")
+        module.train_set = Subset(module.train_set, range(32))
+        loader = module.train_dataloader()
+    Trainer(**{**QUIET, "max_epochs": 1, "devices": 2, "strategy": "ddp_fork"}).fit(Rows(), loader)
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert [len(part) for part in parts] == [16, 16]
+    assert sorted(parts[0] + parts[1]) == list(range(32))
+
+
+def test_a_rank_is_one_of_the_ranks() -> None:
+    with pytest.raises(ValueError, match=r"rank must be in 0..1, got 2"):
+        KeyedSampler(range(3), num_replicas=2, rank=2)

@@ -10,10 +10,12 @@ from PIL import Image
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from toys import make_photos
 
 from lit_distill.datamodules import zips
-from lit_distill.datamodules.images import ImageFiles
+from lit_distill.datamodules.images import Files, ImageFiles
 from lit_distill.datamodules.zips import ZipArchive, ZipFiles
+from lit_distill.identity import identities
 
 CONTENT = {f"train/{number}.bin": os.urandom(50 * number) for number in range(6)}
 
@@ -227,3 +229,15 @@ def test_damage_is_one_line_of_the_archive_or_of_the_member(tmp_path: Path) -> N
         files.open(2)
     with pytest.raises(ValueError, match=r"odd\.bin is not compressed by deflate"):
         ZipFiles(made(tmp_path / "b.zip", {"odd.bin": b"1"}, zipfile.ZIP_BZIP2))
+
+
+def test_a_member_is_known_as_the_file_that_was_packed(tmp_path) -> None:
+    make_photos(tmp_path, ["cat/1.png", "dog/2.png"])
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(tmp_path / "photos.zip", "w", method) as file:
+            for name in ("cat/1.png", "dog/2.png"):
+                file.write(tmp_path / name, name)
+        packed, loose = ZipFiles(tmp_path / "photos.zip"), Files(tmp_path, ["cat/1.png", "dog/2.png"])
+        contents = torch.tensor([loose.content(row) for row in range(2)])
+        assert [packed.content(row) for row in range(2)] == contents.tolist()
+        assert torch.equal(packed.identities(), identities(loose, contents))

@@ -1,0 +1,96 @@
+"""Which samples the rows of the training set are, and what is said when they are others than before."""
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lit_distill.identity import check_rows, grown, match_rows
+
+
+class TrainingRows:
+    """The rows of a training set.
+
+    Args:
+        count: Rows N.
+        identities: What identifies each row, ``(N, 2)`` int64, as `lit_distill.identity.identities` returns it; None
+            where nothing does but its number.
+    """
+
+    def __init__(self, count: int, identities: Tensor | None = None) -> None:
+        self.count = count
+        self.identities = identities if identities is not None and len(identities) == count else None
+
+    @classmethod
+    def of(cls, trainer: Trainer, count: int | None = None) -> "TrainingRows":
+        """Return the rows of the trainer's training set, or ``count`` of them.
+
+        Raises:
+            ValueError: If their number cannot be told, or samples carry rows of another data set.
+        """
+        loader = trainer.train_dataloader
+        dataset = loader.dataset if isinstance(loader, DataLoader) else None
+        if count is None:
+            count = _count(loader, dataset)
+        check_rows(dataset, count)
+        # The times of files may differ between machines, and all ranks are to agree on what has changed.
+        return cls(count, trainer.strategy.broadcast(getattr(dataset, "identities", None)))
+
+    def source(self, before: "TrainingRows") -> Tensor | None:
+        """Return the row that each sample had ``before``, ``(N,)`` int64, -1 for a new one; None if all have theirs.
+
+        Says what has changed.
+
+        Raises:
+            ValueError: If there are fewer rows, and nothing tells which are gone.
+        """
+        if self.identities is not None and before.identities is not None:
+            if torch.equal(self.identities, before.identities):
+                return None
+            source = match_rows(before.identities, self.identities)
+            kept = int((source >= 0).sum())
+            gone, new = before.count - kept, self.count - kept
+            rank_zero_info(
+                f"the training set has changed since the checkpoint: {kept} of its {before.count} samples are still "
+                f"there and keep their soft labels, those of {gone} are forgotten, and {new} samples are new (files "
+                "are known by content if they are read before training, else by name, size and time)"
+            )
+            return source
+        if self.count == before.count:
+            return None
+        source = grown(before.count, self.count)
+        rank_zero_info(
+            f"the training set has grown from {before.count} to {self.count} samples since the checkpoint; nothing is "
+            "remembered yet for the new ones"
+        )
+        return source
+
+    def report(self, changed: int, epoch: int) -> None:
+        """Say so if rows had more than one target until the end of ``epoch``."""
+        if changed:
+            rank_zero_warn(
+                f"in epoch {epoch}, {changed} of {self.count} rows had another target than before, so they are other "
+                "samples or were labelled anew: what was remembered for them is forgotten. A row must stay the same "
+                "sample: split data once and not at each reload, with a fixed generator; wrap joined data as a whole, "
+                "IndexedDataset(ConcatDataset([a, b])); reorder a batch's index with its images; and resume with the "
+                "data set of the checkpoint"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the identities, if there are any, not copied."""
+        return {} if self.identities is None else {"identities": self.identities}
+
+
+def _count(loader: Any, dataset: Any) -> int:
+    try:
+        return int(getattr(dataset, "num_rows", None) or len(dataset))
+    except TypeError:
+        what = f"{type(dataset).__name__} data set" if dataset is not None else f"{type(loader).__name__} of loaders"
+        raise ValueError(
+            f"retrospection remembers by sample, but the training {what} has no length and so no sample indices: use a "
+            "map-style data set wrapped in lit_distill.datamodules.IndexedDataset, or yield the sample's row in the "
+            "batch and set num_samples of the callback"
+        ) from None
