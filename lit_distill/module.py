@@ -418,9 +418,10 @@ class LitDistiller(LightningModule):
             self.hparams["student"] = without_weights(self.hparams.get("student"))
 
 
-# The command line reads this default's arguments in its source; pickle finds it by its name.
+# Pickle finds this default by its qualified name. The command line reads its arguments in its source, which it does for
+# a function that is called "<lambda>" alone.
 default_optimizer = inspect.signature(LitDistiller).parameters["optimizer"].default
-default_optimizer.__name__ = default_optimizer.__qualname__ = "default_optimizer"
+default_optimizer.__qualname__ = "default_optimizer"
 
 
 def _integer_labels(target: Tensor) -> Tensor:
