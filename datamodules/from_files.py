@@ -248,7 +248,8 @@ class FilesDataModule(ImageDataModule):
                 raise ValueError(f"{what}; class {names[emptied[0]]!r} has no other: mend or remove them")
             if len(scan.damaged) > self.max_damaged * len(files):  # as a share
                 raise ValueError(
-                    f"{what}; that is more than max_damaged={self.max_damaged:g}: mend or remove them, or raise it"
+                    f"{what}; that is more than max_damaged={self.max_damaged:g}: mend or remove them, or raise it "
+                    "(--data.max_damaged on the command line)"
                 )
             rank_zero_warn(f"left out: {what}")
         self._scans[split] = scan

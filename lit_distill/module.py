@@ -196,6 +196,8 @@ class LitDistiller(LightningModule):
                 f"{type(self.distillation).__name__} needs a teacher, got teacher=None: "
                 "give one, or set distillation to None"
             )
+        if stage == "fit" and self.distillation is None and self.head == "distill":
+            rank_zero_info("head=distill has no say: without a distillation loss the class head answers")
         if stage == "fit" and self.distillation is None and self.teacher is not None:
             rank_zero_info("there is a teacher but no distillation loss: nothing is learned from it")
         data = getattr(self._trainer, "datamodule", None)

@@ -42,6 +42,8 @@ from lit_distill.module import LitDistiller
 _FROM_DATA = ("num_classes", "image_size", "mean", "std", "img_size")
 
 
+_BEST_BY = "val/accuracy_mean_probs"
+
 # Commands with parsers of their own, and what they do.
 OTHER_COMMANDS = {
     "distill": "Make a teacher, a student and its export from a folder of photos: distill PHOTOS.",
@@ -102,7 +104,7 @@ class DistillCLI(LightningCLI):
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.set_defaults(
             {
-                "checkpoint.monitor": "val/accuracy_mean_probs",
+                "checkpoint.monitor": _BEST_BY,
                 "checkpoint.mode": "max",
                 "checkpoint.auto_insert_metric_name": False,  # a metric's slash would make a folder
             }
@@ -197,6 +199,8 @@ class DistillCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
+        if config.checkpoint.monitor == _BEST_BY and config.model.distillation is not None:
+            config.checkpoint.monitor = f"val/accuracy_{config.model.head}"  # the best of the head that answers
         if self.subcommand == "fit":
             keep_out_of_data(config)
         else:

@@ -5,6 +5,7 @@ import hashlib
 import json
 from pathlib import Path
 import re
+import shlex
 import shutil
 import tempfile
 import time
@@ -331,5 +332,5 @@ def _table(teacher: Stage | None, student: Stage, exported: Path, data: Any, fla
     if teacher is not None:
         places |= {"teacher": teacher.checkpoint}
     lines += ["", *(f"{name:<15}{path}" for name, path in places.items())]
-    use = f"lit_distill.load_student({str(exported)!r})"
-    return "\n".join([*lines, f"{'in Python':<15}{use}"])
+    lines.append(f"{'of photos':<15}lit-distill predict {shlex.quote(str(exported))} photo.jpg")
+    return "\n".join([*lines, f"{'in Python':<15}lit_distill.load_student({str(exported)!r})"])

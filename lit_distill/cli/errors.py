@@ -127,7 +127,7 @@ def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
     unreadable = re.search(r"Problem with given class_path '([^']+)':\s*(.+)", text)
     if unreadable and re.search(r"import|attribute|module", unreadable[2], re.IGNORECASE):
         return where + _unknown_class(unreadable[1], unreadable[2])
-    return where + _innermost(text)
+    return where + _choices(_innermost(text))
 
 
 def _innermost(text: str) -> str:
@@ -147,6 +147,11 @@ def _innermost(text: str) -> str:
         colon = "; in YAML a space follows every colon" if re.match(r"\{\w+:\S", value) else ""
         return f"expected one of {', '.join(types)}, got {value}{colon}"
     return max(said, key=lambda pair: pair[0])[1]
+
+
+def _choices(text: str) -> str:
+    """Say Python's name of a choice in words."""
+    return re.sub(r"Expected a typing\.Literal\[(.*?)\]", r"expected one of \1", text)
 
 
 def _unknown_option(option: str, options: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+import shlex
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
@@ -48,6 +49,7 @@ def export(
     size = sum(p.numel() for p in student.parameters())
     what = "student.safetensors, student.json" + (", student.onnx" if onnx else "")
     print(f"wrote {what} to {folder}: {size:,} parameters, each file checked against the student")
+    print(f"  of photos: lit-distill predict {shlex.quote(str(folder))} photo.jpg")
     print(f"  in Python: lit_distill.load_student({str(folder)!r})")
     return folder
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+import re
 import sys
 from typing import Any
 
@@ -38,6 +39,8 @@ def run(args: Sequence[str]) -> None:
     try:
         config = parser.parse_args(list(args))
     except Exception as error:
+        if re.search("required.*photos", str(error)):
+            raise ValueError("name a photo or a folder after the student: predict STUDENT photo.jpg") from error
         raise ValueError(one_line(error, parser._option_string_actions)) from error
     predict_photos(config.student, config.photos, config.output, config.trust)
 

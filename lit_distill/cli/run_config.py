@@ -167,6 +167,8 @@ def differences(checkpoint: Mapping[str, Any], config: Any) -> Iterator[tuple[st
     """Say which choices replace the checkpoint's: the key of each, and a line about it."""
     now = {part: _plain(config.get(part)) for part in checkpoint}
     for key, shown, new, old in changes(checkpoint, now):
+        if old is None and key.startswith(("data.", "trainer.", "checkpoint.")):
+            continue  # nothing was chosen before
         yield key, f"{shown}={new} replaces the checkpoint's {old}"
 
 

@@ -128,7 +128,13 @@ def end_with_parent() -> None:
 
 def in_stage() -> bool:
     """Tell whether this process is a run of ``distill``, which itself says how to go on."""
-    return os.environ.get(STAGE) == str(os.getppid())
+    return os.environ.get(STAGE) == str(os.getppid()) or is_orphan()
+
+
+def is_orphan() -> bool:
+    """Tell whether the ``distill`` command that started this run is gone."""
+    parent = os.environ.get(STAGE, "")
+    return parent.isdecimal() and not alive(int(parent))
 
 
 def _leave_terminal() -> None:

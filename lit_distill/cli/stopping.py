@@ -19,7 +19,7 @@ from typing_extensions import override
 from lit_distill.callbacks import RunSummary
 from lit_distill.callbacks.summary import short_path
 from lit_distill.cli.checkpoints import LastCheckpoint, ends_window, finished
-from lit_distill.cli.signals import LAUNCHER, in_stage, say_at_once, stop_signals
+from lit_distill.cli.signals import LAUNCHER, in_stage, is_orphan, say_at_once, stop_signals
 from lit_distill.datamodules.base import progress_of
 
 _CAUSES: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
@@ -114,6 +114,8 @@ def resumable(trainer: Trainer, arguments: Sequence[str]) -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> str:
+    if is_orphan():
+        return "the end of the command that it is a part of"
     if stop_signals.received is not None:
         return _CAUSES.get(stop_signals.received, "a closed terminal")
     return "Ctrl-C" if isinstance(error.__context__, KeyboardInterrupt) else "an error"
@@ -136,6 +138,8 @@ def _say(trainer: Trainer, arguments: Sequence[str], cause: str) -> None:
     of_all = f" of {trainer.max_epochs}" if trainer.max_epochs != -1 else ""
     print(f"\nStopped by {cause} with {epochs}{of_all} epochs done.", end="\n" if in_stage() else "", flush=True)
     if in_stage():
+        if is_orphan():  # else the command says it
+            print("The same command goes on from here.", flush=True)
         return
     if last is not None and last.written:
         arguments = ["fit", "--ckpt_path", short_path(str(last.path))]

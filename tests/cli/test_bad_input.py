@@ -112,7 +112,7 @@ CASES = {
     "--model.student.weights={folder}": "{folder} is a directory, expected a weights file",
     "--model.student.weights={other}": "do not fit DistillableViT",
     "--model.student.weights={code}": "refused {code}: it is a pickle that would run",
-    "--model.head=best": "model.head: Expected a typing.Literal['class', 'distill', 'mean_logits', 'mean_probs']",
+    "--model.head=best": "model.head: expected one of 'class', 'distill', 'mean_logits', 'mean_probs'",
     "--trainer.callbacks+=SelfAdaptiveTraining --trainer.callbacks.start=-1": "start must be >= 0, got -1",
     "--data=ImageFolderDataModule --data.root=nope": "nope does not exist: expected a folder with train/<class>/",
     "--data=ImageFolderDataModule --data.root={folder}":
