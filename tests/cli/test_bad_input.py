@@ -74,7 +74,7 @@ CASES = {
     "--data=foriegn.Uncounted": "there is no module 'foriegn', neither installed nor in",
     "--data=broken.Photos": "importing broken failed: ModuleNotFoundError: No module named 'nonexistent_lib'",
     "--trainer.max_epoch=3": "unknown option --trainer.max_epoch; the nearest is --trainer.max_epochs",
-    "--data=foreign.Stream --trainer.limit_val_batches=0": "no length and so no sample indices",
+    "--data=foreign.Stream --trainer.limit_val_batches=0 --model.scheduler=null": "no length and so no sample indices",
     "--model.distillation=SoftDistilation": "no class 'SoftDistilation'; the nearest known: SoftDistillation",
     "--model.distillation=lit_distill.SoftDistilation": "the nearest known: SoftDistillation",
     "--model.optimizer=torch.optim.AdamWW": "no class 'torch.optim.AdamWW'; the nearest known: AdamW",
