@@ -216,6 +216,8 @@ class _TrainingSampler(KeyedSampler):
         # its own progress; the state is restored before. Samples are those *trained*: workers may have read more.
         self._size = size = batch_size * self.num_replicas
         then, now = (state.get("epoch", 0), state.get("batches", 0)), progress_of(self.trainer)
+        if not self.trainer.fit_loop.restarting:  # such as after a trial of BatchSizeFinder: an epoch begins
+            now = self.trainer.fit_loop.epoch_progress.current.processed, 0
         self._stopped = epoch, batches = max(then, now)
         if then < now:
             state = {}

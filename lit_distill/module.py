@@ -121,6 +121,7 @@ class LitDistiller(LightningModule):
         self.kept_in_checkpoints: dict[str, Any] = {}  # by name, beside what Lightning keeps; plain containers
         self._about: dict[str, Any] = {}
         self._rates_were_set = False
+        self._schedule_follows_the_run = False
         self._counter = SampleCounter()
         save_under_plain_names(self)
 
@@ -243,6 +244,7 @@ class LitDistiller(LightningModule):
         interval = self.scheduler_interval or interval_of(scheduler)
         if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
             scheduler.start(length_of(self.trainer, interval))
+            self._schedule_follows_the_run = True
         config: Any = {"scheduler": scheduler, "interval": interval}
         if hasattr(scheduler, "monitor"):  # Lightning's ReduceLROnPlateau says what it watches
             config["monitor"] = scheduler.monitor
@@ -269,6 +271,10 @@ class LitDistiller(LightningModule):
 
     @override
     def on_train_start(self) -> None:
+        if self._schedule_follows_the_run:  # BatchSizeFinder changes the number of steps after they were counted
+            config = self.trainer.lr_scheduler_configs[0]
+            if isinstance(config.scheduler, WarmupCosine):  # StochasticWeightAveraging puts another in its place
+                config.scheduler.start(length_of(self.trainer, config.interval))  # type: ignore[arg-type]
         if self._rates_were_set:  # after `lr`, LearningRateFinder sets the optimizer's rate past its schedule
             for config in self.trainer.lr_scheduler_configs:
                 for group, rate in zip(

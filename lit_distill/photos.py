@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Literal, Self
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
@@ -24,6 +24,10 @@ except ImportError:
     pass
 else:
     register_heif_opener()
+
+# A PNG with more than 1 MB of text, or with a colour profile as large, is a photo all the same. Pillow's limit on all
+# text of a photo, 64 MB, stays.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 # libjpeg halves with a coarse filter. From an image three times as large Pillow averages that away.
 _DRAFT = 3

@@ -52,11 +52,12 @@ class WarmupCosine(LRScheduler):
         self.warmup = warmup
         self.min_ratio = min_ratio
         self.total_steps = _at_least_one(total_steps)
+        self._is_told = total_steps is None
         super().__init__(optimizer)
 
     def start(self, total_steps: int) -> None:
-        """Set the number of steps, unless it is set, and the learning rates of the first of them."""
-        if self.total_steps is None:
+        """Set the number of steps, unless it was given at construction, and the learning rates that follow from it."""
+        if self._is_told:
             self.total_steps = _at_least_one(total_steps)
             self._last_lr = self.get_lr()
             for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
@@ -73,7 +74,7 @@ class WarmupCosine(LRScheduler):
     @override
     def state_dict(self) -> dict[str, Any]:
         # A resumed run has the length that it is given, not the one of the checkpoint.
-        return {key: value for key, value in super().state_dict().items() if key != "total_steps"}
+        return {key: value for key, value in super().state_dict().items() if key not in ("total_steps", "_is_told")}
 
     def _scale(self, step: int) -> float:
         if self.total_steps is None:
@@ -96,6 +97,8 @@ def length_of(trainer: Trainer, interval: Interval) -> int:
     Raises:
         ValueError: If the run has no end, or steps cannot be counted because the training loader has no length.
     """
+    if trainer.limit_train_batches == 0:
+        return 1  # the run ends before its first step, and Lightning makes no training loader
     # Lightning makes the training loader when it is asked for this. Without a length, its answer is max_steps, or -1.
     steps, epochs, batches = trainer.estimated_stepping_batches, trainer.max_epochs, trainer.num_training_batches
     if epochs is not None and epochs != -1:

@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+import logging
 import math
 from pathlib import Path
 import pickle
@@ -10,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
+    BatchSizeFinder,
     EMAWeightAveraging,
     GradientAccumulationScheduler,
     LearningRateFinder,
@@ -528,6 +530,13 @@ def test_the_length_of_a_run_is_that_of_its_steps(options: dict[str, Any], expec
     assert [rate for rate, before in zip(rates, [0.0, *rates], strict=False) if rate != before] == expected
 
 
+def test_a_fit_that_is_to_train_nothing_ends_as_lightning_ends_it() -> None:
+    student = DistillableViT(image_size=8, patch_size=4, num_classes=10, dim=8, depth=1, heads=1, mlp_dim=8, channels=1)
+    before = weights(student).clone()
+    trainer(max_epochs=2, limit_train_batches=0).fit(LitDistiller(student), datamodule=DigitsDataModule())
+    assert torch.equal(weights(student), before)
+
+
 def test_a_schedule_by_epoch_needs_a_number_of_epochs() -> None:
     with pytest.raises(ValueError, match="WarmupCosine needs an end: set the trainer's max_epochs, or total_steps"):
         rates_of(scheduler_interval="epoch", max_epochs=-1, max_steps=6)
@@ -822,3 +831,33 @@ def test_lightnings_rate_finder_sets_the_peak_of_the_schedule_and_changes_nothin
     assert rate is not None
     assert found_rates == pytest.approx([value * rate / 1e-3 for value in rates])
     assert found.lr == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("mode", ["power", "binsearch"])
+def test_lightnings_batch_size_finder_tries_whole_batches_and_changes_nothing_else(
+    tmp_path: Path, mode: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Sizes(LitDistiller):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            sizes.append(len(batch.index))
+            return super().training_step(batch, batch_idx)
+
+    def fit(batch_size: int, *callbacks: Any) -> tuple[int, list[torch.Tensor]]:
+        torch.manual_seed(0)
+        student = DistillableViT(
+            image_size=8, patch_size=4, num_classes=10, dim=8, depth=1, heads=1, mlp_dim=8, channels=1
+        )
+        data = DigitsDataModule(batch_size, seed=1)
+        run = trainer(max_epochs=2, callbacks=list(callbacks), default_root_dir=tmp_path)
+        run.fit(module := Sizes(student), datamodule=data)
+        return data.batch_size, [p.detach() for p in module.parameters()]
+
+    sizes: list[int] = []
+    with caplog.at_level(logging.INFO):
+        found, weights = fit(16, BatchSizeFinder(mode=mode, max_trials=10, init_val=4, steps_per_trial=3, margin=0.0))
+    assert found == 2048  # the first that holds all samples
+    assert "goes on" not in caplog.text
+    assert {8 << n for n in range(8)} <= set(sizes)
+    again, expected = fit(found)
+    assert again == found
+    assert all(torch.equal(*pair) for pair in zip(weights, expected, strict=True))

@@ -5,7 +5,7 @@ import os
 import pickle
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 import pytest
 import torch
 from torchvision.transforms import v2
@@ -224,6 +224,23 @@ def test_without_it_what_reads_them_is_named(tmp_path, monkeypatch) -> None:
         with pytest.raises(ValueError, match=r"cannot identify image file") as error:
             as_image(tmp_path / name)
         assert ("pip install 'lit-distill[heif]'" in str(error.value)) == name.endswith("HEIC")
+
+
+@pytest.mark.parametrize("what", ["text", "profile"])
+def test_more_than_a_megabyte_of_metadata_makes_no_photo_unreadable(what: str) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("workflow", "x" * 3_000_000, zip=True)
+    options = {"pnginfo": text} if what == "text" else {"icc_profile": bytes(3_000_000)}
+    file = written(Image.fromarray(GRADIENT), "PNG", **options)
+    assert np.array_equal(np.asarray(read_image(file)), GRADIENT)
+    assert size_of(file) == (6, 4)
+
+
+def test_text_without_end_is_refused() -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("bomb", "x" * 70_000_000, zip=True)
+    with pytest.raises(OSError, match="too large"):
+        read_image(written(Image.fromarray(GRADIENT), "PNG", pnginfo=text))
 
 
 def test_a_bomb_of_pixels_is_refused(monkeypatch) -> None:
