@@ -5,6 +5,7 @@ from concurrent.futures import ProcessPoolExecutor
 import logging
 import multiprocessing
 import os
+import signal
 from typing import Any
 
 import pytest
@@ -15,6 +16,15 @@ import torch
 def _key_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Sign the tests' checkpoints with a key of the tests, not with the user's."""
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_of_a_terminal() -> None:
+    """Hear the signals that nohup, or a shell that starts a job in the background, has had ignored."""
+    for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

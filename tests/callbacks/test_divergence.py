@@ -124,7 +124,7 @@ def test_the_step_reads_nothing_on_the_host_that_the_device_has_yet_to_compute(m
 
 
 def _on_two_ranks(folder: Path) -> None:
-    module = Diverges(rank=1)
+    module = Diverges(at=(1, 1), rank=1)  # of two batches that each rank has
     last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     try:
         fit(module, last, enable_checkpointing=True, devices=2, strategy="ddp_fork")

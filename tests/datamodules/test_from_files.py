@@ -298,7 +298,8 @@ def test_a_workers_own_memory_does_not_grow_with_the_data_set(tmp_path, decode_m
         process.join()
         return size
 
-    small, large = own(2), own(200)  # 6,000 names of 60 bytes as Python objects would be about 700 kB
+    # What else the process does adds a little now and then. 6,000 names of 60 bytes as Python objects would be 700 kB.
+    small, large = (min(own(times) for _ in range(3)) for times in (2, 200))
     assert large < small + 400, (small, large)  # kB
 
 
