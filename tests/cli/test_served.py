@@ -75,7 +75,7 @@ def test_one_answer_everywhere(flags: list[str], one_folder: Path, monkeypatch, 
     out = run("distill", *data, *QUICK, "--onnx=true", *flags)
     table = float(re.findall(r"^student +([\d.]+)%", out, re.MULTILINE)[-1])
     exported, checkpoint = (
-        Path(re.findall(rf"^{name} +(\S+)$", out, re.MULTILINE)[0]) for name in ("student", "checkpoint")
+        Path(re.findall(rf"^{name} +(\S*/\S+)$", out, re.MULTILINE)[0]) for name in ("student", "checkpoint")
     )
     run("predict", "--ckpt_path", str(checkpoint), *QUIET)
     rows = list(csv.DictReader(checkpoint.with_name("predictions.csv").read_text().splitlines()))

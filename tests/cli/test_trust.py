@@ -159,8 +159,9 @@ def test_a_run_of_another_machine_goes_on_here_with_what_is_built_in(
     main(["predict", "--ckpt_path", str(run), "--output=p.csv", *QUIET])
     assert capsys.readouterr().err == ""
     main(["fit", "--ckpt_path", str(run), "--trainer.max_epochs=2", *QUIET])
-    assert "logger.init_args.save_dir=run0, not /" in capsys.readouterr().err
-    assert Path("run0/digits/version_0/checkpoints/last.ckpt").is_file()  # and not where the other machine has it
+    inside = run.parents[3].name
+    assert f"logger.init_args.save_dir={inside}, not /" in capsys.readouterr().err
+    assert Path(inside, "digits/version_0/checkpoints/last.ckpt").is_file()  # and not where the other machine has it
     assert not (run.parents[2] / "version_1").exists()
 
 
