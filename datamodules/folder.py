@@ -240,5 +240,5 @@ def _few_classes(root: Path, classes: Mapping[str, Sequence[str]], left_out: Fou
 
 def _with(found: Found, message: str) -> str:
     """Return the message, and what was left out."""
-    told = found.told()
-    return f"{message} ({told})" if told else message
+    left_out = found.told()
+    return f"{message} ({left_out})" if left_out else message

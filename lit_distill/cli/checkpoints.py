@@ -209,14 +209,14 @@ class LastCheckpoint(ModelCheckpoint):
 
     def _claim(self) -> str:
         """Return the first name whose file is free, or is this run's own."""
-        own = Path(self.best_model_path).resolve()
+        resumed_file = Path(self.best_model_path).resolve()
         names = chain(["last"], (f"last-v{number}" for number in count(self.STARTING_VERSION)))
         while True:
             name = next(names)
             path = Path(str(self.dirpath), f"{name}{self.FILE_EXTENSION}")
             lock = Lock(path.with_name(f".{path.name}.lock"))
             if lock.acquire():
-                if path.resolve() == own or not path.exists():
+                if path.resolve() == resumed_file or not path.exists():
                     self._lock = lock
                     return name
                 lock.release()

@@ -156,8 +156,8 @@ def _choices(text: str) -> str:
 
 def _unknown_option(option: str, options: Iterable[str]) -> str:
     # Of the data's arguments a parser knows none before it knows the class.
-    own = inspect.signature(ImageFolderDataModule).parameters | inspect.signature(FilesDataModule).parameters
-    known = [*options, *(f"--data.{name}" for name in own if name != "kwargs")]
+    arguments = inspect.signature(ImageFolderDataModule).parameters | inspect.signature(FilesDataModule).parameters
+    known = [*options, *(f"--data.{name}" for name in arguments if name != "kwargs")]
     same = [name for name in known if name.rpartition(".")[2] == option.lstrip("-")]
     near = same[:1] or get_close_matches(option, list(options), n=1, cutoff=0.0)
     return f"unknown option {option}" + (f"; the nearest is {near[0]}" if near else "")
@@ -174,9 +174,9 @@ def _unknown_class(path: str, reason: str = "") -> str:
     near_root = get_close_matches(root, ["lit_distill", "lightning", "torch", "torchvision", "timm"])
     if module and loaded is None and root not in sys.modules and not near_root:
         return f"there is no module {root!r}, neither installed nor in {Path.cwd()}"
-    own = [public for public in vars(loaded) if not public.startswith("_")] if loaded is not None else []
-    known = set(own)
-    if not own or module.startswith("lit_distill"):
+    public_names = [public for public in vars(loaded) if not public.startswith("_")] if loaded is not None else []
+    known = set(public_names)
+    if not public_names or module.startswith("lit_distill"):
         known |= {cls.__name__ for cls in _subclasses(_BASES) if not cls.__name__.startswith("_")}
     near = get_close_matches(name, known, n=3, cutoff=0.5) or get_close_matches(name, known, n=1, cutoff=0.0)
     return f"there is no class {path!r}; the nearest known: {', '.join(near)}"

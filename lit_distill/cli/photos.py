@@ -102,11 +102,11 @@ def _photos(place: Path) -> list[tuple[Path, bool]]:
     if not place.is_dir():
         return [(place, True)]
     found = photos_in(place, place)
-    told = found.told()
+    left_out = found.told()
     if not found.names:
-        raise ValueError(f"there are no images in the folder {place}" + (f" ({told})" if told else ""))
-    if told:
-        print(f"{place}: {told}", file=sys.stderr)
+        raise ValueError(f"there are no images in the folder {place}" + (f" ({left_out})" if left_out else ""))
+    if left_out:
+        print(f"{place}: {left_out}", file=sys.stderr)
     return [(place / name, False) for name in found.names]
 
 

@@ -230,12 +230,12 @@ def _read(path: Path, sections: Collection[str]) -> tuple[dict[str, Any], Path |
     if not isinstance(named, dict):  # of load_from_checkpoint and save_weights_only
         named, signature = checkpoint.get("hyper_parameters"), (checkpoint.get(ABOUT) or {}).get("signature")
         named = named if isinstance(named, dict) else {}
-    own = is_own(named, signature)
+    is_users_own = is_own(named, signature)
     if not isinstance(checkpoint.get(KEY), dict):
         model = {key: value for key, value in named.items() if not key.startswith("_")}
         named = {"model": model} if "student" in model else {}
     named = {key: named[key] for key in sections if key in named}
-    return (named, None) if own else (_foreign(named, path), path)
+    return (named, None) if is_users_own else (_foreign(named, path), path)
 
 
 def _foreign(config: dict[str, Any], path: Path) -> dict[str, Any]:

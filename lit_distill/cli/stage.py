@@ -182,8 +182,8 @@ class Stage:
         others = sorted(self.folder.parent.glob(f"{self.name}-*/made_of.json"), key=lambda path: -path.stat().st_mtime)
         now = json.loads(self._made_of)
         made_of = [json.loads(path.read_text()) for path in others if path.parent != self.folder]
-        told = sorted((told_differences(now, other, self.name) for other in made_of), key=lambda lines: len(lines))
-        return ", ".join(told[0]) if told else ""
+        differences = sorted((told_differences(now, other, self.name) for other in made_of), key=len)
+        return ", ".join(differences[0]) if differences else ""
 
     def try_out(self, title: str, config: Mapping[str, Any], steps: int) -> float:
         """Take a few steps, and return how many seconds the whole run would take.

@@ -99,7 +99,12 @@ def test_a_run_does_not_outlive_a_command_that_is_killed(tmp_path) -> None:
     child = int((tmp_path / "child").read_text())
     parent.kill()
     parent.wait()
-    until(lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2])
+
+    def ended() -> bool:
+        return not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]
+
+    until(ended)
+    assert ended()
 
 
 def test_a_run_whose_command_is_gone_already_ends(monkeypatch) -> None:
