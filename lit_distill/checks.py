@@ -1,0 +1,73 @@
+"""Checks of arguments: each error names the argument, what is expected and what came."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+import math
+from typing import Any, get_args
+
+
+def check_at_least(least: float, **values: float | None) -> None:
+    """Raise ``ValueError`` unless each value is a finite number >= ``least``, or None.
+
+    Example:
+        >>> check_at_least(1, interval=0)
+        Traceback (most recent call last):
+        ValueError: interval must be >= 1, got 0
+    """
+    for name, value in values.items():
+        if value is not None and not least <= value < math.inf:
+            raise ValueError(f"{name} must be >= {least}, got {value}")
+
+
+def check_positive(**values: float) -> None:
+    """Raise ``ValueError`` unless each value is a finite number > 0."""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be > 0, got {value}")
+
+
+def check_fraction(**values: float) -> None:
+    """Raise ``ValueError`` unless each value is in [0, 1]."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {value}")
+
+
+def check_choice(choices: Any, **values: object) -> None:
+    """Raise ``ValueError`` unless each value is among ``choices``, a ``Literal`` type or a collection.
+
+    Example:
+        >>> from typing import Literal
+        >>> check_choice(Literal["step", "epoch"], interval="batch")
+        Traceback (most recent call last):
+        ValueError: interval must be 'step' or 'epoch', got 'batch'
+    """
+    allowed = get_args(choices) or tuple(choices)
+    for name, value in values.items():
+        if value not in allowed:
+            raise ValueError(f"{name} must be {listed(allowed)}, got {value!r}")
+
+
+def did_you_mean(name: str, known: Iterable[str], count: int = 1, cutoff: float = 0.5) -> str:
+    """Return ``"did you mean 'close'?"``, or nothing if no known name is close.
+
+    Args:
+        name: What was given.
+        known: The names there are.
+        count: Names to offer at most.
+        cutoff: How close they must be, in 0..1; 0 offers the nearest whatever it is.
+
+    Example:
+        >>> did_you_mean("distil", ["distill", "export"])
+        "did you mean 'distill'?"
+        >>> did_you_mean("qqq", ["distill", "export"])
+        ''
+    """
+    close = get_close_matches(name, list(known), n=count, cutoff=cutoff)
+    return f"did you mean {listed(close)}?" if close else ""
+
+
+def listed(values: Iterable[object]) -> str:
+    """Return ``"'a', 'b' or 'c'"``."""
+    *most, last = (repr(value) for value in values)
+    return f"{', '.join(most)} or {last}" if most else last
