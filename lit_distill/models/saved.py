@@ -101,13 +101,14 @@ class Origin(NamedTuple):
     """What the student of a checkpoint or an export learned from, as far as the file tells.
 
     ``mean`` and ``std`` are per channel and in 0..1 units, None for images taken as they come; ``input_size`` is
-    ``(height, width)`` in pixels.
+    ``(height, width)`` in pixels; ``attention_scale`` as in `DistillableViT`.
     """
 
     mean: Sequence[float] | None
     std: Sequence[float] | None
     input_size: Sequence[int] | None
     class_names: Sequence[str] | None
+    attention_scale: str = "dim_head"
 
 
 def origin_of(path: str | Path) -> Origin | None:
@@ -122,7 +123,7 @@ def origin_of(path: str | Path) -> Origin | None:
         ...     card = {"student": {"class_path": "Net", "init_args": {"mean": [0.3], "std": [0.4]}}}
         ...     _ = Path(folder, "student.json").write_text(json.dumps({**card, "image_shape": [1, 8, 8]}))
         ...     origin_of(folder)
-        Origin(mean=[0.3], std=[0.4], input_size=(8, 8), class_names=None)
+        Origin(mean=[0.3], std=[0.4], input_size=(8, 8), class_names=None, attention_scale='dim_head')
     """
     path = Path(path)
     folder = path.parent if path.name == "student.safetensors" else path
@@ -151,7 +152,8 @@ def origin_of(path: str | Path) -> Origin | None:
             mean, std = (config.mean, config.std) if mean is None and std is None else (mean, std)
             size = size or config.input_size[1:]
     size = size or (card.get("image_shape") or ())[1:] or None
-    return Origin(mean, std, None if size is None else as_pair(size, "image_size"), card.get("class_names"))
+    size = None if size is None else as_pair(size, "image_size")
+    return Origin(mean, std, size, card.get("class_names"), arguments.get("attention_scale", "dim_head"))
 
 
 def student_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

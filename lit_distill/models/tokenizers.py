@@ -1,8 +1,7 @@
 """Images to tokens."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 import math
-from typing import Any
 
 from einops import rearrange
 from einops.layers.torch import Rearrange
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_distill.models.pixels import as_pair
-from lit_distill.models.transformer import Transformer, norm_or_not
+from lit_distill.models.transformer import Transformer
 
 
 class PatchTokenizer(nn.Sequential):
@@ -56,12 +55,6 @@ class PatchTokenizer(nn.Sequential):
             nn.Linear(patch_dim, dim),
             nn.LayerNorm(dim) if norm else nn.Identity(),
         )
-
-    def lay_out(self, names: Collection[str]) -> None:
-        """Have layer norms where the weights of these names have them."""
-        embed: Any = self[2]
-        self[1] = norm_or_not("1.weight" in names, self[1], embed.in_features, embed.weight)
-        self[3] = norm_or_not("3.weight" in names, self[3], embed.out_features, embed.weight)
 
 
 class TokensToToken(nn.Module):

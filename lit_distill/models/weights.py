@@ -87,7 +87,7 @@ def _rename(state: dict[str, Any], prefix: str, name_of: Callable[[str], str]) -
         state[prefix + name_of(name.removeprefix(prefix)) if name.startswith(prefix) else name] = value
 
 
-def pick(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+def pick(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """Return the part of ``state`` that a network is in, under the network's own names.
 
     Args:
@@ -143,9 +143,6 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: str | Path) 
         ValueError: If a key is missing or unexpected or has another shape; names the first three of each, and tells if
             they are those of blocks that one of the two has more of.
     """
-    lay_out = getattr(model, "lay_out", None)
-    if lay_out is not None:  # a network that follows its weights, see DistillableViT
-        lay_out(state)
     compiled_names = {plain_name(name): name for name in model.state_dict()}
     state, own = plain_names(state), plain_names(model.state_dict())
     differences = {
