@@ -8,6 +8,7 @@ from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_distill.checks import check_at_least
 from lit_distill.models.pixels import as_pair
 from lit_distill.models.transformer import Transformer
 
@@ -99,8 +100,7 @@ class TokensToToken(nn.Module):
         width, size = channels, self.image_size
         attention: list[nn.Module] = []
         for number, (kernel, stride) in enumerate(self.steps):
-            if kernel < 1 or stride < 1:
-                raise ValueError(f"kernel and stride of a step must be >= 1, got {kernel} and {stride}")
+            check_at_least(1, kernel=kernel, stride=stride)
             width *= kernel**2
             size = _cut(size, kernel, stride)
             if min(size) < 1:

@@ -70,13 +70,16 @@ def test_the_scale_of_the_attention_makes_the_difference() -> None:
         DistillableViT.from_vit_pytorch(weights, heads=2, attention_scale="width")  # type: ignore[arg-type]  # a typo
 
 
-def test_an_export_keeps_the_network(tmp_path: Path) -> None:
+def test_an_export_and_a_checkpoint_keep_the_network(tmp_path: Path) -> None:
     weights, content = read(OLDEST)
     arguments = read_arguments(convert_vit_pytorch(weights), 2) | words(OLDEST)
     student = DistillableViT.from_vit_pytorch(weights, **words(OLDEST))
     card = {"student": {"class_path": "lit_distill.DistillableViT", "init_args": arguments}}
     export_student(student, tmp_path / "out", card, [3, 20, 20])
     assert_answers(load_student(tmp_path / "out"), content)
+    state = {f"student.{name}": value for name, value in student.state_dict().items()}
+    torch.save({"state_dict": state, "hyper_parameters": card}, tmp_path / "x.ckpt")  # as the command line writes it
+    assert_answers(load_student(tmp_path / "x.ckpt"), content)
     teacher = FrozenTeacher(str(tmp_path / "out"))
     expected = StudentOutput.of(student(content["image"])).combined("mean_probs")
     torch.testing.assert_close(teacher(content["image"]), expected)
