@@ -18,10 +18,10 @@ from typing_extensions import override
 
 from lit_distill.metrics import DistillationMetrics
 from lit_distill.models import FrozenTeacher, StudentOutput, count_classes
+from lit_distill.models.card import ABOUT
 from lit_distill.models.described import check_arguments, parameters_of
 from lit_distill.models.finite import refuse_not_finite
 from lit_distill.models.output import HEADS, Head
-from lit_distill.models.saved import ABOUT
 from lit_distill.models.signature import is_own, sign
 from lit_distill.models.trust import class_named, described_by, trusting, without_weights
 from lit_distill.models.weights import load_safely, save_under_plain_names

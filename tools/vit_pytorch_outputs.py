@@ -3,8 +3,9 @@
     pip install --no-deps --target /tmp/release vit-pytorch==0.6.8   # then again with 1.26.11
     PYTHONPATH=/tmp/release python tools/vit_pytorch_outputs.py tests/models/fixtures/vit_pytorch_0.6.8
 
-Two releases cannot be installed together, so their weights and outputs travel: one safetensors file a network, with the
-state dict under ``weights.``, an image and, in evaluation, the logits of both heads as far as there are two.
+Two releases cannot be installed together, so this script saves their weights and outputs: one safetensors file per
+network, with the state dict under ``weights.``, an image and, in evaluation, the logits of each head. Releases 0.6.6
+and 0.6.7 differ only in the scale of the attention: keep their files ``*_cls_2_vit`` and ``*_cls_2_wrapper``.
 """
 
 import inspect

@@ -24,7 +24,7 @@ from lit_distill.datamodules import FilesDataModule
 from lit_distill.datamodules.walk import printable
 from lit_distill.losses import HardDistillation
 from lit_distill.models import load_safely, load_student
-from lit_distill.models.saved import card_of
+from lit_distill.models.card import card_of
 from lit_distill.models.timm_net import timm_net, weights_at_hand
 from lit_distill.models.trust import build, trusting
 from lit_distill.module import LitDistiller

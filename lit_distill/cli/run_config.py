@@ -22,8 +22,8 @@ from lit_distill.checkpoint import check_archive
 from lit_distill.cli.checkpoints import BestCheckpoint
 from lit_distill.cli.errors import one_line
 from lit_distill.models import load_safely
+from lit_distill.models.card import ABOUT
 from lit_distill.models.described import check_value
-from lit_distill.models.saved import ABOUT
 from lit_distill.models.signature import is_own, sign
 from lit_distill.models.trust import described_by, trusting, without_weights
 from lit_distill.module import LitDistiller

@@ -14,19 +14,20 @@ from safetensors.torch import save_file
 import torch
 from torch import Tensor, nn
 
+from lit_distill.checks import check_choice
 from lit_distill.models.card import without_places
 from lit_distill.models.finite import refuse_not_finite
-from lit_distill.models.output import HEADS, Head, StudentOutput
+from lit_distill.models.output import Head, StudentOutput
 from lit_distill.models.saved import load_student
 from lit_distill.models.weights import plain_names
 
-_TOLERANCE = 1e-4  # of ONNX Runtime's outputs, which computes in another order
+_TOLERANCE = 1e-4  # ONNX Runtime sums in another order
 
 
 def export_student(
     student: nn.Module,
     path: str | Path,
-    card: Mapping[str, Any],
+    card: Mapping[str, object],
     image_shape: Sequence[int],
     *,
     head: Head = "mean_probs",
@@ -35,15 +36,15 @@ def export_student(
 ) -> Path:
     """Write ``student.safetensors``, ``student.json`` and perhaps ``student.onnx`` into a new folder.
 
-    Each is read back and compared with the student on random images before the folder is put in its place; until then
-    there is nothing.
+    Reads each file back and compares it with the student on random images. Only then does the folder appear in its
+    place.
 
     Args:
         student: Images to `StudentOutput` or to one ``(B, K)`` tensor.
         path: The folder.
-        card: What is written to ``student.json``; its ``student`` says how to make the network, for `load_student`.
+        card: The content of ``student.json``; its ``student`` tells `load_student` how to make the network.
         image_shape: ``(C, H, W)`` of the images.
-        head: What the ONNX output ``probabilities`` is made of; see `StudentOutput.log_probs`.
+        head: The head that predicts, here and in the ONNX output ``probabilities``; see `StudentOutput.log_probs`.
         onnx: Write ``student.onnx`` too: a float image batch 0..1 of any size B to ``probabilities``, ``logits`` and
             ``distill_logits``, each ``(B, K)``. Its metadata holds ``class_names``, ``preprocessing``, ``image_shape``
             and ``head`` of the card, each as JSON. Needs the extra ``lit-distill[onnx]``.
@@ -54,57 +55,60 @@ def export_student(
 
     Raises:
         ValueError: If the folder exists, its parent does not, the extra is missing, weights or outputs are not finite,
-            or what was written answers otherwise than the student.
+            or a written file answers otherwise than the student.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise ValueError(f"{path} exists and is not overwritten: choose another folder, or add --overwrite")
-    if path.exists() and not (path / "student.json").is_file():
-        raise ValueError(f"{path} is not an earlier export and is not overwritten: choose another folder")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"there is no folder {path.parent} for {path.name}: make it first")
-    if head not in HEADS:
-        raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
-    if onnx:
-        missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-        if missing:
-            raise ValueError(f"ONNX needs {', '.join(missing)}: pip install 'lit-distill[onnx]'")
+    _check_place(path, overwrite)
+    check_choice(Head, head=head)
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if onnx and find_spec(name) is None]
+    if missing:
+        raise ValueError(f"ONNX needs {', '.join(missing)}: pip install 'lit-distill[onnx]'")
     refuse_not_finite(student)
     student = student.eval().float().cpu()
+    whole = {"preprocessing": None, **card, "image_shape": list(image_shape), "head": head}
+    whole |= {"files": ["student.safetensors", *(["student.onnx"] if onnx else [])], "made_with": _versions()}
+    whole |= {"trained": without_places(whole["trained"])} if "trained" in whole else {}
+    image = torch.rand(3, *image_shape, generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=f".{path.name}-") as temporary:
         folder = Path(temporary) / path.name
         folder.mkdir()
-        state = {key: value.contiguous().clone() for key, value in plain_names(student.state_dict()).items()}
-        save_file(state, folder / "student.safetensors")
-        files = ["student.safetensors", *(["student.onnx"] if onnx else [])]
-        whole = {"preprocessing": None, **card, "image_shape": list(image_shape), "head": head}
-        whole |= {"files": files, "made_with": _versions()}
-        if "trained" in whole:
-            whole["trained"] = without_places(whole["trained"])
-        (folder / "student.json").write_text(json.dumps(whole, indent=2) + "\n")
-        # safetensors' own are for the user alone.
-        (folder / "student.safetensors").chmod((folder / "student.json").stat().st_mode)
-        image = torch.rand(3, *image_shape, generator=torch.Generator().manual_seed(0))
+        _write_student(student, folder, whole)
         with torch.no_grad():
             expected = StudentOutput.of(student(image))
-            if not all(output.isfinite().all() for output in expected):
+            if not all(output.isfinite().all() for output in expected[:2]):
                 raise ValueError("the student's outputs are NaN or infinite on random images: nothing was written")
-            _compare("student.safetensors", expected, StudentOutput.of(_reloaded(student, folder, card)(image)), 0.0)
+            reloaded = StudentOutput.of(_reloaded(student, folder, card)(image))
+            _compare("student.safetensors", expected[:2], reloaded[:2], 0.0)
         if onnx:
             _write_onnx(student, image[:2], head, folder / "student.onnx", whole)
             outputs = _run_onnx(folder / "student.onnx", image)
-            probabilities = expected.log_probs(head).exp()
-            _compare("student.onnx", (probabilities, *expected), outputs, _TOLERANCE)
+            _compare("student.onnx", (expected.log_probs(head).exp(), *expected[:2]), outputs, _TOLERANCE)
         if path.exists():
             path.rename(Path(temporary) / "before")
         folder.rename(path)
     return path
 
 
-def _reloaded(student: nn.Module, folder: Path, card: Mapping[str, Any]) -> nn.Module:
+def _check_place(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists and is not overwritten: choose another folder, or add --overwrite")
+    if path.exists() and not (path / "student.json").is_file():
+        raise ValueError(f"{path} is not an earlier export and is not overwritten: choose another folder")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent} for {path.name}: make it first")
+
+
+def _write_student(student: nn.Module, folder: Path, card: Mapping[str, object]) -> None:
+    weights, text = folder / "student.safetensors", folder / "student.json"
+    save_file({name: value.contiguous().clone() for name, value in plain_names(student.state_dict()).items()}, weights)
+    text.write_text(json.dumps(card, indent=2) + "\n")
+    weights.chmod(text.stat().st_mode)  # safetensors lets the user alone read them
+
+
+def _reloaded(student: nn.Module, folder: Path, card: Mapping[str, object]) -> nn.Module:
     if card.get("student"):
         packages = {type(module).__module__.partition(".")[0] for module in student.modules()}
-        return load_student(folder, trust=packages)  # which run here already
+        return load_student(folder, trust=packages)  # this process runs their code already
     empty = copy.deepcopy(student)
     for parameter in empty.parameters():
         parameter.zero_()
@@ -123,7 +127,7 @@ class _ForOnnx(nn.Module):
 
 
 def _write_onnx(student: nn.Module, image: Tensor, head: Head, path: Path, card: Mapping[str, Any]) -> None:
-    with warnings.catch_warnings(action="ignore"):  # of torch's exporter, about itself
+    with warnings.catch_warnings(action="ignore"):  # the exporter's, about torch itself
         torch.onnx.export(
             _ForOnnx(student, head).eval(),
             (image,),
@@ -140,7 +144,7 @@ def _write_onnx(student: nn.Module, image: Tensor, head: Head, path: Path, card:
 
 def _describe(path: Path, about: Mapping[str, Any]) -> None:
     """Put what a user of the ONNX file must know into its metadata, as JSON, and take out torch's local paths."""
-    import onnx
+    import onnx  # an extra
 
     model = onnx.load(path)
     for value in (*_parts_of(model.graph), *(node for function in model.functions for node in function.node)):
@@ -161,15 +165,15 @@ def _parts_of(graph: Any) -> Iterator[Any]:
 
 
 def _run_onnx(path: Path, image: Tensor) -> list[Tensor]:
-    import onnxruntime
+    import onnxruntime  # an extra
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return [torch.from_numpy(output) for output in session.run(None, {"image": image.numpy()})]
 
 
-def _compare(name: str, expected: Sequence[Tensor], got: Sequence[Tensor], tolerance: float) -> None:
-    for ours, theirs in zip(expected, got, strict=True):
-        difference = float((ours - theirs).abs().max()) if ours.shape == theirs.shape else float("inf")
+def _compare(name: str, expected: Sequence[Tensor], outputs: Sequence[Tensor], tolerance: float) -> None:
+    for wanted, output in zip(expected, outputs, strict=True):
+        difference = float((wanted - output).abs().max()) if wanted.shape == output.shape else float("inf")
         if not difference <= tolerance:
             raise ValueError(f"{name} answers otherwise than the student, by {difference:.1e}: nothing was written")
 

@@ -1,4 +1,4 @@
-"""Classes and probabilities of photos, as they were measured."""
+"""Classes and probabilities of photos, computed as in the test."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -7,12 +7,12 @@ from PIL import Image
 import torch
 from torch import Tensor, nn
 
-from lit_distill.models.output import Head, StudentOutput
+from lit_distill.models.output import StudentOutput
 from lit_distill.photos import Photo, Preprocessing, as_image
 
 
 class Prediction(NamedTuple):
-    """What a student says of N photos.
+    """The classes of N photos.
 
     Attributes:
         classes: The likeliest class of each photo, N names.
@@ -32,15 +32,15 @@ def predict(
 ) -> Prediction:
     """Return the classes of photos and their probabilities, by the head and the preprocessing of the student's card.
 
-    A student of `load_student` has this as its method ``predict``.
+    A student from `load_student` has this function as its method ``predict``.
 
     Args:
         student: What `load_student` returns.
         photos: One photo or several: a path, a Pillow image, a ``uint8`` array ``(H, W)`` or ``(H, W, C)``, or a
             ``uint8`` tensor ``(C, H, W)``. They may have any size.
-        transform: Makes a ``(C, H, W)`` tensor, ``uint8`` or float 0..1, of a Pillow image, where the card does not say
-            how, as for a data module of your own.
-        batch_size: Photos that the network sees at once.
+        transform: From a Pillow image to a ``(C, H, W)`` tensor, ``uint8`` or float 0..1; for a card that does not say
+            how to prepare a photo, as with a data module of your own.
+        batch_size: Photos in one batch.
 
     Raises:
         ValueError: If a file is missing or no image, an array has another type or shape, there is no preprocessing, or
@@ -55,14 +55,12 @@ def predict(
         >>> classes[0] in ("cat", "dog"), probabilities.shape
         (True, torch.Size([1, 2]))
     """
-    card: Any = getattr(student, "card", None) or {}
+    card = _card(student)
     several = photos if isinstance(photos, Sequence) and not isinstance(photos, str) else [photos]
     if not several:
         raise ValueError("expected one photo or more, got none")
-    if transform is None:
-        transform = preprocessing_of(student)
+    transform = transform or preprocessing_of(student)
     mode = transform.mode if isinstance(transform, Preprocessing) else "RGB"
-    head: Head = card.get("head", "mean_probs")
     device = next((parameter.device for parameter in student.parameters()), torch.device("cpu"))
     parts = []
     was_training = student.training
@@ -71,10 +69,10 @@ def predict(
         for start in range(0, len(several), batch_size):
             images = [transform(as_image(photo, mode)) for photo in several[start : start + batch_size]]
             batch = torch.stack(images).to(device)
-            if card.get("image_dtype") == "float" and not batch.is_floating_point():  # as it was trained
-                batch = batch / 255
+            if card.get("image_dtype") == "float":  # as it was trained
+                batch = batch if batch.is_floating_point() else batch / 255
             output = StudentOutput.of(student(batch))
-            parts.append(output.log_probs(head).exp().cpu())
+            parts.append(output.log_probs(card.get("head", "mean_probs")).exp().cpu())
     student.train(was_training)
     probabilities = torch.cat(parts)
     if not probabilities.isfinite().all():
@@ -89,10 +87,15 @@ def preprocessing_of(student: nn.Module) -> Preprocessing:
     Raises:
         ValueError: If the card does not say it.
     """
-    described = (getattr(student, "card", None) or {}).get("preprocessing")
+    described = _card(student).get("preprocessing")
     if described is None:
         raise ValueError(
             "the student's card does not say how a photo becomes its input: export it again, or in Python give "
             "transform=, from a Pillow image to a (C, H, W) tensor"
         )
     return Preprocessing.of(described)
+
+
+def _card(student: nn.Module) -> dict[str, Any]:
+    card: Any = getattr(student, "card", None)
+    return card or {}

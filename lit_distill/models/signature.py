@@ -1,17 +1,17 @@
 """How a user's own runs are known: each checkpoint carries a signature of its configuration."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 import hashlib
 import hmac
 import json
 import os
 from pathlib import Path
 import secrets
-from typing import Any
 
 
-def sign(content: Any) -> str:
-    """Return what shows that this user has written ``content`` on this machine; empty without a place for the key.
+def sign(content: object) -> str:
+    """Return the signature of ``content`` by this user on this machine; empty without a place for the key.
 
     The key lies in ``$XDG_STATE_HOME/lit_distill``, by default ``~/.local/state/lit_distill``, readable for the user
     alone.
@@ -20,21 +20,21 @@ def sign(content: Any) -> str:
         content: Plain containers.
     """
     key = _key()
-    text = json.dumps(_keyed(content), sort_keys=True, default=str)
+    text = json.dumps(_with_text_keys(content), sort_keys=True, default=str)
     return hmac.new(key, text.encode(), hashlib.sha256).hexdigest() if key else ""
 
 
-def is_own(content: Any, signature: Any) -> bool:
+def is_own(content: object, signature: object) -> bool:
     """Tell whether ``signature`` is this user's of ``content``."""
-    own = sign(content)
-    return bool(own) and isinstance(signature, str) and hmac.compare_digest(own.encode(), signature.encode())
+    expected = sign(content)
+    return bool(expected) and isinstance(signature, str) and hmac.compare_digest(expected.encode(), signature.encode())
 
 
-def _keyed(content: Any) -> Any:
-    # JSON sorts keys of one type only.
+def _with_text_keys(content: object) -> object:
+    """Return the content with keys of one type, which JSON needs to sort them."""
     if isinstance(content, Mapping):
-        return {str(key): _keyed(value) for key, value in content.items()}
-    return [_keyed(value) for value in content] if isinstance(content, (list, tuple)) else content
+        return {str(key): _with_text_keys(value) for key, value in content.items()}
+    return [_with_text_keys(value) for value in content] if isinstance(content, (list, tuple)) else content
 
 
 def _key() -> bytes:
@@ -46,12 +46,9 @@ def _key() -> bytes:
             part = folder / f".key.{os.getpid()}.{secrets.token_hex(4)}"
             with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(secrets.token_bytes(32))
-            try:
+            with suppress(FileExistsError):
                 os.link(part, path)  # unlike a rename, keeps the key that another process has made meanwhile
-            except FileExistsError:
-                pass
-            finally:
-                part.unlink()
+            part.unlink()
         return path.read_bytes()
     except (OSError, RuntimeError):  # no home, or not writable
         return b""

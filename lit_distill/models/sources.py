@@ -1,6 +1,6 @@
 """Networks by name: timm's, torchvision's, yours by a dotted path, and those of a checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal, NamedTuple
@@ -8,18 +8,22 @@ from typing import Any, Literal, NamedTuple
 import timm
 from torch import Tensor, nn
 import torchvision.models
+from torchvision.models import WeightsEnum
 
+from lit_distill.checks import did_you_mean
 from lit_distill.models.pixels import as_pair
 from lit_distill.models.saved import load_student
-from lit_distill.models.timm_net import nearest, timm_net
-from lit_distill.models.trust import file_that_names, module_named
+from lit_distill.models.timm_net import timm_net
+from lit_distill.models.trust import file_that_names, module_named, refuse_unless
 from lit_distill.models.weights import load_strictly, pick, read_state_dict
+
+Source = Literal["file", "torchvision", "dotted path", "timm"]
 
 
 class Network(NamedTuple):
     """A network with the statistics and the size of its training data, as far as its source tells them.
 
-    ``channels`` are those of the images where it was made for others than its training data's.
+    ``channels`` are those of the images if the network was made for others than its training data had.
     """
 
     model: nn.Module
@@ -29,7 +33,17 @@ class Network(NamedTuple):
     channels: int | None = None
 
 
-def source_of(name: str, weights: str | Path | None = None) -> Literal["file", "torchvision", "dotted path", "timm"]:
+class _Request(NamedTuple):
+    """What the arguments of `FrozenTeacher` say of its network."""
+
+    name: str
+    weights: str | Path | None
+    num_classes: int | None
+    input_size: tuple[int, int] | None
+    args: Mapping[str, Any]
+
+
+def source_of(name: str, weights: str | Path | None = None) -> Source:
     """Tell where a network of that name comes from.
 
     Example:
@@ -39,7 +53,7 @@ def source_of(name: str, weights: str | Path | None = None) -> Literal["file", "
     path = Path(name)
     if path.suffix in (".ckpt", ".safetensors", ".pt", ".pth") or path.exists() or len(path.parts) > 1:
         return "file"
-    if name.startswith("torchvision.") or (weights is not None and "_Weights." in str(weights)):
+    if name.startswith("torchvision.") or "_Weights." in str(weights):
         return "torchvision"
     known = timm.is_model(name) or timm.is_model(name.partition(".")[0])
     return "dotted path" if not known and ("." in name or ":" in name) else "timm"
@@ -50,107 +64,102 @@ def named_network(
     weights: str | Path | None,
     num_classes: int | None,
     input_size: int | Sequence[int] | None,
-    args: dict[str, Any],
+    args: Mapping[str, Any],
 ) -> Network:
     """Make the network that the arguments of `FrozenTeacher` name.
 
     Raises:
         ValueError: If there is none of that name, or the weights do not fit it.
     """
-    source = source_of(name, weights)
-    if source == "file":
-        path = Path(name)
-        if weights is not None or args:
-            raise ValueError(f"weights and model_args go with the name of a model, got them with the file {name}")
-        student = load_student(path)
-        shape = student.card.get("image_shape") or ()  # type: ignore[operator,union-attr]
-        return Network(student, input_size=shape[1:] or None, channels=shape[0] if shape else None)
     size = None if input_size is None else as_pair(input_size, "input_size")
-    if source == "torchvision":
-        return _torchvision(name.rpartition(".")[2], weights, num_classes, args)
-    if source == "dotted path":
-        return Network(_dotted(name, weights, num_classes, args))
-    return _timm(name, weights, num_classes, size, args)
+    return _SOURCES[source_of(name, weights)](_Request(name, weights, num_classes, size, args))
 
 
-def _timm(
-    name: str, weights: str | Path | None, num_classes: int | None, size: tuple[int, int] | None, args: dict[str, Any]
-) -> Network:
+def _from_file(request: _Request) -> Network:
+    if request.weights is not None or request.args:
+        raise ValueError(f"weights and model_args go with the name of a model, got them with the file {request.name}")
+    student: Any = load_student(request.name)
+    channels, *size = student.card.get("image_shape") or (None,)
+    return Network(student, input_size=size or None, channels=channels)
+
+
+def _from_timm(request: _Request) -> Network:
+    name, weights, num_classes, size, args = request
     if size is None and args.get("img_size") is not None:
         size = as_pair(args["img_size"], "img_size")
     if weights is None:
         _refuse_download(name)
     model = timm_net(name, num_classes, weights is None, weights, size, args)
     config = getattr(model, "pretrained_cfg", {})
-    # Nobody knows the size that a file's weights were trained at; an architecture that takes one only leaves no choice.
+    trained_size: Sequence[int] | None = size
+    # Weight files do not record their training size; use the architecture's if it is fixed.
     if size is None and (weights is None or config.get("fixed_input_size")):
-        size = config.get("input_size", ())[1:] or None
-    return Network(model, config.get("mean"), config.get("std"), size, args.get("in_chans"))
+        trained_size = config.get("input_size", ())[1:] or None
+    return Network(model, config.get("mean"), config.get("std"), trained_size, args.get("in_chans"))
 
 
-def _torchvision(name: str, weights: str | Path | None, num_classes: int | None, args: dict[str, Any]) -> Network:
-    if name not in torchvision.models.list_models():
-        near = ", ".join(nearest(name, torchvision.models.list_models()))
-        raise ValueError(f"torchvision has no model {name!r}; near it: {near}")
+def _from_torchvision(request: _Request) -> Network:
+    name = request.name.rpartition(".")[2]
+    models = torchvision.models.list_models()
+    if name not in models:
+        raise ValueError(f"torchvision has no model {name!r}: {did_you_mean(name, models, count=3, cutoff=0.0)}")
     choices = torchvision.models.get_model_weights(name)
-    chosen = _torchvision_weights(name, choices, weights)
-    state = read_state_dict(weights) if chosen is None else _download(name, chosen)  # type: ignore[arg-type]
-    if chosen is not None and name in ("googlenet", "inception_v3"):  # as torchvision does with its weights
-        args = {"transform_input": True, "init_weights": False, **args}
+    chosen = _weights_of_torchvision(choices, request.weights)
+    args = dict(request.args)
+    if chosen is None:
+        state = read_state_dict(str(request.weights))
+    else:
+        state = _download(name, chosen)
+        if name in ("googlenet", "inception_v3"):  # as torchvision does with its weights
+            args = {"transform_input": True, "init_weights": False, **args}
     plain = torchvision.models.get_model(name, weights=None)
     state = pick(state, next(iter(plain.state_dict())))
-    # The last layer's rows tell the class count; a head of another size would have to be made up.
+    # The rows of the last layer tell the class count; a head of another size would be random.
     head = [key for key, module in plain.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
-    rows = len(state[f"{head}.weight"]) if f"{head}.weight" in state else num_classes
-    model = torchvision.models.get_model(name, weights=None, **({} if rows is None else {"num_classes": rows}), **args)
-    load_strictly(model, state, str(weights if chosen is None else chosen))
-    config = chosen or next(iter(choices), None)
-    if config is None:
+    classes = len(state[f"{head}.weight"]) if f"{head}.weight" in state else request.num_classes
+    args |= {} if classes is None else {"num_classes": classes}
+    model = torchvision.models.get_model(name, weights=None, **args)
+    load_strictly(model, state, str(chosen or request.weights))
+    described = chosen or next(iter(choices), None)
+    if described is None:
         return Network(model)
-    trained = config.transforms()
-    return Network(model, trained.mean, trained.std, None if chosen is None else trained.crop_size * 2)
+    transforms = described.transforms()
+    return Network(model, transforms.mean, transforms.std, transforms.crop_size * 2 if chosen else None)
 
 
-def _torchvision_weights(name: str, choices: Any, weights: str | Path | None) -> Any:
+def _weights_of_torchvision(choices: type[WeightsEnum], weights: str | Path | None) -> WeightsEnum | None:
     """Return torchvision's own weights of that name, or None for a file."""
-    family, _, chosen = (
-        str(weights or f"{choices.__name__}.DEFAULT").removeprefix("torchvision.models.").rpartition(".")
-    )
-    if chosen in choices.__members__ and family in ("", choices.__name__):
-        return choices[chosen]
-    if "_Weights." in str(weights):
-        has = ", ".join(f"{choices.__name__}.{choice}" for choice in choices.__members__)
-        raise ValueError(f"torchvision has no weights {weights} for {name}; it has {has}")
+    name = str(weights or "DEFAULT").removeprefix("torchvision.models.")
+    full_names = {f"{choices.__name__}.{member}": member for member in choices.__members__}
+    member = full_names.get(name, name)
+    if member in choices.__members__:
+        return choices[member]
+    if "_Weights." in name:
+        raise ValueError(f"torchvision has no weights {name} for this model; it has {', '.join(full_names)}")
     return None
 
 
-def _refuse_download(name: str) -> None:
-    file = file_that_names()
-    if file is not None:
-        raise ValueError(f"refused {file}: it asks for {name}'s pretrained weights, and a file may not download any")
-
-
-def _download(name: str, weights: Any) -> dict[str, Tensor]:
+def _download(name: str, weights: WeightsEnum) -> dict[str, Tensor]:
     _refuse_download(name)
     try:
         state: dict[str, Tensor] = weights.get_state_dict(check_hash=True, weights_only=True)
     except Exception as error:  # hub, network and cache errors have no common base
         reason = str(error).split("\n")[0]
-        said = f"could not get torchvision's weights {weights} of {name}; give a local file as weights: {reason}"
-        raise ValueError(said) from error
+        raise ValueError(
+            f"could not get torchvision's weights {weights} of {name}; give a local file as weights: {reason}"
+        ) from error
     return state
 
 
-def _dotted(name: str, weights: str | Path | None, num_classes: int | None, args: dict[str, Any]) -> nn.Module:
+def _refuse_download(name: str) -> None:
     file = file_that_names()
-    try:
-        make = resolve_name(name) if file is None else module_named(name, file)
-    except (ImportError, AttributeError, ValueError) as error:
-        if file is not None:
-            raise
-        raise ValueError(f"{name!r} is no model of timm and cannot be imported: {error}") from error
-    if num_classes is not None:
-        args = {"num_classes": num_classes, **args}
+    refuse_unless(file is None, file, f"it asks for {name}'s pretrained weights, and a file may not download any")
+
+
+def _from_dotted_path(request: _Request) -> Network:
+    name, weights, num_classes, _, args = request
+    args = {**args} if num_classes is None else {"num_classes": num_classes, **args}
+    make = _named_callable(name)
     try:
         model = make(**args)
     except TypeError as error:
@@ -159,4 +168,23 @@ def _dotted(name: str, weights: str | Path | None, num_classes: int | None, args
         raise ValueError(f"{name} makes a {type(model).__name__}, expected a torch.nn.Module")
     if weights is not None:
         load_strictly(model, pick(read_state_dict(weights), next(iter(model.state_dict()), "")), weights)
-    return model
+    return Network(model)
+
+
+def _named_callable(name: str) -> Callable[..., object]:
+    file = file_that_names()
+    if file is not None:
+        return module_named(name, file)
+    try:
+        make: Callable[..., object] = resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{name!r} is no model of timm and cannot be imported: {error}") from error
+    return make
+
+
+_SOURCES: dict[Source, Callable[[_Request], Network]] = {
+    "file": _from_file,
+    "torchvision": _from_torchvision,
+    "dotted path": _from_dotted_path,
+    "timm": _from_timm,
+}

@@ -1,8 +1,8 @@
 """Networks by timm's names."""
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
@@ -11,6 +11,7 @@ from timm.layers import PatchEmbed  # type: ignore[attr-defined]  # exported, bu
 import torch
 from torch import Tensor, nn
 
+from lit_distill.checks import did_you_mean
 from lit_distill.models.pixels import as_pair
 from lit_distill.models.weights import other_depth_in, pick, read_state_dict
 
@@ -46,85 +47,88 @@ def timm_net(
     """
     if not timm.is_model(name):
         family = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")
-        near = ", ".join(nearest(name, family or timm.list_models()))
-        raise ValueError(f"timm has no model {name!r}; near it: {near}; a class of yours is named by its dotted path")
+        near = did_you_mean(name, family or timm.list_models(), count=3, cutoff=0.0)
+        raise ValueError(f"timm has no model {name!r}: {near} Give a class of yours by its dotted path")
     args = dict(args or {})
     if args.get("checkpoint_path"):  # some releases of timm run what is pickled there
         raise ValueError(f"give the file {args['checkpoint_path']} as weights=, not as timm's checkpoint_path")
-    if img_size is not None or args.get("img_size") is not None:
-        args["img_size"] = as_pair(args["img_size"] if img_size is None else img_size, "img_size")
+    size = args.pop("img_size", None) if img_size is None else img_size
+    if size is not None:
+        args["img_size"] = as_pair(size, "img_size")
     if not pretrained and weights is None:
-        return _create(name, args if num_classes is None else {**args, "num_classes": num_classes}, False)
+        return _create(name, args | _classes(num_classes))
     if weights is None:
-        rows = timm.get_pretrained_cfg_value(name, "num_classes")
-        source: dict[str, Any] = {}
+        source, own_classes = {}, timm.get_pretrained_cfg_value(name, "num_classes")
     else:
-        # The classifier tells where in a checkpoint the network is, and how many classes it is for.
-        classifier = timm.get_pretrained_cfg_value(name, "classifier") or "head"
-        head = f"{classifier if isinstance(classifier, str) else classifier[0]}.weight"
-        state = pick(dict(weights) if isinstance(weights, Mapping) else read_state_dict(weights), head)
-        rows = len(state[head]) if head in state else num_classes
-        source = {"pretrained_cfg_overlay": {"state_dict": state, **({} if rows is None else {"num_classes": rows})}}
-    if num_classes not in (None, rows) and not new_head:
+        state, own_classes = _state_and_classes(name, weights, num_classes)
+        source = {"pretrained_cfg_overlay": {"state_dict": state, **_classes(own_classes)}}
+    changes_head = num_classes not in (None, own_classes)
+    if changes_head and not new_head:
         raise ValueError(
-            f"num_classes is {num_classes}, but the weights of {name} are for {rows} classes: its head would be random"
+            f"num_classes is {num_classes}, but the weights of {name} are for {own_classes} classes: its head would be "
+            "random"
         )
+    place = "" if weights is None or isinstance(weights, Mapping) else f" in {weights}"
     # First the head that the weights are for, so that timm compares every key.
-    model = _create(name, {**args, **({} if rows is None else {"num_classes": rows})}, True, weights, **source)
-    if num_classes not in (None, rows):
-        model.reset_classifier(num_classes)  # type: ignore[operator]
-    return model
+    model: Any = _create(name, args | _classes(own_classes), place, pretrained=True, **source)
+    if changes_head:
+        model.reset_classifier(num_classes)
+    network: nn.Module = model
+    return network
 
 
-def _check_patches(name: str, model: nn.Module, img_size: Sequence[int]) -> None:
-    embed = getattr(model, "patch_embed", None)
-    if type(embed) is PatchEmbed and not embed.dynamic_img_pad:
-        for side, patch in zip(img_size, embed.patch_size, strict=False):
-            if side % patch:  # timm would leave out the last pixels
-                raise ValueError(
-                    f"{name} cuts images into patches of {patch} pixels, of which {side} is no multiple; "
-                    f"the nearest are {side // patch * patch} and {(side // patch + 1) * patch}"
-                )
+def _classes(count: int | None) -> dict[str, int]:
+    return {} if count is None else {"num_classes": count}
 
 
-def _create(name: str, args: dict[str, Any], pretrained: bool, weights: Any = None, **source: Any) -> nn.Module:
+def _state_and_classes(
+    name: str, weights: str | Path | Mapping[str, Tensor], num_classes: int | None
+) -> tuple[dict[str, Tensor], int | None]:
+    """Return the network's part of the weights, and the number of classes that they are for."""
+    classifier = timm.get_pretrained_cfg_value(name, "classifier") or "head"  # it shows where the network is
+    head = f"{classifier if isinstance(classifier, str) else classifier[0]}.weight"
+    state = pick(weights if isinstance(weights, Mapping) else read_state_dict(weights), head)
+    return state, len(state[head]) if head in state else num_classes
+
+
+def _create(name: str, args: dict[str, Any], place: str = "", **source: Any) -> nn.Module:
+    """Make the network as timm does, with errors of one line; ``place`` says where the weights are."""
     try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, **source, **args)
+        model: nn.Module = timm.create_model(name, **source, **args)
     except Exception as error:  # hub, network, cache, architecture and arguments have no common base
-        lines = [line.strip() for line in str(error).split("\n") if line.strip()] or [type(error).__name__]
-        if lines[0].endswith("unexpected keyword argument 'img_size'"):
-            args = {key: value for key, value in args.items() if key != "img_size"}
-            return _create(name, args, pretrained, weights, **source)
-        if lines[0].startswith("Error(s) in loading state_dict"):
-            where = "" if isinstance(weights, Mapping) else f" in {weights}"
-            said = other_depth_in(str(error)) + _differences(lines[1:])
-            raise ValueError(f"the weights{where} are not for {name}: {said}") from error
-        if pretrained and weights is None:
-            raise ValueError(
-                f"could not get timm's pretrained weights of {name}; give a local file as weights "
-                f"(HF_HUB_OFFLINE=1 looks in the local cache alone, without retries): {lines[0]}"
-            ) from error
-        given = ", ".join(f"{key}={value}" for key, value in args.items())
-        raise ValueError(f"timm cannot make {name} with {given}: {lines[0]}") from error
+        message = str(error).strip() or type(error).__name__
+        if message.endswith("unexpected keyword argument 'img_size'"):
+            return _create(name, {key: value for key, value in args.items() if key != "img_size"}, place, **source)
+        raise ValueError(_explain(message, name, args, place, source)) from error
     _check_patches(name, model, args.get("img_size", ()))
     return model
 
 
-def _differences(lines: Sequence[str]) -> str:
-    first = " ".join(lines[0].split())
-    return (first if len(first) < 200 else f"{first[:200]} ...") + (
-        f" (and {len(lines) - 1} more)" if lines[1:] else ""
-    )
+def _explain(message: str, name: str, args: Mapping[str, Any], place: str, source: Mapping[str, Any]) -> str:
+    first, *differences = message.split("\n")
+    if first.startswith("Error(s) in loading state_dict"):
+        shown = shorten(differences[0], 200, placeholder=" ...")
+        more = f" (and {len(differences) - 1} more)" if differences[1:] else ""
+        return f"the weights{place} are not for {name}: {other_depth_in(message)}{shown}{more}"
+    if source.keys() == {"pretrained"}:
+        return (
+            f"could not get timm's pretrained weights of {name}; give a local file as weights "
+            f"(HF_HUB_OFFLINE=1 looks in the local cache alone, without retries): {first}"
+        )
+    return f"timm cannot make {name} with {', '.join(f'{key}={value}' for key, value in args.items())}: {first}"
 
 
-def nearest(name: str, among: Sequence[str]) -> list[str]:
-    """Return the three of ``among`` that are spelt most like ``name``.
-
-    Example:
-        >>> nearest("resnt", ["vgg", "resnet", "rexnet", "densenet"])
-        ['resnet', 'rexnet', 'densenet']
-    """
-    return get_close_matches(name, among, n=3, cutoff=0.0)
+def _check_patches(name: str, model: nn.Module, img_size: Sequence[int]) -> None:
+    """Refuse a size of which timm would leave out the last pixels."""
+    embed = getattr(model, "patch_embed", None)
+    if type(embed) is not PatchEmbed or embed.dynamic_img_pad:
+        return
+    for side, patch in zip(img_size, embed.patch_size, strict=False):
+        if side % patch:
+            raise ValueError(
+                f"{name} cuts images into patches of {patch} pixels, of which {side} is no multiple; "
+                f"the nearest are {side // patch * patch} and {(side // patch + 1) * patch}"
+            )
 
 
 def weights_at_hand(name: str) -> bool:
@@ -135,14 +139,14 @@ def weights_at_hand(name: str) -> bool:
         False
     """
     try:
-        source = timm.get_pretrained_cfg(name)
+        config = timm.get_pretrained_cfg(name)
     except (RuntimeError, ValueError):  # timm knows no such weights
         return False
-    if source is None:
+    if config is None:
         return False
-    if source.file:
-        return Path(str(source.file)).is_file()
-    if source.hf_hub_id:
-        files = [source.hf_hub_filename] if source.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
-        return any(isinstance(try_to_load_from_cache(source.hf_hub_id, file), str) for file in files)
-    return bool(source.url) and Path(torch.hub.get_dir(), "checkpoints", Path(str(source.url)).name).is_file()
+    if config.file:
+        return Path(config.file).is_file()
+    if config.hf_hub_id:
+        files = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+        return any(isinstance(try_to_load_from_cache(config.hf_hub_id, file), str) for file in files)
+    return bool(config.url) and Path(torch.hub.get_dir(), "checkpoints", Path(str(config.url)).name).is_file()

@@ -11,13 +11,14 @@ from timm.models.vision_transformer import VisionTransformer
 import torch
 from torch import Tensor, nn
 
+from lit_distill.checks import check_at_least
 from lit_distill.models.output import StudentOutput
 from lit_distill.models.pixels import PixelInput, as_pair
 from lit_distill.models.saved import origin_of
 from lit_distill.models.timm_net import timm_net
 from lit_distill.models.weights import pick, read_state_dict
 
-_PLACE = "model.norm_pre.distillation_token"
+_ADDED = "model.norm_pre.distillation_token"
 
 
 class TimmStudent(nn.Module):
@@ -27,11 +28,11 @@ class TimmStudent(nn.Module):
       EfficientFormer, ...) answer with both, in training and in evaluation.
     - A vision transformer (timm's ``VisionTransformer`` and ``Eva``, so ``vit_*``, ``deit3_*``, DINO, SigLIP, ...) is
       given a distillation token after its class and register tokens, without position embedding, and a head for it.
-    - In any other one head serves both losses.
+    - Any other network has one head, which serves both losses.
 
     Args:
         name: As ``timm.list_models()`` has it, with or without a tag.
-        num_classes: Classes K, >= 1. Where weights are for other classes, the head is new.
+        num_classes: Classes K, >= 1. If the weights are for other classes, the head is new.
         pretrained: Start from timm's pretrained weights, downloaded unless they are in the local cache.
         weights: Start from a file: a state dict or checkpoint of timm's network, or of a student like this one, whose
             token is then kept; so the student of one run can go on at another size in the next. A checkpoint or an
@@ -80,10 +81,9 @@ class TimmStudent(nn.Module):
         **timm_kwargs: Any,
     ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be >= 1, got {num_classes}")
-        given = {"patch_size": patch_size, "drop_path_rate": drop_path_rate}
-        args = {key: value for key, value in given.items() if value is not None} | {"in_chans": in_chans} | timm_kwargs
+        check_at_least(1, num_classes=num_classes)
+        chosen = {"patch_size": patch_size, "drop_path_rate": drop_path_rate, "in_chans": in_chans}
+        args = {key: value for key, value in chosen.items() if value is not None} | timm_kwargs
         origin = None if weights is None else origin_of(weights)
         if origin is not None:
             img_size = origin.input_size if img_size is None else img_size
@@ -91,8 +91,8 @@ class TimmStudent(nn.Module):
                 mean, std = origin.mean, origin.std
         size = None if img_size is None else as_pair(img_size, "img_size")
         start, token = (None, {}) if weights is None else _parted(read_state_dict(weights))
-        self.model = timm_net(name, num_classes, pretrained, start or weights, size, args, new_head=True)
-        config: Any = resolve_model_data_config(self.model)  # type: ignore[no-untyped-call]
+        self.model: Any = timm_net(name, num_classes, pretrained, start or weights, size, args, new_head=True)
+        config: Any = resolve_model_data_config(self.model)  # type: ignore[no-untyped-call]  # timm has no types
         if mean is None and std is None:
             mean, std = config["mean"], config["std"]
             if len(mean) != in_chans:
@@ -101,28 +101,30 @@ class TimmStudent(nn.Module):
         self.pixels = PixelInput(mean, std, size or config["input_size"][1:])
         self.distillation_head: nn.Sequential | None = None
         if distillation_token and _takes_a_token(self.model):
-            vit: Any = self.model
-            width: int = vit.embed_dim
-            vit.norm_pre = _TokenBefore(vit.norm_pre, self._at, width)
-            head = nn.Linear(width, num_classes)
-            nn.init.trunc_normal_(head.weight, std=0.02)
-            nn.init.zeros_(head.bias)
-            # Where timm normalises after pooling, the token would come as the last block left it.
-            normed = not isinstance(vit.norm, nn.Identity)
-            self.distillation_head = nn.Sequential(nn.Identity() if normed else nn.LayerNorm(width), head)
-            for module in vit.blocks.modules():
-                if hasattr(module, "num_prefix_tokens"):  # of Eva's attention: those that are not rotated
-                    module.num_prefix_tokens += 1
-            own = self.state_dict()
-            kept = {key: value for key, value in token.items() if key in own and value.shape == own[key].shape}
-            self.load_state_dict(own | kept)
+            self.distillation_head = self._add_token()
+            fresh = self.state_dict()
+            kept = {name: value for name, value in token.items() if name in fresh and value.shape == fresh[name].shape}
+            self.load_state_dict(fresh | kept)
         self.train()
 
+    def _add_token(self) -> nn.Sequential:
+        """Put a distillation token into the network, and return a head for it."""
+        vit, width = self.model, self.model.embed_dim
+        vit.norm_pre = _TokenBefore(vit.norm_pre, self._place, width)
+        head = nn.Linear(width, self.num_classes)
+        nn.init.trunc_normal_(head.weight, std=0.02)
+        nn.init.zeros_(head.bias)
+        for module in vit.blocks.modules():
+            if hasattr(module, "num_prefix_tokens"):  # Eva's attention does not rotate these
+                module.num_prefix_tokens += 1
+        # Where timm normalises after pooling, the token would come as the last block left it.
+        normed = not isinstance(vit.norm, nn.Identity)
+        return nn.Sequential(nn.Identity() if normed else nn.LayerNorm(width), head)
+
     @property
-    def _at(self) -> int:
-        """Where the distillation token stands: after the class token and the registers."""
-        place: int = self.model.num_prefix_tokens  # type: ignore[assignment]
-        return place
+    def _place(self) -> int:
+        """Return the place of the distillation token: after the class token and the registers."""
+        return int(self.model.num_prefix_tokens)
 
     def forward(self, image: Tensor) -> StudentOutput | Tensor:
         """Return the logits of both heads, or of the only one."""
@@ -130,25 +132,24 @@ class TimmStudent(nn.Module):
         if self.distillation_head is None:
             output: StudentOutput | Tensor = self.model(image)
             return output if isinstance(output, Tensor) else StudentOutput(*output)
-        tokens = self.model.forward_features(image)  # type: ignore[operator]
-        before, token, after = tokens.tensor_split([self._at, self._at + 1], dim=1)
-        logits = self.model.forward_head(torch.cat([before, after], dim=1))  # type: ignore[operator]
+        tokens = self.model.forward_features(image)
+        before, token, after = tokens.tensor_split([self._place, self._place + 1], dim=1)
+        logits = self.model.forward_head(torch.cat([before, after], dim=1))
         return StudentOutput(logits, self.distillation_head(token.squeeze(1)))
 
     def train(self, mode: bool = True) -> Self:
-        """Change the mode of all but the modules that choose between timm's two heads and their mean."""
+        """Set the mode, but keep timm's distilled models at two heads: in evaluation they would return the mean."""
         super().train(mode)
         for module in self.model.modules():
             if hasattr(module, "distilled_training"):
-                # Their children have a mode of their own, so that nothing else is affected.
-                module.distilled_training = True  # type: ignore[assignment]
+                # Its children keep the mode that was set, so nothing else changes.
+                module.distilled_training = True
                 module.training = True
         return self
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that weight decay leaves alone, by name, as timm's models tell it."""
-        own: set[str] = getattr(self.model, "no_weight_decay", set)()
-        return {f"model.{name}" for name in own} | {_PLACE}
+        return {_ADDED} | {f"model.{name}" for name in getattr(self.model, "no_weight_decay", set)()}
 
 
 class _TokenBefore(nn.Module):
@@ -168,18 +169,16 @@ class _TokenBefore(nn.Module):
 
 
 def _parted(state: dict[str, Tensor]) -> tuple[dict[str, Tensor] | None, dict[str, Tensor]]:
-    """Return timm's part of the weights of a student with a token, if that is what they are, and the student's own."""
-    found = next((key for key in state if key.endswith(_PLACE)), None)
-    if found is None:
+    """Return timm's part and the token's part of the weights of a student with a token; else None and nothing."""
+    if not any(name.endswith(_ADDED) for name in state):
         return None, {}
-    student = pick(state, _PLACE)
-    own = {key: value for key, value in student.items() if key == _PLACE or key.startswith("distillation_head.")}
-    timms = {
-        key.replace("model.norm_pre.module.", "model.norm_pre."): student[key] for key in student.keys() - own.keys()
-    }
-    return {key.removeprefix("model."): value for key, value in timms.items()}, own
+    student = pick(state, _ADDED)
+    token = {name: value for name, value in student.items() if name.startswith((_ADDED, "distillation_head."))}
+    network = {name: value for name, value in student.items() if name not in token}
+    places = ("model.norm_pre.module.", "model.norm_pre.")
+    return {name.replace(*places).removeprefix("model."): value for name, value in network.items()}, token
 
 
 def _takes_a_token(model: nn.Module) -> bool:
     vit = isinstance(model, (VisionTransformer, Eva)) and not isinstance(model, VisionTransformerDistilled)
-    return vit and hasattr(model, "norm_pre")  # which Eva has in newer releases of timm
+    return vit and hasattr(model, "norm_pre")  # newer releases of timm have it in Eva

@@ -1,16 +1,16 @@
 """Images to tokens."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 import math
-from typing import Any
 
 from einops import rearrange
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_distill.checks import check_at_least
 from lit_distill.models.pixels import as_pair
-from lit_distill.models.transformer import Transformer, norm_or_not
+from lit_distill.models.transformer import Transformer
 
 
 class PatchTokenizer(nn.Sequential):
@@ -57,12 +57,6 @@ class PatchTokenizer(nn.Sequential):
             nn.LayerNorm(dim) if norm else nn.Identity(),
         )
 
-    def lay_out(self, names: Collection[str]) -> None:
-        """Have layer norms where the weights of these names have them."""
-        embed: Any = self[2]
-        self[1] = norm_or_not("1.weight" in names, self[1], embed.in_features, embed.weight)
-        self[3] = norm_or_not("3.weight" in names, self[3], embed.out_features, embed.weight)
-
 
 class TokensToToken(nn.Module):
     """Overlapping patches, gathered in steps with attention between them: ``(B, C, H, W)`` to ``(B, N, D)``.
@@ -106,8 +100,7 @@ class TokensToToken(nn.Module):
         width, size = channels, self.image_size
         attention: list[nn.Module] = []
         for number, (kernel, stride) in enumerate(self.steps):
-            if kernel < 1 or stride < 1:
-                raise ValueError(f"kernel and stride of a step must be >= 1, got {kernel} and {stride}")
+            check_at_least(1, kernel=kernel, stride=stride)
             width *= kernel**2
             size = _cut(size, kernel, stride)
             if min(size) < 1:

@@ -1,12 +1,12 @@
-"""What a file may name, so that a checkpoint, an export or its card cannot run code. SECURITY.md is about this rule.
+"""What a file may name, so that a checkpoint, an export or its card cannot run code. SECURITY.md explains this rule.
 
-- A file may name modules of this package and of ``torch.nn``, and models of timm's and torchvision's registries.
+- A file may name modules of this package and of ``torch.nn``, and models in the registries of timm and torchvision.
 - Other packages need the user's word: `trusting`, ``trust=`` of a call, or ``--trust`` of the command line.
-- What is named is checked before anything of it is imported, and must be what its place expects.
-- A run that this user has written on this machine is known by its signature; its configuration is the user's own word.
+- Each name is checked before Python imports anything for it, and must be what its place expects.
+- A signature marks the runs of this user on this machine; the configuration of such a run is the user's own word.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.util import find_spec
@@ -14,23 +14,31 @@ from pathlib import Path
 from pkgutil import resolve_name
 import re
 import sys
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 _BUILT_IN = ("lit_distill", "torch.nn")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
-# What starts a network from other files or downloads. A saved student brings its own weights.
-_STARTS: dict[str, Any] = {"weights": None, "pretrained": False, "checkpoint_path": ""}
+# Arguments that start a network from other files or downloads. A saved student brings its own weights.
+_STARTS: dict[str, object] = {"weights": None, "pretrained": False, "checkpoint_path": ""}
 _STARTS |= {"pretrained_cfg": None, "pretrained_cfg_overlay": None, "cache_dir": None}
 
+T = TypeVar("T")
+
 _trusted: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=())
-_built_from: ContextVar[str | None] = ContextVar("built_from", default=None)
+_describing_file: ContextVar[str | None] = ContextVar("describing_file", default=None)
+
+
+def refuse_unless(fine: object, path: str | Path | None, reason: str) -> None:
+    """Raise ``ValueError`` with the file and the reason, unless all is fine."""
+    if not fine:
+        raise ValueError(f"refused {path}: {reason}")
 
 
 @contextmanager
 def trusting(packages: str | Iterable[str] = ()) -> Iterator[None]:
-    """Let files name ``torch.nn.Module`` classes of these packages too, while the context lasts.
+    """Let files name ``torch.nn.Module`` classes of these packages too, inside the context.
 
     Raises:
         ValueError: If there is no such package, or a file's description asks for it.
@@ -41,59 +49,57 @@ def trusting(packages: str | Iterable[str] = ()) -> Iterator[None]:
         4
     """
     names = (packages,) if isinstance(packages, str) else tuple(packages)
-    file = _built_from.get()
-    if names and file is not None:
-        raise ValueError(f"refused {file}: it asks to trust {', '.join(map(str, names))}, which only you can say")
-    for name in names:
-        if not _is_installed(name):
-            raise ValueError(f"cannot trust {name!r}: there is no such package, neither installed nor in {Path.cwd()}")
-    token = _trusted.set((*_trusted.get(), *names))
-    try:
+    file = file_that_names()
+    asked = ", ".join(map(str, names))
+    refuse_unless(file is None or not names, file, f"it asks to trust {asked}, which only you can say")
+    missing = next((name for name in names if not _is_installed(name)), None)
+    if missing is not None:
+        raise ValueError(f"cannot trust {missing!r}: there is no such package, neither installed nor in {Path.cwd()}")
+    with _holding(_trusted, (*_trusted.get(), *names)):
         yield
-    finally:
-        _trusted.reset(token)
 
 
-def build(config: Any, path: str | Path) -> Any:
-    """Make the modules that ``{"class_path": ..., "init_args": ...}`` describes; anything else is returned.
+def build(description: Mapping[str, object], path: str | Path) -> nn.Module:
+    """Make the module that ``{"class_path": ..., "init_args": ...}`` describes, and those that its arguments describe.
 
-    Weights that a description starts from are left out: what is saved brings its own.
+    The weights that a description starts from are left out: a saved student brings its own.
 
     Args:
-        config: The description, as a file has it.
+        description: What the file says.
         path: The file, for messages.
 
     Raises:
-        ValueError: If a class is not one that a file may name, is missing, or refuses its arguments.
+        ValueError: If a file may not name the class, or the class is missing or refuses its arguments.
     """
-    if isinstance(config, Mapping) and "class_path" in config:
-        kind = module_named(config["class_path"], path)
-        described = without_weights(config)
-        arguments = {**(described.get("init_args") or {}), **(described.get("dict_kwargs") or {})}
-        try:
-            with described_by(path):
-                return kind(**{key: build(value, path) for key, value in arguments.items()})
-        except TypeError as error:
-            raise ValueError(f"cannot make the {kind.__name__} that {path} describes: {error}") from error
-    if isinstance(config, Mapping):
-        return {key: build(value, path) for key, value in config.items()}
-    return [build(value, path) for value in config] if isinstance(config, (list, tuple)) else config
+    kind = module_named(description["class_path"], path)
+    plain = without_weights(description)
+    arguments = {**(plain.get("init_args") or {}), **(plain.get("dict_kwargs") or {})}
+    try:
+        with described_by(path):
+            return kind(**{name: _build_parts(value, path) for name, value in arguments.items()})
+    except TypeError as error:
+        raise ValueError(f"cannot make the {kind.__name__} that {path} describes: {error}") from error
 
 
-def module_named(name: Any, path: str | Path) -> type[nn.Module]:
+def _build_parts(value: object, path: str | Path) -> object:
+    if isinstance(value, Mapping) and "class_path" in value:
+        return build(value, path)
+    return _each_part(value, lambda part: _build_parts(part, path))
+
+
+def module_named(name: object, path: str | Path) -> type[nn.Module]:
     """Return the module class that a file names, if the file may name it.
 
     Raises:
         ValueError: As `class_named`, or if it is no ``torch.nn.Module``.
     """
     kind = class_named(name, path)
-    if not issubclass(kind, nn.Module):
-        raise ValueError(f"refused {path}: it names {name}, which is no torch.nn.Module")
+    refuse_unless(issubclass(kind, nn.Module), path, f"it names {name}, which is no torch.nn.Module")
     return kind
 
 
-def class_named(name: Any, path: str | Path, packages: tuple[str, ...] = _BUILT_IN) -> type[Any]:
-    """Return the class that a file names, if the file may name it; nothing else is imported.
+def class_named(name: object, path: str | Path, packages: tuple[str, ...] = _BUILT_IN) -> type:
+    """Return the class that a file names, if the file may name it; import nothing else.
 
     Args:
         name: Its dotted path.
@@ -104,47 +110,59 @@ def class_named(name: Any, path: str | Path, packages: tuple[str, ...] = _BUILT_
         ValueError: If it is elsewhere, is missing, or is no class of these packages.
     """
     packages = (*packages, *_trusted.get())
-    if not (isinstance(name, str) and _DOTTED.fullmatch(name) and _is_in(name, packages)):
-        root = str(name).partition(".")[0]
-        word = ""
-        if _DOTTED.fullmatch(str(name)) and root not in sys.stdlib_module_names:
-            word = f"; if that package is yours, or you trust it, add trust=[{root!r}] to the call, or --trust {root}"
-        raise ValueError(f"refused {path}: it names {name}, and a file may only name {_known(packages)}{word}")
+    text, is_dotted = str(name), isinstance(name, str) and _DOTTED.fullmatch(name)
+    allowed = is_dotted and _is_in(text, packages)
+    refuse_unless(allowed, path, f"it names {name}, and a file may only name {_kinds(packages)}{_how_to_trust(text)}")
     try:
-        kind = resolve_name(name)
+        kind = resolve_name(text)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} needs {name}, which cannot be imported: {error}") from error
     # A built-in package has other people's classes within reach, as ``lit_distill.module.torch.utils...``.
-    fine = _is_in(getattr(kind, "__module__", ""), packages) or name in packages or _is_in(name, _trusted.get())
-    if not (isinstance(kind, type) and fine):
-        raise ValueError(f"refused {path}: it names {name}, which is none of the {_known(packages)}")
-    return kind
+    own = _is_in(getattr(kind, "__module__", ""), packages) or name in packages or _is_in(text, _trusted.get())
+    refuse_unless(isinstance(kind, type) and own, path, f"it names {name}, which is none of the {_kinds(packages)}")
+    checked: type = kind
+    return checked
 
 
 @contextmanager
 def described_by(path: str | Path | None) -> Iterator[None]:
-    """Take all that is built in the context for described by a file, which may name less than the user; None: as is."""
-    token = _built_from.set(_built_from.get() if path is None else str(path))
-    try:
+    """Treat all that is built inside the context as described by a file, which may name less than the user.
+
+    None changes nothing.
+    """
+    with _holding(_describing_file, file_that_names() if path is None else str(path)):
         yield
-    finally:
-        _built_from.reset(token)
 
 
 def file_that_names() -> str | None:
     """Return the file whose description is being built, or None where names are the user's own."""
-    return _built_from.get()
+    return _describing_file.get()
 
 
-def without_weights(config: Any) -> Any:
+def without_weights(description: Any) -> Any:
     """Return a description of a network without the files and downloads that it started from, at any depth."""
-    if isinstance(config, Mapping):
-        return {key: _STARTS[key] if key in _STARTS else without_weights(value) for key, value in config.items()}
-    return [without_weights(value) for value in config] if isinstance(config, (list, tuple)) else config
+    plain = _each_part(description, without_weights)
+    return plain | {key: _STARTS[key] for key in plain if key in _STARTS} if isinstance(plain, dict) else plain
+
+
+def _each_part(value: Any, change: Callable[[Any], object]) -> Any:
+    """Return a container with each part changed; anything else as it is."""
+    if isinstance(value, Mapping):
+        return {key: change(part) for key, part in value.items()}
+    return [change(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+@contextmanager
+def _holding(variable: ContextVar[T], value: T) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
 
 
 def _is_in(name: str, packages: Iterable[str]) -> bool:
-    return any(name == package or name.startswith(f"{package}.") for package in packages)
+    return any(f"{name}.".startswith(f"{package}.") for package in packages)
 
 
 def _is_installed(name: str) -> bool:
@@ -154,6 +172,13 @@ def _is_installed(name: str) -> bool:
         return False
 
 
-def _known(packages: Iterable[str]) -> str:
+def _kinds(packages: Iterable[str]) -> str:
     *most, last = dict.fromkeys(package for package in packages if not package.startswith("lightning."))
     return f"classes of {', '.join(most)} and {last}"
+
+
+def _how_to_trust(name: str) -> str:
+    package = name.partition(".")[0]
+    if not _DOTTED.fullmatch(name) or package in sys.stdlib_module_names:
+        return ""
+    return f"; if that package is yours, or you trust it, add trust=[{package!r}] to the call, or --trust {package}"

@@ -9,12 +9,13 @@ from timm.layers import resample_abs_pos_embed  # type: ignore[attr-defined]  # 
 import torch
 from torch import Tensor, nn
 
+from lit_distill.checks import check_at_least, check_choice, check_fraction
 from lit_distill.models.output import StudentOutput
 from lit_distill.models.pixels import PixelInput, as_pair, check_batch
 from lit_distill.models.saved import origin_of
 from lit_distill.models.tokenizers import PatchTokenizer
-from lit_distill.models.transformer import Transformer, norm_or_not
-from lit_distill.models.vit_pytorch import from_vit_pytorch, is_vit_pytorch
+from lit_distill.models.transformer import AttentionScale, Transformer
+from lit_distill.models.vit_pytorch import convert_vit_pytorch, is_vit_pytorch, read_arguments
 from lit_distill.models.weights import load_strictly, pick, read_state_dict
 
 
@@ -22,8 +23,8 @@ class DistillableViT(nn.Module):
     """Vision transformer that learns from labels by its class token and from a teacher by its distillation token.
 
     vit-pytorch's network under vit-pytorch's hyper-parameter names: pre-norm, class token first, distillation token
-    last and without position embedding. It is put together from a tokenizer, ``(B, C, H, W)`` to ``(B, N, D)``, and an
-    encoder, ``(B, N, D)`` to ``(B, N, D)``; give your own to replace either.
+    last and without position embedding. Its parts are a tokenizer, ``(B, C, H, W)`` to ``(B, N, D)``, and an encoder,
+    ``(B, N, D)`` to ``(B, N, D)``; give your own module to replace either.
 
     Args:
         image_size: Height and width in pixels, or one int for a square.
@@ -34,8 +35,8 @@ class DistillableViT(nn.Module):
         heads: Attention heads.
         mlp_dim: Hidden width of the feed-forward layers.
         dim_head: Width of a head.
-        dropout: Dropout probability in the encoder, 0 <= p < 1.
-        emb_dropout: Dropout probability on the embedded tokens, 0 <= p < 1.
+        dropout: Dropout probability in the encoder, in 0..1.
+        emb_dropout: Dropout probability on the embedded tokens, in 0..1.
         channels: Channels C of the image.
         pool: What the class head reads: ``"cls"`` the class token, ``"mean"`` the mean of class and patch tokens.
         distillation_token: False leaves the token and its head out; the class head then serves both losses.
@@ -45,12 +46,19 @@ class DistillableViT(nn.Module):
         mean: Per-channel mean of the pixels in 0..1 units; None takes the image as it comes.
         std: Per-channel standard deviation, with ``mean``.
         tokenizer: Replaces the patch embedding; ``patch_size`` and ``patch_norm`` are then unused.
-        encoder: Replaces the transformer; ``depth``, ``heads``, ``mlp_dim``, ``dim_head`` and ``dropout`` are then
-            unused.
+        encoder: Replaces the transformer; ``depth``, ``heads``, ``mlp_dim``, ``dim_head``, ``dropout``,
+            ``attention_scale``, ``final_norm`` and ``project_single_head`` are then unused.
         weights: Start from a file: a state dict or checkpoint of this network, for images of any size, or of
-            vit-pytorch's, see `load_vit_pytorch`. Where they are for other classes, the heads are new. A checkpoint or
-            an export of this project brings its mean and std, unless others are given.
+            vit-pytorch's network with these arguments, see `from_vit_pytorch`. Where they are for other classes, the
+            heads are new. A checkpoint or an export of this project brings its mean and std, unless others are given.
         new_token: Start from ``weights`` that have no distillation token with a new one.
+        attention_scale: Width whose inverse square root scales the attention: ``"dim_head"``, or ``"dim"`` as in
+            vit-pytorch before 0.6.7.
+        final_norm: Layer norm after the last block; False as in vit-pytorch before 1.3.
+        head_norm: Layer norm in the class head; True as in vit-pytorch before 1.3.
+        distillation_norm: Layer norm in the distillation head.
+        class_token: False leaves the class token out, with ``pool="mean"``; as in vit-pytorch 1.26.
+        project_single_head: Project the output of a single head as wide as the tokens too, as in vit-pytorch 0.6.
 
     Shape:
         image ``(B, C, H, W)``, ``uint8`` 0..255 or float 0..1, to `StudentOutput` with two ``(B, K)``; to a plain
@@ -58,7 +66,7 @@ class DistillableViT(nn.Module):
 
     Raises:
         ValueError: If ``patch_size`` does not divide ``image_size``, a size is not positive, a dropout probability is
-            out of range, or the tokenizer does not return ``(B, N, dim)``.
+            out of range, the tokenizer does not return ``(B, N, dim)``, or the weights are for another network.
 
     Source:
         Dosovitskiy et al., arXiv 2010.11929; Touvron et al., arXiv 2012.12877; layout of lucidrains/vit-pytorch.
@@ -92,46 +100,51 @@ class DistillableViT(nn.Module):
         encoder: nn.Module | None = None,
         weights: str | Path | None = None,
         new_token: bool = False,
+        attention_scale: AttentionScale = "dim_head",
+        final_norm: bool = True,
+        head_norm: bool = False,
+        distillation_norm: bool = True,
+        class_token: bool = True,
+        project_single_head: bool = False,
     ) -> None:
         super().__init__()
         sizes = {"num_classes": num_classes, "dim": dim, "heads": heads, "mlp_dim": mlp_dim, "dim_head": dim_head}
-        for name, size in {**sizes, "channels": channels}.items():
-            if size < 1:
-                raise ValueError(f"{name} must be >= 1, got {size}")
-        for name, p in {"dropout": dropout, "emb_dropout": emb_dropout}.items():
-            if not 0 <= p < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {p}")
-        if position_std < 0:
-            raise ValueError(f"position_std must be >= 0, got {position_std}")
-        if depth < 0:
-            raise ValueError(f"depth must be >= 0, got {depth}")
-        if pool not in ("cls", "mean"):
-            raise ValueError(f"pool must be 'cls' or 'mean', got {pool!r}")
+        check_at_least(1, **sizes, channels=channels)
+        check_at_least(0, depth=depth, position_std=position_std)
+        check_fraction(dropout=dropout, emb_dropout=emb_dropout)
+        check_choice(["cls", "mean"] if class_token else ["mean"], pool=pool)
+        check_choice(AttentionScale, attention_scale=attention_scale)
         self.num_classes = num_classes
         self.image_size = as_pair(image_size, "image_size")
         self.channels = channels
+        self.heads = heads
         self.pool = pool
         origin = None if weights is None else origin_of(weights)
-        if origin is not None and mean is None and std is None:
-            mean, std = origin.mean, origin.std
+        if origin is not None:
+            check_choice([origin.attention_scale], attention_scale=attention_scale)
+            if mean is None and std is None:
+                mean, std = origin.mean, origin.std
         self.pixels = PixelInput(mean, std)
         self.tokenizer: nn.Module = tokenizer or PatchTokenizer(image_size, patch_size, dim, channels, patch_norm)
-        self.encoder: nn.Module = encoder or Transformer(dim, depth, heads, dim_head, mlp_dim, dropout)
-
+        self.encoder: nn.Module = encoder or Transformer(
+            dim, depth, heads, dim_head, mlp_dim, dropout, attention_scale, final_norm, project_single_head
+        )
         with torch.no_grad():
             shape = self.tokenizer(torch.zeros(1, channels, *self.image_size)).shape
         if len(shape) != 3 or shape[2] != dim:
             raise ValueError(f"the tokenizer must return (B, N, {dim}) tokens, got {tuple(shape)} for one image")
-        self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
-        self.pos_embedding = nn.Parameter(torch.randn(1, 1 + shape[1], dim) * position_std)
+        self.cls_token = nn.Parameter(torch.randn(1, int(class_token), dim))
+        self.pos_embedding = nn.Parameter(torch.randn(1, int(class_token) + shape[1], dim) * position_std)
         self.dropout = nn.Dropout(emb_dropout)
-        self.head: nn.Module = nn.Linear(dim, num_classes)
+        head = nn.Linear(dim, num_classes)
+        self.head = nn.Sequential(nn.LayerNorm(dim), head) if head_norm else head
         self.distillation_token: nn.Parameter | None = None
         if distillation_token:
             self.distillation_token = nn.Parameter(torch.randn(1, 1, dim))
-            self.distillation_head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_classes))
+            norm = nn.LayerNorm(dim) if distillation_norm else nn.Identity()
+            self.distillation_head = nn.Sequential(norm, nn.Linear(dim, num_classes))
         if weights is not None:
-            self._start_from(weights, new_token)
+            self._start_from(read_state_dict(weights), weights, new_token)
 
     def forward(self, image: Tensor) -> StudentOutput | Tensor:
         """Return the logits of both heads, or of the only one."""
@@ -152,92 +165,82 @@ class DistillableViT(nn.Module):
         tokens = self.encoder(self.dropout(tokens))
         return StudentOutput(self.head(self._pooled(tokens[:, :-1])), self.distillation_head(tokens[:, -1]))
 
-    def load_vit_pytorch(self, state_dict: Mapping[str, Tensor], new_token: bool = False) -> Self:
-        """Take over the weights of vit-pytorch's ``ViT``, ``DistillableViT`` or ``DistillWrapper``, and return self.
-
-        Of any release: where layer norms stand, and whether mean pooling has a class token, is taken over with them.
+    @classmethod
+    def from_vit_pytorch(
+        cls,
+        state_dict: Mapping[str, Tensor],
+        heads: int = 8,
+        attention_scale: AttentionScale = "dim_head",
+        *,
+        image_size: int | Sequence[int] | None = None,
+        patch_size: int | Sequence[int] | None = None,
+        channels: int | None = None,
+        **arguments: Any,
+    ) -> Self:
+        """Make the network that vit-pytorch's weights are for, with these weights.
 
         Args:
-            state_dict: What the network or the wrapper saved, on any device.
-            new_token: Keep this network's new distillation token and head where the weights have none.
+            state_dict: What vit-pytorch's ``ViT``, ``DistillableViT`` or ``DistillWrapper`` of any release saved. A
+                wrapper's teacher is left out.
+            heads: Attention heads, which the weights do not tell. A wrong number gives wrong answers.
+            attention_scale: ``"dim"`` for weights of releases before 0.6.7, of early 2021, which the weights do not
+                tell either. A wrong one gives wrong answers.
+            image_size: Height and width in pixels. Default: the square that the weights are for. The position
+                embeddings are resampled for another one.
+            patch_size: Height and width of a patch in pixels. Default: the square that the weights are for.
+            channels: Channels of the image. Default: 3 if the patches are then square, else 1.
+            arguments: Further arguments of `DistillableViT`, which replace those that the weights tell, such as
+                ``num_classes`` for new heads, ``distillation_token=True`` for a new token, ``pool="mean"`` or ``mean``.
 
         Raises:
-            ValueError: If the weights are not vit-pytorch's or are for another network; if they have a distillation
-                token and this network has none, or the other way round without ``new_token``.
+            ValueError: If the weights are not vit-pytorch's, or are for another network than the arguments say.
 
         Source:
             github.com/lucidrains/vit-pytorch, releases 0.6 to 1.26.
+
+        Example:
+            >>> saved = torch.load("ViT_LWR.pth")  # doctest: +SKIP
+            >>> DistillableViT.from_vit_pytorch(saved, heads=8, attention_scale="dim")  # doctest: +SKIP
         """
-        state = from_vit_pytorch(state_dict)
-        self._check_token(state, new_token)
-        load_strictly(self, {**self._token_state(state), **state}, "vit-pytorch's state dict")
-        return self
+        told = read_arguments(convert_vit_pytorch(state_dict), heads, channels, patch_size, image_size)
+        student = cls(**{**told, **arguments}, attention_scale=attention_scale)
+        student._start_from(state_dict, "vit-pytorch's state dict", new_token=True)
+        return student
 
-    def _start_from(self, weights: str | Path, new_token: bool) -> None:
-        state = read_state_dict(weights)
-        if not is_vit_pytorch(state):
-            state = pick(state, "cls_token")
-        if is_vit_pytorch(state):
-            state = from_vit_pytorch(state)
-        if "pos_embedding" in state:  # else they are another network's, which is told below
-            self._check_token(state, new_token)
-        self.lay_out(state)
-        own = self.state_dict()
-        for key in own.keys() & state.keys():
-            if "head." in key and state[key].shape != own[key].shape:
-                state[key] = own[key]
-        position = state.get("pos_embedding")
-        if position is not None and position.shape != own["pos_embedding"].shape:
-            prefix = self.cls_token.shape[1]
-            state["pos_embedding"] = resample_abs_pos_embed(position, list(self._grid()), num_prefix_tokens=prefix)
-        load_strictly(self, {**self._token_state(state), **state}, weights)
+    def _start_from(self, state: Mapping[str, Tensor], path: str | Path, new_token: bool) -> None:
+        of_vit_pytorch = is_vit_pytorch(state)
+        weights = convert_vit_pytorch(state) if of_vit_pytorch else pick(state, "cls_token")
+        has_token, wants_token = "distillation_token" in weights, self.distillation_token is not None
+        if "pos_embedding" in weights:  # else the weights are another network's; `load_strictly` says so
+            if has_token and not wants_token:
+                raise ValueError("the weights have a distillation token, this network has none: set distillation_token")
+            if wants_token and not has_token and not new_token:
+                raise ValueError(
+                    "the weights have no distillation token: set new_token for a new one, or distillation_token=False"
+                )
+        state = self._resampled(weights)
+        for name, value in self.state_dict().items():
+            new = name.startswith("distillation_") and not has_token
+            if new or ("head." in name and name in state and state[name].shape != value.shape):
+                state[name] = value
+        try:
+            load_strictly(self, state, path)
+        except ValueError as error:
+            if not of_vit_pytorch:
+                raise
+            told = ", ".join(f"{name}={value}" for name, value in read_arguments(weights, self.heads).items())
+            raise ValueError(f"{error}; make it with DistillableViT.from_vit_pytorch, or with {told}") from None
 
-    def _token_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the token and head that are to stay new."""
-        if self.distillation_token is None or "distillation_token" in state:
-            return {}
-        return {key: value for key, value in self.state_dict().items() if key.startswith("distillation_")}
-
-    def _check_token(self, state: Mapping[str, Tensor], new_token: bool) -> None:
-        has, wanted = "distillation_token" in state, self.distillation_token is not None
-        if has and not wanted:
-            raise ValueError("the weights have a distillation token, this network has none: set distillation_token")
-        if wanted and not has and not new_token:
-            raise ValueError(
-                "the weights have no distillation token: set new_token for a new one, or distillation_token to False"
-            )
-
-    def _grid(self) -> tuple[int, int]:
-        """Return rows and columns of the patch tokens, as the image's shape tells them."""
-        tokens, (height, width) = self.pos_embedding.shape[1] - self.cls_token.shape[1], self.image_size
-        rows = round(math.sqrt(tokens * height / width))
-        return rows, tokens // rows
-
-    def lay_out(self, state: Mapping[str, Tensor], prefix: str = "") -> None:
-        """Have layer norms and class token where the weights have them: vit-pytorch's releases differ."""
-        names = {key.removeprefix(prefix) for key in state if key.startswith(prefix)}
-        if not {"cls_token", "pos_embedding"} <= names:  # of another network
-            return
-        for part, module in (("tokenizer.", self.tokenizer), ("encoder.", self.encoder)):
-            if isinstance(module, (PatchTokenizer, Transformer)):
-                module.lay_out({name.removeprefix(part) for name in names if name.startswith(part)})
-        dim, normed = self.pos_embedding.shape[2], "head.0.weight" in names
-        if normed != isinstance(self.head, nn.Sequential):
-            linear = self.head[-1] if isinstance(self.head, nn.Sequential) else self.head
-            norm = norm_or_not(normed, nn.Identity(), dim, self.pos_embedding)
-            self.head = nn.Sequential(norm, linear) if normed else linear
-        if self.distillation_token is not None and "distillation_token" in names:
-            head = self.distillation_head
-            head[0] = norm_or_not("distillation_head.0.weight" in names, head[0], dim, self.pos_embedding)
-        cls = state.get(f"{prefix}cls_token")
-        if cls is not None and cls.dim() == 3 and cls.shape[1] < 2 and cls.shape[1] != self.cls_token.shape[1]:
-            patches = self.pos_embedding.shape[1] - self.cls_token.shape[1]
-            self.cls_token = nn.Parameter(self.cls_token.new_zeros(1, cls.shape[1], dim))
-            self.pos_embedding = nn.Parameter(self.pos_embedding.new_zeros(1, cls.shape[1] + patches, dim))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        self.lay_out(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _resampled(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the state dict with its position embedding for this network's number of patches."""
+        tokens, class_tokens = self.pos_embedding.shape[1], self.cls_token.shape[1]
+        position = state.get("pos_embedding", self.pos_embedding)
+        if position.shape[1] == tokens or state["cls_token"].shape[1] != class_tokens:
+            return dict(state)
+        height, width = self.image_size
+        rows = round(math.sqrt((tokens - class_tokens) * height / width))
+        grid = [rows, (tokens - class_tokens) // rows]
+        return {**state, "pos_embedding": resample_abs_pos_embed(position, grid, num_prefix_tokens=class_tokens)}
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that weight decay leaves alone, by name, as timm's models tell it."""

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict from safetensors, or from a PyTorch file with ``weights_only=True``.
 
-    A checkpoint that holds its state dict under one of the usual names, such as ``model`` or ``state_dict``, is looked
-    into; weights that were averaged over the training, such as ``model_ema``, go before others.
+    Finds the state dict inside a checkpoint under one of the usual names, such as ``model`` or ``state_dict``. Weights
+    that were averaged over the training, such as ``model_ema``, go before others.
 
     Args:
-        path: The file, or the folder of an exported student. Anything but ``.safetensors`` is taken for a PyTorch file.
+        path: The file, or the folder of an exported student. A name without ``.safetensors`` means a PyTorch file.
 
     Returns:
         Parameter name to tensor, on the CPU.
@@ -43,12 +43,12 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def plain_name(name: str) -> str:
-    """Return a parameter's name without what `torch.compile` adds to it."""
+    """Return a parameter's name without the part that `torch.compile` adds."""
     return name.replace("_orig_mod.", "")
 
 
 def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state dict under the names that it has without `torch.compile`, of the whole or of any part.
+    """Return the state dict under the names that it would have without `torch.compile`.
 
     Example:
         >>> plain_names({"blocks.0._orig_mod.bias": torch.zeros(1)})
@@ -58,7 +58,7 @@ def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_under_plain_names(module: nn.Module) -> None:
-    """Have the module save its parameters under their `plain_names`, and load them under either.
+    """Make the module save its parameters under their `plain_names`, and load them from either kind of name.
 
     Example:
         >>> module = nn.ModuleDict({"_orig_mod": nn.Linear(1, 1)})
@@ -67,33 +67,33 @@ def save_under_plain_names(module: nn.Module) -> None:
         ['weight', 'bias']
     """
     module.register_state_dict_post_hook(_to_plain_names)  # type: ignore[no-untyped-call]
-    module.register_load_state_dict_pre_hook(_to_own_names)  # type: ignore[no-untyped-call]
+    module.register_load_state_dict_pre_hook(_to_compiled_names)  # type: ignore[no-untyped-call]
 
 
 def _to_plain_names(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
     _rename(state, prefix, plain_name)
 
 
-def _to_own_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _to_compiled_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     tensors = chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
-    own = {plain_name(name): name for name, _ in tensors}
-    _rename(state, prefix, lambda name: own.get(plain_name(name), name))
+    compiled_names = {plain_name(name): name for name, _ in tensors}
+    _rename(state, prefix, lambda name: compiled_names.get(plain_name(name), name))
 
 
 def _rename(state: dict[str, Any], prefix: str, name_of: Callable[[str], str]) -> None:
-    """Rename in place what is under the prefix, and keep the order."""
+    """Rename the entries under the prefix in place, and keep their order."""
     for name in list(state):
         value = state.pop(name)
         state[prefix + name_of(name.removeprefix(prefix)) if name.startswith(prefix) else name] = value
 
 
-def pick(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Return the part of ``state`` that a network is in, under the network's own names.
+def pick(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Return the part of ``state`` that belongs to a network, under the network's own names.
 
     Args:
-        state: A network's state dict, or that of something with the network inside: DDP, an average, a
+        state: The state dict of the network, or of a module with the network inside: DDP, an average, a
             `LightningModule` with a criterion.
-        name: A parameter that the network has for sure.
+        name: Any parameter of the network.
 
     Example:
         >>> pick({"module.fc.weight": torch.zeros(1), "n_averaged": torch.ones(1)}, "fc.weight")
@@ -109,7 +109,7 @@ def load_safely(path: str | Path, what: str = "weights", mmap: bool = False) -> 
     """Load a safetensors file, or a PyTorch file with ``weights_only=True``, to the CPU.
 
     Args:
-        path: The file. Anything but ``.safetensors`` is taken for a PyTorch file.
+        path: The file. A name without ``.safetensors`` means a PyTorch file.
         what: What the file is called in errors.
         mmap: Map a PyTorch file into memory instead of reading all of it.
 
@@ -124,16 +124,16 @@ def load_safely(path: str | Path, what: str = "weights", mmap: bool = False) -> 
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with warnings.catch_warnings(action="ignore"):  # of pickle protocols that the next line refuses
+        with warnings.catch_warnings(action="ignore"):  # about pickle protocols that the next line refuses
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        raise ValueError(_refusal(path, str(error), what)) from error
+        raise ValueError(
+            f"refused {path}: it is a pickle that would run code, or no {what} file; a state dict of torch.save, and "
+            "safetensors, run none"
+        ) from error
     except (EOFError, LookupError, OSError, RuntimeError, SafetensorError, ValueError, AttributeError) as error:
-        # Of the other types the message is a number or a fragment.
-        said = (
-            str(error).split("\n")[0].split(". This")[0] if isinstance(error, (RuntimeError, SafetensorError)) else ""
-        )
-        raise ValueError(f"cannot read {path}, truncated or not a {what} file{said and f': {said}'}") from error
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"cannot read {path}, truncated or not a {what} file: {reason}") from error
 
 
 def load_strictly(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
@@ -143,24 +143,22 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: str | Path) 
         ValueError: If a key is missing or unexpected or has another shape; names the first three of each, and tells if
             they are those of blocks that one of the two has more of.
     """
-    lay_out = getattr(model, "lay_out", None)
-    if lay_out is not None:  # a network that follows its weights, see DistillableViT
-        lay_out(state)
     compiled_names = {plain_name(name): name for name in model.state_dict()}
-    state, own = plain_names(state), plain_names(model.state_dict())
+    state, expected = plain_names(state), plain_names(model.state_dict())
+    common = [key for key in expected if key in state]
     differences = {
-        "missing": [key for key in own if key not in state],
-        "unexpected": [key for key in state if key not in own],
+        "missing": [key for key in expected if key not in state],
+        "unexpected": [key for key in state if key not in expected],
         "of another shape": [
-            f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
-            for key in own
-            if key in state and state[key].shape != own[key].shape
+            f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
+            for key in common
+            if state[key].shape != expected[key].shape
         ],
     }
-    if any(differences.values()):
-        said = [f"{len(keys)} {what} ({_first(keys)})" for what, keys in differences.items() if keys]
+    parts = [f"{len(keys)} {what} ({_first(keys)})" for what, keys in differences.items() if keys]
+    if parts:
         depths = other_depth(differences["missing"], differences["unexpected"])
-        raise ValueError(f"the weights in {path} do not fit {type(model).__name__}: {depths}keys {'; '.join(said)}")
+        raise ValueError(f"the weights in {path} do not fit {type(model).__name__}: {depths}keys {'; '.join(parts)}")
     model.load_state_dict({compiled_names[name]: value for name, value in state.items()})
 
 
@@ -177,11 +175,11 @@ def other_depth(missing: Sequence[str], unexpected: Sequence[str]) -> str:
         if numbered is None or (missing and unexpected):  # another network
             return ""
         blocks.setdefault(numbered[1], set()).add(int(numbered[2]))
-    for name, places in blocks.items():
-        few, many = min(places), max(places) + 1
-        if few > 0 and len(places) == many - few:  # the last ones, without a gap
-            weights, network = (few, many) if missing else (many, few)
-            return f"{name} has {weights} blocks in the weights, {network} in the network; "
+    for name, numbers in blocks.items():
+        few, many = min(numbers), max(numbers) + 1
+        if few > 0 and len(numbers) == many - few:  # the last ones, without a gap
+            in_weights, in_network = (few, many) if missing else (many, few)
+            return f"{name} has {in_weights} blocks in the weights, {in_network} in the network; "
     return ""
 
 
@@ -196,33 +194,23 @@ def other_depth_in(message: str) -> str:
     return other_depth(*(re.findall(r'"([^"]+)"', lines.get(kind, "")) for kind in ("Missing", "Unexpected")))
 
 
-# Where checkpoints have the weights, averaged ones first: of timm, DeiT, Lightning, torchvision's and others' scripts.
+# Where checkpoints of timm, DeiT, Lightning, torchvision and others' scripts have the weights, averaged ones first.
 _NESTS = (
     *("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema"),
     *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params", "module"),
 )
 
 
-def _nested(loaded: Any) -> Any:
-    while isinstance(loaded, dict) and not all(isinstance(value, Tensor) for value in loaded.values()):
-        inner = next((loaded[name] for name in _NESTS if isinstance(loaded.get(name), dict) and loaded[name]), None)
-        if inner is None:
-            return loaded
-        loaded = inner
-    return loaded
+def _nested(loaded: object) -> object:
+    """Return the innermost state dict of a checkpoint, or what there is instead."""
+    if not isinstance(loaded, dict) or all(isinstance(value, Tensor) for value in loaded.values()):
+        return loaded
+    inner = (loaded[name] for name in _NESTS if isinstance(loaded.get(name), dict) and loaded[name])
+    return _nested(next(inner, {})) or loaded
 
 
-def _first(keys: list[str], count: int = 3) -> str:
-    return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "")
-
-
-def _refusal(path: Path, error: str, what: str) -> str:
-    # torch's message names the global that the pickle asked for, as "GLOBAL os.system was not an allowed global".
-    words = error.replace("`", " ").split()
-    named = next((words[i + 1] for i, word in enumerate(words[:-1]) if word == "GLOBAL"), None)
-    is_ = f"a pickle that would run code or no {what} file" if named is None else f"a pickle that would run {named}"
-    mend = "; save the weights as a state dict with torch.save, or as safetensors" if what == "weights" else ""
-    return f"refused {path}: it is {is_}{mend}"
+def _first(keys: Sequence[str], count: int = 3) -> str:
+    return ", ".join([*keys[:count], *(["..."] if keys[count:] else [])])
 
 
 def _contents(state: object) -> str:

@@ -97,14 +97,14 @@ CASES = {
     "--model.teacher.weights={other}": "do not fit DigitsCNN: keys 26 missing (features.0.weight, features.1.weight,",
     "--model.teacher.weights={code}": "refused {code}: it is a pickle that would run",
     "--model.teacher.weights={pickle}": "refused {pickle}: it is a pickle that would run code",
-    "--model.teacher.model=resnt18": "timm has no model 'resnt18'; near it: resnet18",
-    "--model.teacher.model=torchvision.models.resnt18": "torchvision has no model 'resnt18'; near it: resnet18",
+    "--model.teacher.model=resnt18": "timm has no model 'resnt18': did you mean 'resnet18",
+    "--model.teacher.model=torchvision.models.resnt18": "torchvision has no model 'resnt18': did you mean 'resnet18",
     "--model.teacher.model={folder}": "is a directory without student.json",
     "--model.teacher.model={code}": "is a pickle that would run",
     "--model.teacher.classes=[[0,1],[2,11]]": "classes: 1 names class 11, but the teacher has classes 0..9",
     "--model.teacher.classes=[[0,1],[2]]": "the student has 10, the teacher has 2, the data has 10",
     "--model.teacher.input_size=1": "the teacher DigitsCNN cannot take images of 1x1 pixels: ",
-    "--model.student=TimmStudent --model.student.name=vit_tinny_patch16_224": "near it: vit_tiny_patch16_224",
+    "--model.student=TimmStudent --model.student.name=vit_tinny_patch16_224": "did you mean 'vit_tiny_patch16_224'",
     "--model.student=TimmStudent --model.student.name=resnet10t --model.student.weights={other} "
     "--model.student.patch_size=null": "the weights in {other} are not for resnet10t: Missing key(s)",
     "--model.student=TimmStudent --model.student.name=vit_tiny_patch16_224 --model.student.img_size=30":

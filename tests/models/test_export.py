@@ -87,7 +87,7 @@ def test_overwrites_only_an_export_and_only_if_told(tmp_path) -> None:
         export_student(student, tmp_path / "mine", {"student": VIT}, shape, overwrite=True)
     with pytest.raises(ValueError, match="there is no folder"):
         export_student(student, tmp_path / "no" / "out", {"student": VIT}, shape)
-    with pytest.raises(ValueError, match="head must be one of class, distill, mean_logits, mean_probs, got 'best'"):
+    with pytest.raises(ValueError, match="head must be 'class', 'distill', 'mean_logits' or 'mean_probs', got 'best'"):
         export_student(student, tmp_path / "new", {"student": VIT}, shape, head="best")  # type: ignore[arg-type]
     assert everything(tmp_path) == before
     with torch.no_grad():

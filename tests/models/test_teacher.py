@@ -157,7 +157,7 @@ def test_never_makes_up_a_head(tmp_path) -> None:
 
 
 def test_says_what_is_wrong(tmp_path) -> None:
-    with pytest.raises(ValueError, match="timm has no model 'resnt18'; near it: resnet18"):
+    with pytest.raises(ValueError, match="timm has no model 'resnt18': did you mean 'resnet18"):
         FrozenTeacher("resnt18")
     with pytest.raises(ValueError, match="num_classes is 3, but the teacher DigitsCNN has 10"):
         FrozenTeacher(DigitsCNN(), num_classes=3)
@@ -240,7 +240,7 @@ def test_a_torchvision_name_with_torchvisions_weights(monkeypatch: pytest.Monkey
     assert [safely for _, *safely in asked] == [[True, True]] * 3
     with pytest.raises(ValueError, match=r"no weights SqueezeNet1_1_Weights.V9 .*; it has SqueezeNet1_1_W"):
         FrozenTeacher(TORCHVISION, "SqueezeNet1_1_Weights.V9")
-    with pytest.raises(ValueError, match="torchvision has no model 'resnt18'; near it: resnet18"):
+    with pytest.raises(ValueError, match="torchvision has no model 'resnt18': did you mean 'resnet18"):
         FrozenTeacher("torchvision.models.resnt18")
 
     def offline(url: str, **kwargs: Any) -> Any:

@@ -227,7 +227,7 @@ def test_a_student_goes_on_at_another_size_with_its_token(tmp_path, name: str, a
 @pytest.mark.parametrize(
     ("name", "args", "message"),
     [
-        ("vit_tinny_patch16_224", {}, "timm has no model 'vit_tinny_patch16_224'; near it: vit_tiny_patch16_224"),
+        ("vit_tinny_patch16_224", {}, "timm has no model 'vit_tinny_patch16_224': did you mean 'vit_tiny_patch16_224'"),
         ("resnet18", {"weights": True}, "the weights in .* are not for resnet18: "),
         (
             "vit_small_patch16_224",
