@@ -132,6 +132,8 @@ class DistillCLI(LightningCLI):
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        if self.arguments[:1] != [subcommand] and self.arguments[:1] in [[name] for name in self.subcommands()]:
+            return self.init_parser(**kwargs)  # another command runs, and all these arguments take their time
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "predict":
             parser.add_argument(

@@ -68,7 +68,7 @@ def one_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [["--model.distillation=null"], *([f"--model.head={head}"] for head in HEADS)],
     ids=["no distillation", *HEADS],
 )
-def test_one_answer_everywhere(flags: list[str], one_folder: Path, monkeypatch, capfd, away: Any) -> None:
+def test_one_answer_everywhere(flags: list[str], one_folder: Path, monkeypatch, capfd, own_process: Any) -> None:
     monkeypatch.chdir(one_folder)
     # Of 64 px, so that photos are shrunk; a third of them is measured.
     data = ["--data.root=my_photos", "--data.image_size=64", "--data.val_fraction=0.34"]
@@ -92,7 +92,7 @@ def test_one_answer_everywhere(flags: list[str], one_folder: Path, monkeypatch, 
             shown = [float(row[f"p({kind})"]) for kind in ("bird", "cat", "dog")]
             assert values == pytest.approx(shown, abs=2e-5)
     for row in rows:
-        kind, values = away(onnx_says, exported / "student.onnx", Path("my_photos", row["file"]))
+        kind, values = own_process(onnx_says, exported / "student.onnx", Path("my_photos", row["file"]))
         assert kind == row["class"]
         assert values == pytest.approx([float(row[f"p({kind})"]) for kind in ("bird", "cat", "dog")], abs=1e-4)
     main(["predict", str(exported), *(f"my_photos/{row['file']}" for row in rows)])
