@@ -185,7 +185,9 @@ def test_student_and_teacher_follow_the_precision_plugin(student: Any, precision
     assert any("distillation_token" in key or "dist_token" in key for key in moved)
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed", "64-true"])
+@pytest.mark.parametrize(
+    "precision", ["32-true", "bf16-true", "bf16-mixed", pytest.param("64-true", marks=pytest.mark.slow)]
+)
 def test_what_an_epoch_measures_is_that_of_its_weights_in_any_precision(precision: Any) -> None:
     """Many samples in small batches: sums in bfloat16 would have stopped growing, 3.08 nats where 2.40 are right."""
     seen: list[tuple[float, float]] = []
@@ -199,9 +201,9 @@ def test_what_an_epoch_measures_is_that_of_its_weights_in_any_precision(precisio
                 losses.append(F.nll_loss(log_probs.double(), target, reduction="sum").item())
             seen.append((trainer.callback_metrics["val/nll"].item(), sum(losses) / 1200))
 
-    run = trainer(max_epochs=3, precision=precision, callbacks=Compare(), num_sanity_val_steps=0)
+    run = trainer(max_epochs=2, precision=precision, callbacks=Compare(), num_sanity_val_steps=0)
     run.fit(distiller(), loader(), loader(1200))
-    assert len({value for value, _ in seen}) == 3
+    assert len({value for value, _ in seen}) == 2
     for value, expected in seen:
         assert value == pytest.approx(expected, rel=1e-5)
 
