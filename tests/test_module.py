@@ -252,7 +252,15 @@ def test_batches_accumulated_train_as_one_large_batch(student: Any) -> None:
         torch.testing.assert_close(few[key], value, rtol=1e-4, atol=1e-5, msg=key)
 
 
-@every_student
+@pytest.mark.parametrize(
+    "student",
+    [
+        STUDENTS["DistillableViT"],
+        STUDENTS["token added"],
+        pytest.param(STUDENTS["timm's own token"], marks=pytest.mark.slow),
+    ],
+    ids=STUDENTS.keys(),
+)
 def test_compiled_in_place_the_student_trains_to_the_same_weights_under_its_own_keys(student: Any) -> None:
     # Without inductor, which needs a compiler: what is traced and differentiated is the same.
     plain, compiled = distiller(student=student()), distiller(student=student())
@@ -835,7 +843,7 @@ def test_lightnings_rate_finder_sets_the_peak_of_the_schedule_and_changes_nothin
     assert found.lr == pytest.approx(rate)
 
 
-@pytest.mark.parametrize("mode", ["power", "binsearch"])
+@pytest.mark.parametrize("mode", [pytest.param("power", marks=pytest.mark.slow), "binsearch"])
 def test_lightnings_batch_size_finder_tries_whole_batches_and_changes_nothing_else(
     tmp_path: Path, mode: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
