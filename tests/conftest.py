@@ -13,7 +13,7 @@ import torch
 
 # The networks of the tests are tiny, and other tests may run beside. For this process and for those that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
