@@ -45,9 +45,12 @@ def away() -> Iterator[Callable[..., Any]]:
     yield from _process()
 
 
-@pytest.fixture(scope="module")
-def own_process() -> Iterator[Callable[..., Any]]:
-    """Call a function in a process of the module's own: an export to ONNX must not be followed by a fork."""
+@pytest.fixture(scope="session")
+def unforked() -> Iterator[Callable[..., Any]]:
+    """Call a function in another process, the same one for all tests, which none of them may fork.
+
+    For what must not be followed by a fork: an export to ONNX; a command, which may ask for GPUs.
+    """
     yield from _process()
 
 

@@ -42,10 +42,10 @@ Path("trace").touch()
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, away: Any) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, unforked: Any) -> Path:
     """The last checkpoint of a short run of the digits."""
     folder = tmp_path_factory.mktemp("run")
-    away(main, ["fit", "--config", "digits", *QUIET, *SHORT, f"--trainer.logger.save_dir={folder}"])
+    unforked(main, ["fit", "--config", "digits", *QUIET, *SHORT, f"--trainer.logger.save_dir={folder}"])
     (path,) = folder.glob("digits/version_0/checkpoints/last.ckpt")
     return path
 
