@@ -30,7 +30,6 @@ import tempfile
 import time
 from typing import Any
 
-from kill_and_resume import differences
 import lightning
 import numpy as np
 from PIL import Image
@@ -47,6 +46,18 @@ FIT = ["--config=digits", "--num_threads=1", "--trainer.max_epochs=12", "--train
 FIT += ["--retrospection.interval=1", "--model.student.dropout=0.1"]
 KINDS = {"SIGTERM": signal.SIGTERM, "SIGKILL": signal.SIGKILL, "SIGINT": signal.SIGINT}
 PATIENCE = 300.0  # seconds for anything to end
+
+
+def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
+    """Name every place where two nested values are not the same bits."""
+    if isinstance(ours, torch.Tensor):
+        return [] if torch.equal(ours, theirs) else [path]
+    if isinstance(ours, dict) and ours.keys() == theirs.keys():
+        return [d for key in ours for d in differences(ours[key], theirs[key], f"{path}/{key}")]
+    if isinstance(ours, (list, tuple)) and len(ours) == len(theirs):
+        pairs = enumerate(zip(ours, theirs, strict=True))
+        return [d for i, (a, b) in pairs for d in differences(a, b, f"{path}/{i}")]
+    return [] if ours == theirs else [f"{path}: {ours} instead of {theirs}"]
 
 
 class Trial:

@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+# The networks of the tests are tiny, and other tests may run beside. For this process and for those that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _key_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -32,13 +36,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("gpu") is not None)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def away() -> Iterator[Callable[..., Any]]:
-    """Call a function in a process of its own.
+    """Call a function in another process, the same one for all tests, since it takes seconds to start.
 
-    For what forks, which Lightning refuses where another test has asked for GPUs, be there any or not; and for what
-    must not be done in a process that forks later, such as an export to ONNX.
+    For what forks, which Lightning refuses where another test has asked for GPUs, be there any or not.
     """
+    yield from _process()
+
+
+@pytest.fixture(scope="session")
+def unforked() -> Iterator[Callable[..., Any]]:
+    """Call a function in another process, the same one for all tests, which none of them may fork.
+
+    For what must not be followed by a fork: an export to ONNX; a command, which may ask for GPUs.
+    """
+    yield from _process()
+
+
+def _process() -> Iterator[Callable[..., Any]]:
     from toys import fork_workers  # not above: Lightning would log elsewhere if it were imported before the tests
 
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), fork_workers) as process:

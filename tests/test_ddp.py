@@ -93,8 +93,15 @@ def retrospect(
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("top_k", [None, 3])
+@pytest.mark.parametrize(
+    ("dtype", "top_k"),
+    [
+        ("float32", None),
+        ("float16", 3),
+        pytest.param("float16", None, marks=pytest.mark.slow),
+        pytest.param("float32", 3, marks=pytest.mark.slow),
+    ],
+)
 def test_retrospection_on_one_two_and_four_ranks_is_the_same(tmp_path, dtype: str, top_k: int | None) -> None:
     (one,) = retrospect(tmp_path / "1", 1, dtype=dtype, top_k=top_k)
     tolerance = 1e-5 if dtype == "float32" else 1e-3
@@ -214,9 +221,21 @@ NAMES = ("fit", "validate", "test")
 
 
 @pytest.mark.filterwarnings("ignore:Using `DistributedSampler` with the dataloaders")
-@pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize(
-    ("ranks", "counts"), [(2, (5,)), (2, (1,)), (3, (8,)), (3, (4,)), (2, (5, 3))], ids=lambda value: str(value)
+    ("ranks", "counts", "plain"),
+    [
+        (2, (5,), False),
+        (2, (1,), False),
+        (2, (1,), True),
+        (3, (8,), True),
+        (3, (4,), False),
+        (2, (5, 3), True),
+        pytest.param(2, (5,), True, marks=pytest.mark.slow),
+        pytest.param(3, (8,), False, marks=pytest.mark.slow),
+        pytest.param(3, (4,), True, marks=pytest.mark.slow),
+        pytest.param(2, (5, 3), False, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_ranks_measure_what_one_process_measures(tmp_path, ranks: int, counts: tuple[int, ...], plain: bool) -> None:
     """Sets that the ranks cannot share evenly, down to one sample for two ranks; a sample that pads counts nowhere."""

@@ -1,6 +1,8 @@
 """The mapping of top-level folders into one package: complete, buildable, and importable from elsewhere."""
 
+import json
 from pathlib import Path
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -33,6 +35,21 @@ def test_the_links_for_type_checkers_cover_the_package() -> None:
     for path in links.iterdir():
         assert path.is_symlink()
         assert path.resolve().exists()
+
+
+def test_an_editor_finds_the_mapped_packages(tmp_path) -> None:
+    names = {"callbacks": "LearningWithRetrospection", "datamodules": "DigitsDataModule"}
+    lines = ["import lit_distill.configs"]
+    lines += [f"from lit_distill.{package} import {name}\nreveal_type({name})" for package, name in names.items()]
+    (tmp_path / "script.py").write_text("\n".join(lines))
+    checker = shutil.which("basedpyright", path=Path(sys.executable).parent)
+    if checker is None:
+        pytest.skip("basedpyright is not installed")
+    command = [checker, "--outputjson", str(tmp_path / "script.py")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    messages = [found["message"] for found in json.loads(done.stdout)["generalDiagnostics"]]
+    expected = [f'Type of "{name}" is "type[{name}]"' for name in names.values()]
+    assert messages == expected
 
 
 @pytest.mark.slow

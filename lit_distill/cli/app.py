@@ -132,6 +132,9 @@ class DistillCLI(LightningCLI):
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        command = self.arguments[0] if self.arguments else ""
+        if command in self.subcommands() and command != subcommand:
+            return self.init_parser(**kwargs)  # saves a tenth of a second: only the command that runs needs arguments
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "predict":
             parser.add_argument(
@@ -292,7 +295,8 @@ class _Parser(LightningArgumentParser):
     def dump(self, *args: Any, **kwargs: Any) -> str:
         """As jsonargparse's, but with what the student has from the data unless it is given: it may be given."""
         with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # what Lightning calls skip_none
-            return str(super().dump(*args, **{"skip_link_targets": False, **kwargs}))
+            # What is dumped has been parsed, and so validated.
+            return str(super().dump(*args, **{"skip_link_targets": False, "skip_validation": True, **kwargs}))
 
 
 class _ModelInstantiator(_InstantiatorFn):

@@ -28,9 +28,19 @@ def states(memory: SoftLabelMemory) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in memory.state_dict().items() if isinstance(value, torch.Tensor)}
 
 
-@pytest.mark.parametrize("world", [2, 3, 4])
 @pytest.mark.parametrize(
-    ("top_k", "dtype", "chunk"), [(None, torch.float32, 1 << 25), (2, torch.float16, 500), (None, torch.float16, 1)]
+    ("world", "top_k", "dtype", "chunk"),
+    [
+        (2, None, torch.float32, 1 << 25),
+        (2, 2, torch.float16, 500),
+        (3, None, torch.float16, 1),
+        (4, 2, torch.float16, 500),
+        pytest.param(2, None, torch.float16, 1, marks=pytest.mark.slow),
+        pytest.param(3, None, torch.float32, 1 << 25, marks=pytest.mark.slow),
+        pytest.param(3, 2, torch.float16, 500, marks=pytest.mark.slow),
+        pytest.param(4, None, torch.float32, 1 << 25, marks=pytest.mark.slow),
+        pytest.param(4, None, torch.float16, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_equals_one_process(world: int, top_k: int | None, dtype: torch.dtype, chunk: int) -> None:
     alone = SoftLabelMemory(ROWS, CLASSES, top_k, dtype)
@@ -54,8 +64,10 @@ def test_equals_one_process(world: int, top_k: int | None, dtype: torch.dtype, c
             assert torch.equal(value, table[name]), name
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize("repeats", [2, 3])
+@pytest.mark.parametrize(
+    ("world", "repeats"),
+    [(1, 2), (1, 3), (2, 3), (3, 2), *(pytest.param(n, n, marks=pytest.mark.slow) for n in (2, 3))],
+)
 def test_of_repeated_views_the_first_in_the_order_is_remembered_for_any_number_of_processes(
     world: int, repeats: int
 ) -> None:

@@ -17,11 +17,11 @@ QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, away: Any) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, unforked: Any) -> Path:
     """The last checkpoint of a short run."""
     folder = tmp_path_factory.mktemp("run")
     short = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=3", f"--trainer.logger.save_dir={folder}"]
-    away(main, ["fit", "--config", "digits", *QUIET, *short, "--model.head=mean_logits"])
+    unforked(main, ["fit", "--config", "digits", *QUIET, *short, "--model.head=mean_logits"])
     (path,) = folder.glob("digits/version_0/checkpoints/last.ckpt")
     return path
 

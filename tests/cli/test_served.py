@@ -68,7 +68,7 @@ def one_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [["--model.distillation=null"], *([f"--model.head={head}"] for head in HEADS)],
     ids=["no distillation", *HEADS],
 )
-def test_one_answer_everywhere(flags: list[str], one_folder: Path, monkeypatch, capfd, away: Any) -> None:
+def test_one_answer_everywhere(flags: list[str], one_folder: Path, monkeypatch, capfd, unforked: Any) -> None:
     monkeypatch.chdir(one_folder)
     # Of 64 px, so that photos are shrunk; a third of them is measured.
     data = ["--data.root=my_photos", "--data.image_size=64", "--data.val_fraction=0.34"]
@@ -92,7 +92,7 @@ def test_one_answer_everywhere(flags: list[str], one_folder: Path, monkeypatch, 
             shown = [float(row[f"p({kind})"]) for kind in ("bird", "cat", "dog")]
             assert values == pytest.approx(shown, abs=2e-5)
     for row in rows:
-        kind, values = away(onnx_says, exported / "student.onnx", Path("my_photos", row["file"]))
+        kind, values = unforked(onnx_says, exported / "student.onnx", Path("my_photos", row["file"]))
         assert kind == row["class"]
         assert values == pytest.approx([float(row[f"p({kind})"]) for kind in ("bird", "cat", "dog")], abs=1e-4)
     main(["predict", str(exported), *(f"my_photos/{row['file']}" for row in rows)])
@@ -106,7 +106,7 @@ def test_one_answer_everywhere(flags: list[str], one_folder: Path, monkeypatch, 
 
 
 @pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory, away: Any) -> Path:
+def student(tmp_path_factory: pytest.TempPathFactory, unforked: Any) -> Path:
     """A checkpoint of a short run on photos."""
     folder = tmp_path_factory.mktemp("served")
     root = make_photos(folder / "photos", [f"{kind}/{n}.png" for kind in ("cat", "dog") for n in range(6)])
@@ -114,7 +114,7 @@ def student(tmp_path_factory: pytest.TempPathFactory, away: Any) -> Path:
     vit += ["--model.student.heads=1", "--model.student.mlp_dim=16", f"--trainer.default_root_dir={folder}"]
     data = ["--data=ImageFolderDataModule", f"--data.root={root}", "--data.image_size=16", "--data.batch_size=4"]
     short = ["--trainer.max_epochs=1", "--model.student=DistillableViT"]
-    away(main, ["fit", *data, *short, *vit, *QUIET])
+    unforked(main, ["fit", *data, *short, *vit, *QUIET])
     (path,) = folder.glob("lightning_logs/version_0/checkpoints/last.ckpt")
     return path
 

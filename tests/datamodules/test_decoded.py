@@ -86,20 +86,23 @@ def test_damaged_files_are_told_with_their_row_and_reason(tmp_path, workers: int
         images[5]
 
 
-def _checksum(images: DecodedImages, queue) -> None:
-    queue.put(sum(int(np.asarray(image, dtype=np.int64).sum()) for image in images))
+def _checksum(images: DecodedImages, queue=None) -> int:
+    total = sum(int(np.asarray(image, dtype=np.int64).sum()) for image in images)
+    if queue is not None:
+        queue.put(total)
+    return total
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_another_process_maps_the_same_bytes(tmp_path, start: str) -> None:
+def test_another_process_maps_the_same_bytes(tmp_path, away) -> None:
     images = read_all(photos(tmp_path), budget=10**9).decoded
     assert images is not None
     assert len(pickle.dumps(images)) < images.nbytes / 10
-    context = get_context(start)
+    assert away(_checksum, images) == _checksum(images)
+    context = get_context("fork")
     queue = context.Queue()
     process = context.Process(target=_checksum, args=(images, queue))
     process.start()
-    assert queue.get(timeout=60) == sum(int(np.asarray(image, dtype=np.int64).sum()) for image in images)
+    assert queue.get(timeout=60) == _checksum(images)
     process.join()
 
 

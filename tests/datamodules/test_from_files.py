@@ -284,12 +284,14 @@ def _private(queue: Any, data: Any) -> None:
 def test_a_workers_own_memory_does_not_grow_with_the_data_set(tmp_path, decode_memory: float) -> None:
     photos(tmp_path)
 
-    def own(times: int) -> int:
+    def data_set(times: int) -> Any:
         data = module(tmp_path, decode_memory=decode_memory, augmentation=Augmentation(crop="none", hflip=0))
         files, targets = data.splits["train"]
         data.splits = {"train": from_files.Labelled(Files(tmp_path, [*files] * times), targets.repeat(times))}
         data.scan_file = None
-        train = data._data_set("train")
+        return data._data_set("train")
+
+    def own(train: Any) -> int:
         context = multiprocessing.get_context("fork")
         queue = context.Queue()
         process = context.Process(target=_private, args=(queue, train))
@@ -299,7 +301,7 @@ def test_a_workers_own_memory_does_not_grow_with_the_data_set(tmp_path, decode_m
         return size
 
     # What else the process does adds a little now and then. 6,000 names of 60 bytes as Python objects would be 700 kB.
-    small, large = (min(own(times) for _ in range(3)) for times in (2, 200))
+    small, large = (min(own(train) for _ in range(3)) for train in (data_set(2), data_set(200)))
     assert large < small + 400, (small, large)  # kB
 
 

@@ -56,7 +56,7 @@ def test_the_digest_follows_content_and_not_the_packing(tmp_path: Path) -> None:
     assert ZipFiles(made(tmp_path / "c.zip", {**CONTENT, "train/3.bin": b"other"})).digest() != first
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_read_at_the_same_time_without_getting_in_each_others_way(tmp_path: Path, method: str) -> None:
     images = np.random.default_rng(0).integers(0, 256, (64, 24, 24, 3), dtype=np.uint8)
     content = {}

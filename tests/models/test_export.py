@@ -51,10 +51,10 @@ def test_comes_back_with_the_same_bits_and_its_card(tmp_path, described: dict[st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("described", [VIT, TIMM, RESNET], ids=["vit", "timm", "one head"])
-def test_onnx_runtime_answers_as_the_student_for_any_batch(tmp_path, away: Any, described: dict[str, Any]) -> None:
+def test_onnx_runtime_answers_as_the_student_for_any_batch(tmp_path, unforked: Any, described: dict[str, Any]) -> None:
     pytest.importorskip("onnxruntime")
     student, shape = make(described)
-    differences = away(onnx_differences, student, described, shape, tmp_path / "out")
+    differences = unforked(onnx_differences, student, described, shape, tmp_path / "out")
     assert len(differences) == 4 * 3 * 3  # heads, batch sizes, outputs
     assert max(differences) < 1e-4
 

@@ -8,12 +8,11 @@ import timm
 import torch
 from torch import nn
 import torchvision
-from torchvision.models import GoogLeNetOutputs, squeezenet1_0
+from torchvision.models import GoogLeNetOutputs
 from torchvision.transforms.v2 import functional as tv
 
 from lit_distill import DigitsCNN, DistillableViT, FrozenTeacher, LitDistiller, StudentOutput, load_student
 from lit_distill.cli import main
-from lit_distill.models import count_classes
 from lit_distill.models.output import Head
 
 
@@ -187,13 +186,6 @@ def test_a_timm_name_for_other_channels_needs_their_statistics(tmp_path) -> None
     torch.testing.assert_close(teacher(image), teacher.model((image - 0.3) / 0.4))
 
 
-def test_class_counts_are_read_where_they_can_be() -> None:
-    assert count_classes(convnet(5)) == 5
-    assert count_classes(timm.create_model("resnet10t", num_classes=7)) == 7
-    assert count_classes(nn.Conv2d(3, 4, 1)) is None
-    assert FrozenTeacher(squeezenet1_0(num_classes=4)).num_classes == 4
-
-
 TORCHVISION = "squeezenet1_1"
 
 
@@ -296,7 +288,9 @@ def test_finds_the_weights_in_any_common_nesting(tmp_path, number: int) -> None:
     ("flags", "answers"),
     [
         ("--model.distillation=HardDistillation", "mean_probs"),
-        ("--model.distillation=HardDistillation --model.head=mean_logits", "mean_logits"),
+        pytest.param(
+            "--model.distillation=HardDistillation --model.head=mean_logits", "mean_logits", marks=pytest.mark.slow
+        ),
         ("--model.distillation=HardDistillation --model.head=distill", "distill"),
         ("--model.distillation=null", "class"),
         ("--model.distillation=null --model.head=distill", "class"),  # which nothing has trained

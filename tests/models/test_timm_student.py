@@ -61,6 +61,8 @@ FEW_BLOCKS: dict[str, dict[str, Any]] = {
     "swin_tiny_patch4_window7_224": {"depths": (1, 1, 1, 1), "embed_dim": 48},
 }
 FAMILIES = [*((name, {}) for name in TIMMS_TWO), *TOKEN.items(), *((name, FEW_BLOCKS.get(name, {})) for name in ONE)]
+# Of the families with one head, which all take the same way, one of each kind is in the fast tests.
+FAST = {"beit_base_patch16_224", "convnext_atto", "mixer_s32_224", "regnety_002", "swin_tiny_patch4_window7_224"}
 
 
 def make(name: str, **kwargs: Any) -> tuple[TimmStudent, torch.Tensor]:
@@ -72,7 +74,13 @@ def make(name: str, **kwargs: Any) -> tuple[TimmStudent, torch.Tensor]:
     return student, torch.rand(2, kwargs.get("in_chans", 3), *student.pixels.input_size)
 
 
-@pytest.mark.parametrize(("name", "args"), FAMILIES)
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        pytest.param(name, args, marks=pytest.mark.slow if name in ONE and name not in FAST else ())
+        for name, args in FAMILIES
+    ],
+)
 def test_every_family_is_a_student(name: str, args: dict[str, Any]) -> None:
     student, image = make(name, **args)
     with torch.no_grad():  # the last scale of a residual branch often starts at zero, which would hide the branch

@@ -13,7 +13,6 @@ from torch import nn
 
 from lit_distill import DistillableViT, FrozenTeacher, LitDistiller, load_student
 from lit_distill.datamodules import DigitsDataModule
-from lit_distill.models.card import without_places
 from lit_distill.models.described import check_arguments
 from lit_distill.models.export import export_student
 from lit_distill.models.trust import build, trusting
@@ -170,16 +169,3 @@ def test_a_description_starts_from_no_other_file() -> None:
     assert isinstance(student, nn.Module)
     with pytest.raises(ValueError, match=r"give the file x.pth as weights="):
         FrozenTeacher("resnet10t", model_args={"checkpoint_path": "x.pth"})
-
-
-def test_a_card_has_no_places() -> None:
-    config = {
-        "data": {"class_path": "lit_distill.datamodules.ImageFolderDataModule", "init_args": {"root": "my_photos"}},
-        "model": {"teacher": {"init_args": {"model": "teacher.ckpt"}}, "optimizer": {"lr": 0.1}},
-        "trainer": {"logger": {"save_dir": "logs"}, "default_root_dir": None, "x": ["a/b", "c\\d", "~e", "f"]},
-    }
-    assert without_places(config) == {
-        "data": {"class_path": "lit_distill.datamodules.ImageFolderDataModule", "init_args": {}},
-        "model": {"teacher": {"init_args": {}}, "optimizer": {"lr": 0.1}},
-        "trainer": {"logger": {}, "default_root_dir": None, "x": ["f"]},
-    }

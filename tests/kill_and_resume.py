@@ -1,6 +1,6 @@
 """Kill training runs from outside at random moments, resume them, and compare their ends with runs never killed.
 
-    python benchmarks/kill_and_resume.py --trials 200
+    python tests/kill_and_resume.py --trials 200
 
 A trial forks a run from this process, which has imported everything, kills its whole process group with SIGKILL after a
 random time (a quarter of them while a checkpoint is being written), resumes from the last checkpoint, kills again with
