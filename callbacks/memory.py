@@ -119,7 +119,7 @@ class SoftLabelMemory:
         indices in the batch. A vector that is not finite, or not marked in ``where`` ``(B,)`` bool, is left out.
 
         Returns:
-            ``(B,)`` bool, True for the vectors that are in the table now.
+            ``(B,)`` bool, True for usable vectors whose row was written by this call.
 
         Raises:
             ValueError: If an index is not an integer, or outside the table where the host knows it. On a device such
@@ -147,7 +147,7 @@ class SoftLabelMemory:
         self._refused[1] += (~usable).sum()
         if inside is not None:
             self._refused[0] += (~inside).sum()
-        # Where this very vector was written: a row may instead have got the value of an equal index.
+        # A vector that is not usable has no place in the order, though an equal index may have written its row.
         return good & ~keep
 
     def read(self, index: Tensor, epoch: int, where: Tensor | None = None) -> tuple[Tensor, Tensor]:

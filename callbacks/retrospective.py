@@ -18,8 +18,8 @@ class RetrospectiveLoss(CriterionCallback):
     r"""Add `retrospective_loss` to a criterion, against a frozen snapshot of the network on the same images.
 
     In epoch i, counted from 1, with interval k: for i <= k the criterion is left alone. A snapshot of the network is
-    taken when the epochs k + 1, 2 k + 1, ... begin. From then on it gets the network's inputs of each step, in eval mode
-    and without gradient, and the criterion's value becomes
+    taken when the epochs k + 1, 2 k + 1, ... begin. From then on it gets the network's inputs of each step, in eval
+    mode and without gradient, and the criterion's value becomes
 
     .. math:: \mathrm{criterion}(z, y) + (\kappa + 1)\,\lVert p - \mathrm{onehot}(y) \rVert_1
         - \kappa\,\lVert p - p_\text{past} \rVert_1

@@ -118,6 +118,7 @@ def test_one_process_that_recorded_nothing_gets_everything() -> None:
         assert soft_labels[2].tolist() == [0.25, 0.75]
 
 
+@pytest.mark.filterwarnings("ignore:It is recommended to use `self.log")  # Lightning counts the other process
 def test_runs_of_one_process_each_exchange_nothing() -> None:
     """Two processes that know of each other, but train a network each."""
 

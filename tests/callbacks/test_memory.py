@@ -175,7 +175,7 @@ def test_elsewhere_it_is_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -
 def test_counts_what_is_not_finite_and_remembers_the_first_that_is() -> None:
     memory, rows = SoftLabelMemory(3, 4, dtype=torch.float32), probabilities(3)
     rows[0] = float("nan")
-    assert memory.record(torch.tensor([1, 1, 2]), rows, epoch=1).tolist() == [False, False, True]
+    assert memory.record(torch.tensor([1, 1, 2]), rows, epoch=1).tolist() == [False, True, True]
     read, recorded = memory.read(torch.arange(3), epoch=2)
     assert recorded.tolist() == [False, True, True]
     assert torch.equal(read[1:], rows[1:])
