@@ -47,7 +47,7 @@ class CriterionHook:
         """
         criterion = find_submodule(pl_module, self.criterion, "criterion")
         other = _HOOKS.get(criterion)
-        if other is not None and other is not self and other.owner in trainer.callbacks:
+        if other is not None and other is not self and other.owner in trainer.callbacks:  # type: ignore[attr-defined]  # set late
             names = f"{type(other.owner).__name__} and {type(self.owner).__name__}"
             raise ValueError(f"two retrospection callbacks on one criterion {self.criterion!r}, {names}: remove one")
         if other is not None:  # a fit that failed early left it behind

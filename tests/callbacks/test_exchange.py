@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from toys import Foreign, in_processes, toy_loader, trainer
+from torch.utils.data import DataLoader
+from toys import Foreign, in_processes, toy_data, trainer
 
 from lit_distill.callbacks import LearningWithRetrospection, SoftLabelMemory
 from lit_distill.callbacks.exchange import RowExchange
-from lit_distill.datamodules import KeyedSampler
+from lit_distill.datamodules import IndexedDataset, KeyedSampler
 
 ROWS, CLASSES, BATCH = 41, 7, 3
 
@@ -124,7 +125,8 @@ def test_runs_of_one_process_each_exchange_nothing() -> None:
 
     def work(rank: int) -> Any:
         callback = LearningWithRetrospection(1)
-        trainer(max_epochs=2, limit_train_batches=1 + rank, callbacks=callback).fit(Foreign(), toy_loader())
+        loader = DataLoader(IndexedDataset(toy_data()), 8)
+        trainer(max_epochs=2, limit_train_batches=1 + rank, callbacks=callback).fit(Foreign(), loader)
         return int(callback.memory.read(torch.arange(30), epoch=2)[1].sum())
 
     assert in_processes(2, work) == [8, 16]
