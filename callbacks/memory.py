@@ -1,5 +1,6 @@
 """The table of remembered soft labels, one a training sample."""
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -226,7 +227,7 @@ class SoftLabelMemory:
         tables = [state[name] for name in ("rows", "classes") if name in state]
         epochs: Tensor = state.get("epochs", torch.empty(0))
         num_classes: int = state.get("num_classes", 0)
-        size = tables[0].shape if tables else ()
+        size: Sequence[int] = tables[0].shape if tables else ()
         if (
             len(size) != 3
             or epochs.shape != (2, size[1])
@@ -284,8 +285,8 @@ class SoftLabelMemory:
         # A negative first value marks a row that is stored exactly: its other classes are zero.
         exact, values = values[:, :1] < 0, values.abs()
         rest = (1 - values.sum(dim=1, keepdim=True)).clamp(min=0) / (self.num_classes - self.top_k)
-        soft_labels = torch.where(exact, 0.0, rest).repeat(1, self.num_classes)
-        return soft_labels.scatter_(1, classes, values)
+        others: Tensor = torch.where(exact, 0.0, rest)
+        return others.repeat(1, self.num_classes).scatter_(1, classes, values)
 
 
 def _probabilities_kept(top_k: int | None, num_classes: int) -> int:

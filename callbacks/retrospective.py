@@ -83,7 +83,7 @@ class RetrospectiveLoss(CriterionCallback):
             self._restored_weights = {}
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         self._inputs = []
         # By number: after a checkpoint of an epoch's last step Lightning calls no hook of that epoch's end.

@@ -155,7 +155,7 @@ class SoftLabelCallback(Callback, ABC):
     # The step.
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         self._hook.begin_step()
         epoch = trainer.current_epoch + 1
         # After a checkpoint of an epoch's last step Lightning does not call the hook of that epoch's end any more.
@@ -200,7 +200,7 @@ class SoftLabelCallback(Callback, ABC):
 
     @override
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         self._hook.end_step()
         self._means.end_step()

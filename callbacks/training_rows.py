@@ -97,7 +97,7 @@ def _count(loader: Any, dataset: Any) -> int:
         ) from None
 
 
-def index_of(batch: Any, where: str | int) -> Tensor:
+def index_of(batch: object, where: str | int) -> Tensor:
     """Return the tensor of the batch's rows, ``(B,)``, on the batch's device.
 
     Args:
