@@ -285,8 +285,9 @@ class SoftLabelMemory:
         # A negative first value marks a row that is stored exactly: its other classes are zero.
         exact, values = values[:, :1] < 0, values.abs()
         rest = (1 - values.sum(dim=1, keepdim=True)).clamp(min=0) / (self.num_classes - self.top_k)
-        others: Tensor = torch.where(exact, 0.0, rest)
-        return others.repeat(1, self.num_classes).scatter_(1, classes, values)
+        others = torch.where(exact, 0.0, rest).repeat(1, self.num_classes)
+        soft_labels: Tensor = others.scatter_(1, classes, values)
+        return soft_labels
 
 
 def _probabilities_kept(top_k: int | None, num_classes: int) -> int:
