@@ -254,8 +254,8 @@ class SoftLabelMemory:
         self._epochs[slot, row] = epoch
 
     def _newest_slot(self, row: Tensor) -> Tensor:
-        first, second = self._epochs.index_select(1, row)
-        return (second > first).long()
+        epochs = self._epochs.index_select(1, row)
+        return epochs[1].gt(epochs[0]).long()
 
     def _rows(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the rows to work on, and which are inside the table; None where the host has checked that all are."""
@@ -286,8 +286,7 @@ class SoftLabelMemory:
         exact, values = values[:, :1] < 0, values.abs()
         rest = (1 - values.sum(dim=1, keepdim=True)).clamp(min=0) / (self.num_classes - self.top_k)
         others = torch.where(exact, 0.0, rest).repeat(1, self.num_classes)
-        soft_labels: Tensor = others.scatter_(1, classes, values)
-        return soft_labels
+        return others.scatter_(1, classes, values)
 
 
 def _probabilities_kept(top_k: int | None, num_classes: int) -> int:

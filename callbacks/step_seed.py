@@ -1,6 +1,5 @@
 """Keyed randomness of the network."""
 
-
 from lightning.pytorch import Callback, LightningModule, Trainer
 import torch
 from typing_extensions import override
