@@ -81,6 +81,7 @@ class SoftLabelMemory:
         self._tables = tables  # probabilities, and the classes that they are of unless all are kept: (2, N, top_k) each
         self._epochs = epochs  # (2, N)
         self._refused = torch.zeros(2, dtype=torch.int64, device=epochs.device)
+        self._checked: tuple[Tensor, int] | None = None
         return self
 
     @property
@@ -259,7 +260,10 @@ class SoftLabelMemory:
 
     def _rows(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the rows to work on, and which are inside the table; None where the host has checked that all are."""
-        check_index(index, self.num_samples)
+        # As a rule a batch is read and then recorded: check its index once.
+        if self._checked is None or self._checked[0] is not index or self._checked[1] != index._version:
+            check_index(index, self.num_samples)
+            self._checked = index, index._version
         row = index.to(self.device).long()
         if _is_on_host(index):
             return row, None
