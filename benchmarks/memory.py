@@ -23,7 +23,7 @@ from torch.multiprocessing import start_processes
 from torch.utils.data import DataLoader, Dataset
 
 from lit_distill.callbacks import LearningWithRetrospection, SoftLabelMemory
-from lit_distill.callbacks.exchange import exchange
+from lit_distill.callbacks.exchange import RowExchange
 from lit_distill.datamodules import IndexedDataset, KeyedSampler
 
 ROWS, CLASSES, TOP_K = 1_280_000, 1000, 5
@@ -40,13 +40,22 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def fill(memory: SoftLabelMemory, epoch: int, rank: int = 0, world: int = 1, batch: int = 256) -> None:
+def fill(
+    memory: SoftLabelMemory,
+    epoch: int,
+    rank: int = 0,
+    world: int = 1,
+    batch: int = 256,
+    exchange: RowExchange | None = None,
+) -> None:
     """Record every row once, in an order that has each rank's rows everywhere in the table."""
     torch.manual_seed(epoch)
     soft_labels = torch.randn(batch, memory.num_classes).softmax(dim=1)
     for start in range(rank, memory.num_samples, world * batch):
         part = torch.arange(start, min(start + world * batch, memory.num_samples), world)
-        memory.record(part, soft_labels[: len(part)], epoch)
+        recorded = memory.record(part, soft_labels[: len(part)], epoch)
+        if exchange is not None:
+            exchange.note(part, recorded, epoch)
 
 
 def table(rows: int, top_k: int) -> dict[str, float]:
@@ -131,13 +140,13 @@ def swap(rows: int, top_k: int, world: int, meet: str, rank: int) -> dict[str, f
     memory = SoftLabelMemory(rows, CLASSES, top_k)
     for epoch in (1, 2):  # so that all of the table is resident before
         fill(memory, epoch)
-    memory._fresh.clear()
-    fill(memory, 3, rank, world)
+    exchange = RowExchange()
+    fill(memory, 3, rank, world, exchange=exchange)
     before = resident()
     forget_peak()
     distributed.barrier()
     start = time.perf_counter()
-    received = exchange(memory)
+    received = exchange.run(memory)
     seconds = time.perf_counter() - start
     peak = resident(peak=True) - before
     checks = [torch.zeros(1, dtype=torch.int64) for _ in range(world)]

@@ -8,7 +8,7 @@ from lit_distill.callbacks.pskd import ProgressiveSelfDistillation
 from lit_distill.callbacks.retrospection import LearningWithRetrospection
 from lit_distill.callbacks.retrospective import RetrospectiveLoss
 from lit_distill.callbacks.self_adaptive import SelfAdaptiveTraining
-from lit_distill.callbacks.soft_labels import ScheduledCallback, SoftLabelCallback
+from lit_distill.callbacks.soft_labels import SoftLabelCallback
 from lit_distill.callbacks.step_seed import StepSeed
 from lit_distill.callbacks.summary import RunSummary
 from lit_distill.callbacks.teacher_check import TeacherCheck
@@ -21,7 +21,6 @@ __all__ = [
     "ProgressiveSelfDistillation",
     "RetrospectiveLoss",
     "RunSummary",
-    "ScheduledCallback",
     "SelfAdaptiveTraining",
     "SoftLabelCallback",
     "SoftLabelMemory",

@@ -1,8 +1,10 @@
-"""What the callbacks share that change a criterion's value in training."""
+"""Replacing the value of a criterion in training."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 import inspect
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -11,13 +13,108 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+# What replaces the value: called with (loss, logits, target, epoch), the epoch counted from 1; None leaves the value.
+Replace = Callable[[Tensor, Tensor, Tensor, int], Tensor | None]
+
+
+class CriterionHook:
+    """The part of a callback that replaces its criterion's value in training steps.
+
+    The callback calls `attach` when it is set up, `begin_step` and `end_step` around each batch, and `remove` at the
+    end. In between, `replace` gets what the criterion returned and was called with. The value stays as it is outside of
+    training steps, and in calls without gradient.
+
+    Args:
+        owner: The callback.
+        criterion: Dotted name of the criterion among the module's submodules.
+        replace: Returns the new value, a scalar, or None.
+    """
+
+    def __init__(self, owner: Callback, criterion: str, replace: Replace) -> None:
+        self.owner = owner
+        self.criterion = criterion
+        self.replace = replace
+        self._module: LightningModule | None = None
+        self._handle: RemovableHandle | None = None
+        self._calls: int | None = None  # of the criterion in this step; None outside of steps
+        self._ever_called = False
+
+    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hook the criterion of ``pl_module``.
+
+        Raises:
+            ValueError: If there is no such submodule, or another callback of ``trainer`` replaces its value.
+        """
+        criterion = find_submodule(pl_module, self.criterion, "criterion")
+        other = _HOOKS.get(criterion)
+        if other is not None and other is not self and other.owner in trainer.callbacks:  # type: ignore[attr-defined]  # set late
+            names = f"{type(other.owner).__name__} and {type(self.owner).__name__}"
+            raise ValueError(f"two retrospection callbacks on one criterion {self.criterion!r}, {names}: remove one")
+        if other is not None:  # a fit that failed early left it behind
+            other.remove()
+        self._module = pl_module
+        _HOOKS[criterion] = self
+
+        # A function, not a method: a copy of the module (an average of its weights) must not copy callback and table.
+        def replace(*call: Any) -> Tensor | None:
+            return self._replace(*call)
+
+        self._handle = criterion.register_forward_hook(replace, with_kwargs=True)
+
+    def begin_step(self) -> None:
+        """Announce a training step; without that the hook does nothing."""
+        self._calls = 0
+
+    def end_step(self) -> None:
+        """End the step.
+
+        Raises:
+            ValueError: If no step has called the criterion so far. A module may skip a single step.
+        """
+        self._calls = None
+        if not self._ever_called:
+            raise ValueError(
+                f"the training step did not call {self.criterion!r}: have it compute the loss with "
+                f"self.{self.criterion}(logits, target), or name its criterion with criterion="
+            )
+
+    def remove(self) -> None:
+        """Remove the hook."""
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = self._module = self._calls = None
+        self._ever_called = False
+
+    def _replace(
+        self, criterion: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], loss: Tensor
+    ) -> Tensor | None:
+        module = self._module
+        if module is None or self._calls is None or not module.training or not torch.is_grad_enabled():
+            return None
+        self._calls, self._ever_called = self._calls + 1, True
+        if self._calls > 1:
+            raise ValueError(
+                f"the training step called {self.criterion!r} twice, so which prediction counts is open: compute the "
+                "other loss with a criterion of its own, and use no optimizer that repeats a step, such as LBFGS"
+            )
+        logits, target = _logits_and_target(criterion, args, kwargs)
+        if not isinstance(loss, Tensor) or loss.dim() != 0:
+            raise ValueError(
+                f"{type(self.owner).__name__} needs a criterion that returns a scalar, got {describe(loss)}: "
+                "set its reduction to 'mean'"
+            )
+        return self.replace(loss, logits, target, module.current_epoch + 1)
+
+
+_HOOKS: WeakKeyDictionary[nn.Module, CriterionHook] = WeakKeyDictionary()  # the last hook of each criterion
+
 
 class CriterionCallback(Callback, ABC):
     """Base of callbacks that replace a criterion's value in training, in any Lightning project.
 
-    All it needs of the module is a submodule ``pl_module.<criterion>(logits, target)`` that returns a scalar and is
-    called once a training step, automatic or manual. A subclass says in `mix` what becomes of the value. Validation,
-    testing, the sanity check and calls without gradient get the criterion's own value.
+    The module needs a submodule ``pl_module.<criterion>(logits, target)`` that returns a scalar and is called once in a
+    training step, with automatic or manual optimization. A subclass implements `mix`, which returns the new value.
+    Validation, testing, the sanity check and calls without gradient get the criterion's own value.
 
     Args:
         criterion: Dotted name of the criterion among the module's submodules.
@@ -29,12 +126,7 @@ class CriterionCallback(Callback, ABC):
 
     def __init__(self, criterion: str = "criterion") -> None:
         super().__init__()
-        self.criterion = criterion
-        self._handle: RemovableHandle | None = None
-        self._module: LightningModule | None = None
-        self._calls: int | None = None  # of the criterion in this step; None outside of steps
-        self._ever_called = False
-        self._loaded = False  # True once this run has restored the state of a checkpoint
+        self._hook = CriterionHook(self, criterion, self.mix)
 
     @abstractmethod
     def mix(self, loss: Tensor, logits: Tensor, target: Tensor, epoch: int) -> Tensor | None:
@@ -47,107 +139,63 @@ class CriterionCallback(Callback, ABC):
             epoch: Counted from 1.
         """
 
-    def prepare(self, module: LightningModule, logits: Tensor, target: Tensor) -> Tensor:
-        """Check what `mix` is about to be called with, and return the logits for it."""
-        return logits
+    def forget(self) -> None:
+        """Drop what a former run left, before a new one begins."""
+
+    @property
+    def criterion(self) -> str:
+        """Dotted name of the criterion."""
+        return self._hook.criterion
 
     @property
     def state_key(self) -> str:
-        """Two of these on two criteria of one module keep a state each."""
+        """Two of these on two criteria of one module have a state each."""
         return self._generate_state_key(criterion=self.criterion)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
-        self._loaded = False
-        criterion = find_submodule(pl_module, self.criterion, "criterion")
-        for hook in list(criterion._forward_hooks.values()):
-            other = getattr(hook, "callback", None)
-            if other is not None and other is not self and other in trainer.callbacks:  # type: ignore[attr-defined]
-                names = f"{type(other).__name__} and {type(self).__name__}"
-                raise ValueError(
-                    f"two retrospection callbacks on one criterion {self.criterion!r}, {names}: remove one"
-                )
-            if other is not None:  # left behind by a fit that failed before it could clean up
-                other._release()
-        self._module = pl_module
-
-        # A function, not a method: copying the module (to average its weights, say) must not copy callback and state.
-        def call_mix(*args: Any) -> Tensor | None:
-            return self._mix(*args)
-
-        call_mix.callback = self  # type: ignore[attr-defined]
-        self._handle = criterion.register_forward_hook(call_mix, with_kwargs=True)
+        if stage == "fit":
+            if begins_run(trainer):
+                self.forget()
+            self._hook.attach(trainer, pl_module)
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if trainer.state.fn != "fit":  # a validation between two fits must not bring an older state back
-            checkpoint.get("callbacks", {}).pop(self.state_key, None)
-
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Lightning restores what a checkpoint has; a callback that has been through another run may have more.
-        loaded, self._loaded = self._loaded, False
-        # Steps of a manual optimization need not count in `global_step`.
-        begins = trainer.fit_loop.epoch_loop.batch_progress.total.ready == 0
-        if not loaded and (begins or trainer.fit_loop.restarting):
+        state = take_state(checkpoint, self.state_key)
+        if trainer.state.fn == "fit":  # a validation between two fits must not bring an older state back
             self.forget()
-
-    def forget(self) -> None:
-        """Begin a new run without what another has left."""
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = True
+            if state:
+                self.load_state_dict(state)
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._calls = 0
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        self._hook.begin_step()
 
     @override
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        self._calls = None
-        if not self._ever_called:  # a single step without may be one that the module skips
-            raise ValueError(
-                f"the training step did not call {self.criterion!r}: have it compute the loss with "
-                f"self.{self.criterion}(logits, target), or name its criterion with criterion="
-            )
+        self._hook.end_step()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._release()
+        self._hook.remove()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._release()
+        self._hook.remove()
 
-    def _release(self) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-        self._handle = self._module = self._calls = None
-        self._ever_called = False
 
-    def _mix(self, criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Tensor) -> Tensor | None:
-        """Forward hook of the criterion; inert unless a training batch was announced."""
-        module = self._module
-        if module is None or self._calls is None or not module.training or not torch.is_grad_enabled():
-            return None
-        self._calls, self._ever_called = self._calls + 1, True
-        if self._calls > 1:
-            raise ValueError(
-                f"the training step called {self.criterion!r} twice, so which prediction counts is open: compute the "
-                "other loss with a criterion of its own, and use no optimizer that repeats a step, such as LBFGS"
-            )
-        logits, target = _logits_and_target(criterion, args, kwargs)
-        if not isinstance(loss, Tensor) or loss.dim() != 0:
-            got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise ValueError(
-                f"{type(self).__name__} needs a criterion that returns a scalar, got {got}: set its reduction to 'mean'"
-            )
-        return self.mix(loss, self.prepare(module, logits, target), target, module.current_epoch + 1)
+def begins_run(trainer: Trainer) -> bool:
+    """Tell in ``setup`` whether ``fit`` begins a run, rather than going on where the trainer's last fit ended."""
+    # Not `global_step`, which stays 0 if a manual optimization steps the optimizer behind Lightning's back.
+    return trainer.fit_loop.epoch_loop.batch_progress.total.ready == 0
+
+
+def take_state(checkpoint: dict[str, Any], state_key: str) -> dict[str, Any]:
+    """Take a callback's state out of a checkpoint: Lightning would copy what it finds there for `load_state_dict`."""
+    state: dict[str, Any] = checkpoint.get("callbacks", {}).pop(state_key, {})
+    return state
 
 
 def find_submodule(pl_module: nn.Module, name: str, option: str) -> nn.Module:
@@ -157,29 +205,35 @@ def find_submodule(pl_module: nn.Module, name: str, option: str) -> nn.Module:
         ValueError: If there is none; names those there are.
     """
     try:
-        found = pl_module.get_submodule(name) if name else None
+        if not name:  # which would be the module itself
+            raise AttributeError
+        return pl_module.get_submodule(name)
     except AttributeError:
-        found = None
-    if found is None:
-        there = [child for child, _ in pl_module.named_children()]
+        children = ", ".join(child for child, _ in pl_module.named_children()) or "none"
         raise ValueError(
             f"{type(pl_module).__name__} has no submodule {name!r} to hook; name its {option} with {option}=, "
-            f"of its submodules {', '.join(there) or 'none'}"
-        )
-    return found
+            f"of its submodules {children}"
+        ) from None
 
 
-def say_if_too_late(name: str, option: str, begin: int, epochs: int | None) -> None:
-    """Say so if what begins after ``begin`` epochs never does."""
+def warn_if_too_late(name: str, option: str, begin: int, epochs: int | None) -> None:
+    """Say so if a method that begins after ``begin`` epochs never begins."""
     if epochs is not None and 0 < epochs <= begin:
         rank_zero_info(f"{name} has no effect: its {option} {begin} is not below the run's {epochs} epochs")
 
 
-def _logits_and_target(criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    if len(args) < 2:
+def describe(value: object) -> str:
+    """Return the shape of a tensor, or the type of anything else."""
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _logits_and_target(
+    criterion: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+) -> tuple[Tensor, Tensor]:
+    if kwargs:
         args = tuple(inspect.signature(criterion.forward).bind(*args, **kwargs).arguments.values())
-    if len(args) < 2 or not all(isinstance(arg, Tensor) for arg in args[:2]):
-        got = ", ".join(type(arg).__name__ for arg in args)
-        raise ValueError(f"retrospection needs a criterion that is called with (logits, target), got ({got})")
-    logits, target = args[:2]
-    return logits, target if target.is_floating_point() else target.long()
+    match args:
+        case (Tensor() as logits, Tensor() as target, *_):
+            return logits, target if target.is_floating_point() else target.long()
+    types = ", ".join(type(argument).__name__ for argument in args)
+    raise ValueError(f"retrospection needs a criterion that is called with (logits, target), got ({types})")

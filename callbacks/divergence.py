@@ -32,9 +32,9 @@ class DivergenceCheck(Callback):
 
     def __init__(self) -> None:
         super().__init__()
-        self._first: Tensor | None = None  # epoch and batch of the first loss that is not finite, or -1; on the device
-        self._host: Tensor | None = None  # the same, perhaps a few steps old
-        self._warned_in = -1
+        self._first = torch.tensor(-1)  # epoch and batch of the first loss that is not finite, or -1; on the device
+        self._first_on_host = torch.tensor(-1)  # the same, perhaps a few steps old
+        self._warned_in = -1  # epoch
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -46,64 +46,63 @@ class DivergenceCheck(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         device = pl_module.device
         self._first = torch.tensor(-1, device=device)
-        self._host = torch.tensor(-1)
-        self._host = self._host.pin_memory() if device.type == "cuda" else self._host
+        self._first_on_host = torch.tensor(-1, pin_memory=device.type == "cuda")
         self._warned_in = -1
 
     @override
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if not isinstance(loss, Tensor) or self._first is None or self._host is None:
+        if not isinstance(loss, Tensor):
             return
         place = trainer.current_epoch * _BATCHES + batch_idx
-        news = ~loss.detach().isfinite().all() & (self._first < 0)
-        self._first = torch.where(news, place, self._first)
-        self._host.copy_(self._first, non_blocking=True)
-        if trainer.world_size == 1 and int(self._host) >= 0:
-            self._judge(trainer, pl_module)
+        is_first = ~loss.detach().isfinite().all() & (self._first < 0)
+        self._first = torch.where(is_first, place, self._first)
+        self._first_on_host.copy_(self._first, non_blocking=True)
+        if trainer.world_size == 1 and int(self._first_on_host) >= 0:
+            self._check_weights(trainer, pl_module)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._judge(trainer, pl_module)
+        self._check_weights(trainer, pl_module)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._judge(trainer, pl_module)
+            self._check_weights(trainer, pl_module)
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.training:
-            self._judge(trainer, pl_module, alone=True)
+            self._check_weights(trainer, pl_module, alone=True)
 
-    def _judge(self, trainer: Trainer, pl_module: LightningModule, alone: bool = False) -> None:
+    def _check_weights(self, trainer: Trainer, pl_module: LightningModule, alone: bool = False) -> None:
         """End the run if the weights are lost; on all ranks alike unless ``alone``."""
-        if self._first is None or self._host is None:
-            return
-        lost = not_finite(pl_module)
-        first, ends = self._first, lost is not None
+        name = not_finite(pl_module)
+        first, lost = self._first, name is not None
         if not alone:
             first = trainer.strategy.reduce(first.clone(), reduce_op="max")
-            ends = trainer.strategy.reduce_boolean_decision(ends, all=False)
-        place = int(first)
-        epoch, batch = divmod(place, _BATCHES) if place >= 0 else (trainer.current_epoch, None)
-        where = f"epoch {epoch}" if batch is None else f"epoch {epoch}, batch {batch}"
-        if ends:
-            before = checkpoint_paths(trainer)
-            path = before.get("last checkpoint") or before.get("best checkpoint")
-            what = "loss became NaN or infinite, and with it the weights" if place >= 0 else "weights became not finite"
+            lost = trainer.strategy.reduce_boolean_decision(lost, all=False)
+        epoch, batch = divmod(int(first), _BATCHES)
+        loss_is_known = epoch >= 0
+        place = f"epoch {epoch}, batch {batch}" if loss_is_known else f"epoch {trainer.current_epoch}"
+        if lost:
+            paths = checkpoint_paths(trainer)
+            path = paths.get("last checkpoint", paths.get("best checkpoint"))
+            event = (
+                "loss became NaN or infinite, and with it the weights" if loss_is_known else "weights became not finite"
+            )
             raise ValueError(
-                f"the run has diverged: in {where} (counted from 0) the {what}{f' ({lost})' if lost else ''}; "
+                f"the run has diverged: in {place} (counted from 0) the {event}{f' ({name})' if name else ''}; "
                 "lower the learning rate or set the trainer's gradient_clip_val=1; "
                 + (f"the last checkpoint before is {path}" if path else "no checkpoint was saved before")
             )
-        if place >= 0:
+        if loss_is_known:
             self._first = torch.full_like(self._first, -1)
-            self._host.fill_(-1)
+            self._first_on_host.fill_(-1)
             if self._warned_in != epoch:
                 self._warned_in = epoch
                 rank_zero_warn(
-                    f"the loss was NaN or infinite in {where} (counted from 0); the weights are still finite"
+                    f"the loss was NaN or infinite in {place} (counted from 0); the weights are still finite"
                 )

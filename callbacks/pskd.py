@@ -1,16 +1,18 @@
 """Progressive self-knowledge distillation as a callback."""
 
-from typing import Any
+from typing import Any, ClassVar
 
+from lightning.pytorch import LightningModule, Trainer
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from lit_distill.callbacks.soft_labels import ScheduledCallback, tempered_softmax
+from lit_distill.callbacks.soft_labels import SoftLabelCallback, count_epochs, tempered_softmax
+from lit_distill.checks import check_at_least, check_fraction
 
 
-class ProgressiveSelfDistillation(ScheduledCallback):
+class ProgressiveSelfDistillation(SoftLabelCallback):
     r"""PS-KD: soften the targets, more in every epoch, with the model's prediction of the epoch before.
 
     In epoch i, counted from 1, of M, with :math:`\alpha_i = \alpha\, i / M`, the criterion becomes
@@ -20,6 +22,8 @@ class ProgressiveSelfDistillation(ScheduledCallback):
     which, if the criterion is cross-entropy, is cross-entropy with the target
     :math:`(1 - \alpha_i)\,\mathrm{onehot}(y) + \alpha_i\,p_{i-1}`. A row without remembered p, as all are in the first
     epoch, has the truth in its place. Every epoch's :math:`p_i = \mathrm{softmax}(z)` is remembered.
+
+    Logs ``pskd/weight``, ``pskd/cross_entropy`` and ``pskd/unrecorded``, see `SoftLabelCallback`.
 
     Args:
         alpha: Weight of the remembered prediction in the last epoch, in 0..1.
@@ -34,15 +38,24 @@ class ProgressiveSelfDistillation(ScheduledCallback):
         equation 3.
 
     Example:
-        >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(max_epochs=20, callbacks=ProgressiveSelfDistillation(alpha=0.8), logger=False)
     """
 
+    log_name: ClassVar[str] = "pskd"
+
     def __init__(self, alpha: float = 0.8, max_epochs: int | None = None, **kwargs: Any) -> None:
-        super().__init__(max_epochs, **kwargs)
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+        super().__init__(**kwargs)
+        check_fraction(alpha=alpha)
+        check_at_least(1, max_epochs=max_epochs)
         self.alpha = alpha
+        self.max_epochs = max_epochs
+        self._epochs = 1  # M
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._epochs = count_epochs(trainer, self.max_epochs)
 
     @override
     def weight(self, epoch: int) -> float:

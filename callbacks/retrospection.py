@@ -1,6 +1,6 @@
 """Learning with Retrospection as a callback."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -9,12 +9,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from lit_distill.callbacks.criterion import say_if_too_late
-from lit_distill.callbacks.soft_labels import ScheduledCallback, tempered_softmax
+from lit_distill.callbacks.criterion import warn_if_too_late
+from lit_distill.callbacks.soft_labels import SoftLabelCallback, count_epochs, tempered_softmax
+from lit_distill.checks import check_at_least, check_fraction, check_positive
 from lit_distill.losses import retrospection_loss, retrospection_weight
 
 
-class LearningWithRetrospection(ScheduledCallback):
+class LearningWithRetrospection(SoftLabelCallback):
     r"""Replace a criterion by its mixture with the model's own remembered predictions, in any Lightning project.
 
     In epoch i, counted from 1, of M, with interval k:
@@ -36,8 +37,7 @@ class LearningWithRetrospection(ScheduledCallback):
         update_rate: How far the true labels' weight falls by the last epoch, in 0..1.
         max_epochs: M >= 1; by default the trainer's.
         top_k: Remember the ``top_k`` >= 1 largest probabilities and spread the rest evenly; None remembers all.
-        kwargs: ``criterion``, ``index``, ``num_samples``, ``dtype``, ``storage`` and ``soft_targets`` of
-            `SoftLabelCallback`.
+        kwargs: ``criterion``, ``index``, ``num_samples``, ``dtype`` and ``soft_targets`` of `SoftLabelCallback`.
 
     Raises:
         ValueError: At construction for a value out of range; before the first step if the number of epochs cannot be
@@ -50,6 +50,8 @@ class LearningWithRetrospection(ScheduledCallback):
         >>> trainer = Trainer(max_epochs=20, callbacks=LearningWithRetrospection(interval=5), logger=False)
     """
 
+    log_name: ClassVar[str] = "retrospection"
+
     def __init__(
         self,
         interval: int = 5,
@@ -59,22 +61,22 @@ class LearningWithRetrospection(ScheduledCallback):
         top_k: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(max_epochs, top_k=top_k, **kwargs)
-        if interval < 1:
-            raise ValueError(f"interval must be >= 1, got {interval}")
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature must be > 0, got {temperature}")
-        if not 0 <= update_rate <= 1:
-            raise ValueError(f"update_rate must be in [0, 1], got {update_rate}")
+        super().__init__(top_k=top_k, **kwargs)
+        check_at_least(1, interval=interval, max_epochs=max_epochs)
+        check_positive(temperature=temperature)
+        check_fraction(update_rate=update_rate)
         self.interval = interval
         self.temperature = temperature
         self.update_rate = update_rate
+        self.max_epochs = max_epochs
+        self._epochs = 1  # M
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            say_if_too_late("retrospection", "interval", self.interval, self._epochs)
+            self._epochs = count_epochs(trainer, self.max_epochs)
+            warn_if_too_late("retrospection", "interval", self.interval, self._epochs)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -84,11 +86,11 @@ class LearningWithRetrospection(ScheduledCallback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        then = state_dict.get("temperature", self.temperature)
-        if then != self.temperature:
+        temperature = state_dict.get("temperature", self.temperature)
+        if temperature != self.temperature:
             rank_zero_info(
-                f"the remembered soft labels are of temperature {then}, this run has {self.temperature}: they are "
-                "taken as they are until recorded anew"
+                f"the remembered soft labels are of temperature {temperature}, this run has {self.temperature}: "
+                "they are taken as they are until recorded anew"
             )
 
     @override

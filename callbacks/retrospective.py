@@ -9,21 +9,22 @@ from torch import Tensor, distributed, nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lit_distill.callbacks.criterion import CriterionCallback, find_submodule, say_if_too_late
+from lit_distill.callbacks.criterion import CriterionCallback, describe, find_submodule, warn_if_too_late
+from lit_distill.checks import check_at_least
 from lit_distill.losses import retrospective_loss
 
 
 class RetrospectiveLoss(CriterionCallback):
     r"""Add `retrospective_loss` to a criterion, against a frozen snapshot of the network on the same images.
 
-    In epoch i, counted from 1, with interval k: for i <= k the criterion is left alone. At the beginning of the epochs
-    k + 1, 2 k + 1, ... the network's weights are kept; from then on the snapshot, in eval mode and without gradient, is
-    given whatever the network was given in the step, and the criterion's value becomes
+    In epoch i, counted from 1, with interval k: for i <= k the criterion is left alone. A snapshot of the network is
+    taken when the epochs k + 1, 2 k + 1, ... begin. From then on it gets the network's inputs of each step, in eval
+    mode and without gradient, and the criterion's value becomes
 
     .. math:: \mathrm{criterion}(z, y) + (\kappa + 1)\,\lVert p - \mathrm{onehot}(y) \rVert_1
         - \kappa\,\lVert p - p_\text{past} \rVert_1
 
-    The snapshot is part of the checkpoint, and of nothing else: not of the module, its optimizer or DDP.
+    The snapshot is part of the checkpoint, but not of the module, its optimizer or DDP.
 
     Args:
         interval: k >= 1 epochs between two snapshots.
@@ -46,95 +47,99 @@ class RetrospectiveLoss(CriterionCallback):
         self, interval: int = 5, kappa: float = 4.0, network: str = "student", criterion: str = "criterion"
     ) -> None:
         super().__init__(criterion)
-        if interval < 1:
-            raise ValueError(f"interval must be >= 1, got {interval}")
-        if not 0 <= kappa < float("inf"):
-            raise ValueError(f"kappa must be >= 0, got {kappa}")
+        check_at_least(1, interval=interval)
+        check_at_least(0, kappa=kappa)
         self.interval = interval
         self.kappa = kappa
         self.network = network
-        self.snapshot: nn.Module | None = None
-        self._taken = 0  # the epoch at whose end the snapshot's weights were the network's
-        self._restored: dict[str, Any] = {}
-        self._given: list[tuple[tuple[Any, ...], dict[str, Any]]] = []  # to the network in this step
         self._listener: RemovableHandle | None = None
+        self.forget()
+
+    @override
+    def forget(self) -> None:
+        self.snapshot: nn.Module | None = None
+        self._snapshot_epoch = 0  # at the end of which the snapshot's weights were the network's
+        self._restored_weights: dict[str, Tensor] = {}
+        self._inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []  # of the network in this step
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        say_if_too_late(type(self).__name__, "interval", self.interval, trainer.max_epochs)
+        warn_if_too_late(type(self).__name__, "interval", self.interval, trainer.max_epochs)
 
         def listen(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if network.training and torch.is_grad_enabled():
-                self._given.append((args, kwargs))
+                self._inputs.append((args, kwargs))
 
         network = find_submodule(pl_module, self.network, "network")
         self._listener = network.register_forward_pre_hook(listen, with_kwargs=True)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        if self._restored:
-            self._take(pl_module, self._restored)
-            self._restored = {}
+        if self._restored_weights:
+            self._take_snapshot(pl_module, self._restored_weights)
+            self._restored_weights = {}
 
     @override
-    def forget(self) -> None:
-        self.snapshot, self._taken, self._restored = None, 0, {}
-
-    @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        self._given = []
+        self._inputs = []
         # By number: after a checkpoint of an epoch's last step Lightning calls no hook of that epoch's end.
         due = trainer.current_epoch // self.interval * self.interval
-        if due > self._taken:
-            self._taken = due
-            self._take(pl_module, find_submodule(pl_module, self.network, "network").state_dict())
+        if due > self._snapshot_epoch:
+            self._snapshot_epoch = due
+            self._take_snapshot(pl_module, find_submodule(pl_module, self.network, "network").state_dict())
 
     @override
     def mix(self, loss: Tensor, logits: Tensor, target: Tensor, epoch: int) -> Tensor | None:
         if self.snapshot is None:
             return None
-        if len(self._given) != 1:
-            how = "twice, and a snapshot can follow one call" if self._given else "not at all"
-            raise ValueError(f"the training step called {self.network!r} {how}: name its network with network=")
-        args, kwargs = self._given[0]
+        if len(self._inputs) != 1:
+            calls = "twice, and a snapshot can follow one call" if self._inputs else "not at all"
+            raise ValueError(f"the training step called {self.network!r} {calls}: name its network with network=")
+        args, kwargs = self._inputs[0]
         with torch.no_grad():
             past = self.snapshot(*args, **kwargs)
         past = getattr(past, "logits", past)
         if not isinstance(past, Tensor) or past.shape != logits.shape:
-            got = tuple(past.shape) if isinstance(past, Tensor) else type(past).__name__
-            raise ValueError(f"{self.network!r} must return the criterion's logits {tuple(logits.shape)}, got {got}")
+            raise ValueError(
+                f"{self.network!r} must return the criterion's logits {tuple(logits.shape)}, got {describe(past)}"
+            )
         return loss + retrospective_loss(logits, past, target, self.kappa)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.snapshot is None else {"taken": self._taken, "snapshot": self.snapshot.state_dict()}
+        return {} if self.snapshot is None else {"taken": self._snapshot_epoch, "snapshot": self.snapshot.state_dict()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self._taken, self._restored = state_dict["taken"], state_dict["snapshot"]
+        self._snapshot_epoch, self._restored_weights = state_dict["taken"], state_dict["snapshot"]
 
-    def _take(self, pl_module: LightningModule, weights: dict[str, Any]) -> None:
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        self._stop_listening()
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        if self._listener is not None:
+            self._listener.remove()
+        self._listener, self._inputs = None, []
+
+    def _take_snapshot(self, pl_module: LightningModule, weights: dict[str, Tensor]) -> None:
         if self.snapshot is None:
-            self.snapshot = (
-                copy.deepcopy(find_submodule(pl_module, self.network, "network")).eval().requires_grad_(False)
-            )
-            if self._listener is not None:  # which has been copied with the network
+            network = find_submodule(pl_module, self.network, "network")
+            self.snapshot = copy.deepcopy(network).eval().requires_grad_(False)
+            if self._listener is not None:  # which was copied with the network
                 self.snapshot._forward_pre_hooks.pop(self._listener.id, None)
                 self.snapshot._forward_pre_hooks_with_kwargs.pop(self._listener.id, None)
         self.snapshot.load_state_dict(weights)
         if pl_module.trainer.world_size > 1:
-            for buffer in self.snapshot.buffers():  # a norm's differ between the processes until DDP's next step
+            for buffer in self.snapshot.buffers():  # those of a norm differ between processes until DDP's next step
                 distributed.broadcast(buffer, src=0)
-
-    @override
-    def _release(self) -> None:
-        super()._release()
-        if self._listener is not None:
-            self._listener.remove()
-        self._listener, self._given = None, []

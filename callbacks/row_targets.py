@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_distill.callbacks.exchange import largest
+from lit_distill.callbacks.exchange import all_reduce_max
 
 # Where no target is known; fingerprints are above it, and the difference of two of them is an int32.
 _NONE = -(2**30)
@@ -66,7 +66,7 @@ class RowTargets:
 
     def merge(self) -> None:
         """Bring together what all processes have seen of the epoch so far; collective."""
-        largest(self._extremes)
+        all_reduce_max(self._extremes)
 
     def settle(self) -> Tensor:
         """End the epoch: return ``(N,)`` bool, True for each row that had more than one target; collective."""

@@ -1,6 +1,6 @@
 """Self-adaptive training as a callback."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
 import torch
@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from lit_distill.callbacks.criterion import say_if_too_late
+from lit_distill.callbacks.criterion import warn_if_too_late
 from lit_distill.callbacks.soft_labels import SoftLabelCallback, tempered_softmax
+from lit_distill.checks import check_at_least, check_fraction
 
 
 class SelfAdaptiveTraining(SoftLabelCallback):
@@ -24,6 +25,9 @@ class SelfAdaptiveTraining(SoftLabelCallback):
 
     A target moves once an epoch, also where a sample is seen several times. Under several processes the weights are
     normalised over the batch of each, as the mean of any criterion is.
+
+    Logs ``self_adaptive/weight``, ``self_adaptive/cross_entropy`` and ``self_adaptive/unrecorded``, see
+    `SoftLabelCallback`.
 
     Args:
         start: Epochs >= 0 that train on the criterion alone.
@@ -41,12 +45,12 @@ class SelfAdaptiveTraining(SoftLabelCallback):
         >>> trainer = Trainer(max_epochs=200, callbacks=SelfAdaptiveTraining(start=60), logger=False)
     """
 
+    log_name: ClassVar[str] = "self_adaptive"
+
     def __init__(self, start: int = 60, momentum: float = 0.9, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if start < 0:
-            raise ValueError(f"start must be >= 0, got {start}")
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must be in [0, 1], got {momentum}")
+        check_at_least(0, start=start)
+        check_fraction(momentum=momentum)
         self.start = start
         self.momentum = momentum
 
@@ -54,7 +58,7 @@ class SelfAdaptiveTraining(SoftLabelCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            say_if_too_late(type(self).__name__, "start", self.start, trainer.max_epochs)
+            warn_if_too_late(type(self).__name__, "start", self.start, trainer.max_epochs)
 
     @override
     def weight(self, epoch: int) -> float:

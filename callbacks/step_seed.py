@@ -1,7 +1,5 @@
 """Keyed randomness of the network."""
 
-from typing import Any
-
 from lightning.pytorch import Callback, LightningModule, Trainer
 import torch
 from typing_extensions import override
@@ -27,7 +25,7 @@ class StepSeed(Callback):
         self.seed = seed
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         seed = global_seed() if self.seed is None else self.seed
         key = derive_seed(seed, trainer.current_epoch, batch_idx, trainer.global_rank)
         # While CUDA is not initialised, torch.manual_seed formats a stack trace for it, at each step.

@@ -1,5 +1,6 @@
-"""Which samples the rows of the training set are, and what is said when they are others than before."""
+"""Which samples the rows of the training set are, and the messages when they have changed."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -94,3 +95,33 @@ def _count(loader: Any, dataset: Any) -> int:
             "map-style data set wrapped in lit_distill.datamodules.IndexedDataset, or yield the sample's row in the "
             "batch and set num_samples of the callback"
         ) from None
+
+
+def index_of(batch: object, where: str | int) -> Tensor:
+    """Return the tensor of the batch's rows, ``(B,)``, on the batch's device.
+
+    Args:
+        batch: A tuple, mapping or object.
+        where: Its position, key or attribute.
+
+    Raises:
+        ValueError: If there is no such tensor.
+
+    Example:
+        >>> index_of({"image": torch.zeros(2, 3), "row": torch.tensor([7, 1])}, "row")
+        tensor([7, 1])
+    """
+    index: object = None
+    if isinstance(batch, Mapping):
+        index = batch.get(where)
+    elif isinstance(where, str):
+        index = getattr(batch, where, None)
+    elif isinstance(batch, (tuple, list)) and -len(batch) <= where < len(batch):
+        index = batch[where]
+    if not isinstance(index, Tensor):  # a plain tuple has a *method* called index
+        raise ValueError(
+            f"the training batch, a {type(batch).__name__}, has no tensor at index={where!r}: wrap the training set in "
+            "lit_distill.datamodules.IndexedDataset(dataset), or say where the batch has the samples' rows, by "
+            "position (index=2), key or attribute"
+        )
+    return index

@@ -13,7 +13,6 @@ from torch import Tensor, distributed
 from torch.utils.data import Subset
 from typing_extensions import override
 
-from lit_distill.checkpoint import whole_file
 from lit_distill.datamodules.augmentation import Augmentation
 from lit_distill.datamodules.base import ImageDataModule
 from lit_distill.datamodules.decoded import DecodedImages, Reading, cores, free_memory, read_all
@@ -21,6 +20,7 @@ from lit_distill.datamodules.images import Files, ImageFiles
 from lit_distill.datamodules.mixing import Mixing
 from lit_distill.datamodules.oddities import oddities
 from lit_distill.datamodules.walk import Found, printable
+from lit_distill.files import write_atomically
 from lit_distill.photos import Mode
 
 Split = Literal["train", "val", "test", "predict"]
@@ -348,7 +348,7 @@ def once_a_machine(trainer: Any, make: Callable[[], DecodedImages | None]) -> De
 def write_json(path: Path, content: Any) -> bool:
     """Write a file that is whole or not there; tell whether it could be written."""
     try:
-        with whole_file(path) as part:
+        with write_atomically(path) as part:
             part.write_text(json.dumps(content, indent=1))
     except OSError:
         return False

@@ -1,6 +1,9 @@
 """Distil a teacher into a vision transformer with PyTorch Lightning."""
 
+from typing import TYPE_CHECKING
+
 import lit_distill._early  # noqa: F401  # first: torch and Lightning take seconds to import
+from lit_distill._lazy import attach
 from lit_distill.losses import (
     DIST,
     DKD,
@@ -16,17 +19,37 @@ from lit_distill.losses import (
     soft_distillation_loss,
     standardized_distillation_loss,
 )
-from lit_distill.models import (
-    DigitsCNN,
-    DistillableViT,
-    FrozenTeacher,
-    StudentOutput,
-    TimmStudent,
-    export_student,
-    load_student,
-)
-from lit_distill.module import LitDistiller
-from lit_distill.schedule import WarmupCosine
+
+if TYPE_CHECKING:
+    from lit_distill.models import (
+        DigitsCNN,
+        DistillableViT,
+        FrozenTeacher,
+        StudentOutput,
+        TimmStudent,
+        export_student,
+        load_student,
+    )
+    from lit_distill.module import LitDistiller
+    from lit_distill.schedule import WarmupCosine
+else:
+    __getattr__, __dir__ = attach(
+        __name__,
+        {
+            "models": [
+                "DigitsCNN",
+                "DistillableViT",
+                "FrozenTeacher",
+                "StudentOutput",
+                "TimmStudent",
+                "export_student",
+                "load_student",
+            ],
+            "module": ["LitDistiller"],
+            "schedule": ["WarmupCosine"],
+        },
+    )
+
 
 __version__ = "0.1.0"
 

@@ -13,7 +13,8 @@ import torch
 from toys import Foreign, toy_loader, trainer
 
 from lit_distill.callbacks import LearningWithRetrospection
-from lit_distill.checkpoint import AtomicCheckpointIO, DiskFullError, check_archive
+from lit_distill.checkpoint import AtomicCheckpointIO, check_archive
+from lit_distill.files import DiskFullError
 
 
 def test_what_is_saved_is_what_is_loaded_and_nothing_else_is_left(tmp_path) -> None:

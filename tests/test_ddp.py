@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader, Subset
 from toys import QUIET
 
 from lit_distill import DigitsCNN, DistillableViT, HardDistillation, LitDistiller, SoftDistillation
-from lit_distill.callbacks import LearningWithRetrospection, SoftLabelMemory
+from lit_distill.callbacks import LearningWithRetrospection
+from lit_distill.callbacks.exchange import RowExchange
 from lit_distill.datamodules import DigitsDataModule, KeyedSampler
 
 
@@ -156,9 +157,9 @@ def test_of_a_sample_that_pads_the_epoch_the_earliest_place_is_remembered(tmp_pa
 
 def test_an_index_outside_on_one_rank_ends_all_before_anything_is_exchanged(tmp_path, monkeypatch) -> None:
     """As on a GPU, where the host does not know the index."""
-    monkeypatch.setattr("lit_distill.callbacks.memory._host_knows", lambda _: False)
+    monkeypatch.setattr("lit_distill.callbacks.memory._is_on_host", lambda _: False)
 
-    monkeypatch.setattr(SoftLabelMemory, "exchange", lambda _: (tmp_path / "exchanged").touch())
+    monkeypatch.setattr(RowExchange, "run", lambda *_: (tmp_path / "exchanged").touch())
     with pytest.raises(Exception, match=r"index must be in 0..19, the training set's rows: \d+ were outside"):
         retrospect(tmp_path / "2", 2, 48, interval=1, num_samples=20)
     assert not (tmp_path / "exchanged").exists()

@@ -43,7 +43,7 @@ def test_the_variant_of_the_readme_runs_and_equals_the_loop_written_by_hand() ->
     run = trainer(max_epochs=EPOCHS, callbacks=names["TemporalEnsembling"](dtype="float32"))
     run.fit(module, toy_loader())
     torch.testing.assert_close(weights(module), weights(by_hand()), rtol=1e-5, atol=1e-5)
-    assert run.callback_metrics["retrospection/distance"] > 0
+    assert run.callback_metrics["soft_labels/distance"] > 0
 
 
 def test_the_export_of_the_readme_answers_as_its_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

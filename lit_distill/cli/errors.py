@@ -15,8 +15,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_distill.checkpoint import DiskFullError
 from lit_distill.datamodules import FilesDataModule, ImageFolderDataModule
+from lit_distill.files import DiskFullError
 from lit_distill.models.weights import other_depth_in
 
 _BASES = (nn.Module, LightningDataModule, Callback, Optimizer, LRScheduler, Logger)

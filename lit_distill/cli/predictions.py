@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, distributed
 from typing_extensions import override
 
-from lit_distill.checkpoint import whole_file
 from lit_distill.datamodules import Batch
 from lit_distill.datamodules.walk import printable
+from lit_distill.files import write_atomically
 
 
 def write_predictions(trainer: Trainer, output: Path | None, **kwargs: Any) -> Path:
@@ -56,7 +56,7 @@ def write_predictions(trainer: Trainer, output: Path | None, **kwargs: Any) -> P
 
 def write_csv(path: Path, head: Iterable[object], rows: Iterable[Iterable[object]]) -> None:
     """Write a CSV file of UTF-8 that is whole or not there; texts are written as `printable` makes them."""
-    with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+    with write_atomically(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         for row in (head, *rows):
             writer.writerow([printable(value) if isinstance(value, str) else value for value in row])

@@ -12,7 +12,7 @@ import time
 from types import FrameType
 from typing import Any, Self
 
-from lit_distill.checkpoint import alive
+from lit_distill.files import process_exists
 
 # A terminal and a parent process, or Slurm's daemon and srun, may both deliver the same request.
 _SAME_REQUEST = 0.5  # seconds
@@ -122,7 +122,7 @@ def end_with_parent() -> None:
             continue
         if os.getppid() == int(parent) and sys.platform == "linux":
             ctypes.CDLL(None).prctl(1, int(end), 0, 0, 0)  # PR_SET_PDEATHSIG
-        if not alive(int(parent)):
+        if not process_exists(int(parent)):
             raise Stopped(signal.SIGTERM)
 
 
@@ -134,7 +134,7 @@ def in_stage() -> bool:
 def is_orphan() -> bool:
     """Tell whether the ``distill`` command that started this run is gone."""
     parent = os.environ.get(STAGE, "")
-    return parent.isdecimal() and not alive(int(parent))
+    return parent.isdecimal() and not process_exists(int(parent))
 
 
 def _leave_terminal() -> None:

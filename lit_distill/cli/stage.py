@@ -19,12 +19,12 @@ from typing import Any
 
 import yaml
 
-from lit_distill.checkpoint import alive, sweep, whole_file
 from lit_distill.cli.app import DistillCLI
 from lit_distill.cli.checkpoints import FINISHED
 from lit_distill.cli.lock import Lock
 from lit_distill.cli.made_of import identified, told_differences
 from lit_distill.cli.signals import STAGE, Stopped, stop_signals
+from lit_distill.files import process_exists, remove_abandoned_parts, write_atomically
 from lit_distill.models import load_safely
 
 # Flags of ``fit`` that end a run early, without another result if it goes on, and the value for none.
@@ -118,7 +118,7 @@ class Stage:
         while not self._lock.acquire():
             holder = self._lock.holder()
             process, host = holder.get("process", 0), holder.get("host")
-            if process and (host != socket.gethostname() or alive(process)):
+            if process and (host != socket.gethostname() or process_exists(process)):
                 raise ValueError(
                     f"process {process} on {host} is at work in {self.folder} since {holder['since']}: wait for it, or "
                     "stop it"
@@ -149,10 +149,10 @@ class Stage:
         with self.held():
             differs = self._differs()
             for path, text in ((self.config, self._text(config)), (self.folder / "made_of.json", self._made_of)):
-                with whole_file(path) as part:
+                with write_atomically(path) as part:
                     part.write_text(text)
             for folder in self.folder.glob("version_*/checkpoints"):
-                sweep(folder)
+                remove_abandoned_parts(folder)
             begun = self.newest()
             if begun is None or not self._has_finished(begun):
                 print(f"\n{title}" + (f": going on from {begun}" if begun else ""), flush=True)
@@ -173,7 +173,7 @@ class Stage:
                     f"the {self.name} is not trained to its last epoch, and nothing is made from it: the same command "
                     "goes on from here; if --trainer.max_steps is given, raise it or leave it out"
                 )
-            with whole_file(self.folder / "done.json") as part:
+            with write_atomically(self.folder / "done.json") as part:
                 part.write_text(json.dumps({"checkpoint": str(last.relative_to(self.folder))}, indent=1))
             stop_signals.check()
 
@@ -198,7 +198,7 @@ class Stage:
         """
         print(f"\n{title}: {steps} steps of its {self.epochs} epochs", flush=True)
         with self.held():
-            with whole_file(self.config) as part:
+            with write_atomically(self.config) as part:
                 part.write_text(self._text(config))
             what = ["--config", str(self.config), *self.flags, *_A_FEW, f"--trainer.max_steps={steps}"]
             self._train([sys.executable, "-m", "lit_distill.cli", "fit", *what], stdout=subprocess.DEVNULL)

@@ -1,19 +1,45 @@
 """Students, the frozen teacher, and what they are made of. No Lightning here."""
 
-from lit_distill.models.class_groups import ClassGroups
-from lit_distill.models.classes import count_classes
-from lit_distill.models.digits_cnn import DigitsCNN
-from lit_distill.models.export import export_student
-from lit_distill.models.output import StudentOutput
-from lit_distill.models.pixels import PixelInput
-from lit_distill.models.saved import load_student
-from lit_distill.models.serving import Prediction, predict
-from lit_distill.models.teacher import FrozenTeacher
-from lit_distill.models.timm_student import TimmStudent
-from lit_distill.models.tokenizers import PatchTokenizer, TokensToToken
-from lit_distill.models.transformer import Attention, FeedForward, Transformer
-from lit_distill.models.vit import DistillableViT
-from lit_distill.models.weights import load_safely, load_strictly, read_state_dict
+from typing import TYPE_CHECKING
+
+from lit_distill._lazy import attach
+
+if TYPE_CHECKING:
+    from lit_distill.models.class_groups import ClassGroups
+    from lit_distill.models.classes import count_classes
+    from lit_distill.models.digits_cnn import DigitsCNN
+    from lit_distill.models.export import export_student
+    from lit_distill.models.output import StudentOutput
+    from lit_distill.models.pixels import PixelInput
+    from lit_distill.models.saved import load_student
+    from lit_distill.models.serving import Prediction, predict
+    from lit_distill.models.teacher import FrozenTeacher
+    from lit_distill.models.timm_student import TimmStudent
+    from lit_distill.models.tokenizers import PatchTokenizer, TokensToToken
+    from lit_distill.models.transformer import Attention, FeedForward, Transformer
+    from lit_distill.models.vit import DistillableViT
+    from lit_distill.models.weights import load_safely, load_strictly, read_state_dict
+else:
+    __getattr__, __dir__ = attach(
+        __name__,
+        {
+            "class_groups": ["ClassGroups"],
+            "classes": ["count_classes"],
+            "digits_cnn": ["DigitsCNN"],
+            "export": ["export_student"],
+            "output": ["StudentOutput"],
+            "pixels": ["PixelInput"],
+            "saved": ["load_student"],
+            "serving": ["Prediction", "predict"],
+            "teacher": ["FrozenTeacher"],
+            "timm_student": ["TimmStudent"],
+            "tokenizers": ["PatchTokenizer", "TokensToToken"],
+            "transformer": ["Attention", "FeedForward", "Transformer"],
+            "vit": ["DistillableViT"],
+            "weights": ["load_safely", "load_strictly", "read_state_dict"],
+        },
+    )
+
 
 __all__ = [
     "Attention",

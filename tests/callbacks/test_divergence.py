@@ -110,7 +110,7 @@ def test_the_step_reads_nothing_on_the_host_that_the_device_has_yet_to_compute(m
     check, module, run = DivergenceCheck(), Foreign(), trainer(max_epochs=1)
     run.fit(module, toy_loader())
     check.on_train_start(run, module)
-    host = check._host
+    host = check._first_on_host
 
     def waits(self: torch.Tensor, *args: Any) -> Any:
         assert self is host, "a value was read on the host"
@@ -120,7 +120,7 @@ def test_the_step_reads_nothing_on_the_host_that_the_device_has_yet_to_compute(m
         monkeypatch.setattr(torch.Tensor, name, waits)
     check.on_train_batch_end(run, module, {"loss": torch.tensor(1.0)}, None, 0)
     monkeypatch.undo()
-    assert int(check._host) == -1
+    assert int(check._first_on_host) == -1
 
 
 def _on_two_ranks(folder: Path) -> None:

@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from toys import in_processes
+from torch.utils.data import DataLoader
+from toys import Foreign, in_processes, toy_data, trainer
 
-from lit_distill.callbacks import SoftLabelMemory
-from lit_distill.callbacks.exchange import exchange
-from lit_distill.datamodules import KeyedSampler
+from lit_distill.callbacks import LearningWithRetrospection, SoftLabelMemory
+from lit_distill.callbacks.exchange import RowExchange
+from lit_distill.datamodules import IndexedDataset, KeyedSampler
 
 ROWS, CLASSES, BATCH = 41, 7, 3
 
@@ -22,6 +23,12 @@ def history(world: int, steps: int = 30) -> list[tuple[int, torch.Tensor, torch.
         soft_labels[torch.rand(world * BATCH, generator=generator) < 0.1, 0] = float("nan")
         made.append((1 + step // 5, torch.randint(ROWS, (world * BATCH,), generator=generator), soft_labels))
     return made
+
+
+def record(
+    memory: SoftLabelMemory, exchange: RowExchange, index: torch.Tensor, soft_labels: torch.Tensor, epoch: int
+) -> None:
+    exchange.note(index, memory.record(index, soft_labels, epoch), epoch)
 
 
 def states(memory: SoftLabelMemory) -> dict[str, torch.Tensor]:
@@ -48,12 +55,11 @@ def test_equals_one_process(world: int, top_k: int | None, dtype: torch.dtype, c
         alone.record(index, soft_labels, epoch)
 
     def work(rank: int) -> Any:
-        memory, recorded = SoftLabelMemory(ROWS, CLASSES, top_k, dtype), []
+        memory, exchange, recorded = SoftLabelMemory(ROWS, CLASSES, top_k, dtype), RowExchange(chunk=chunk), []
         for step, (epoch, index, soft_labels) in enumerate(history(world)):
-            memory.record(index[rank::world], soft_labels[rank::world], epoch)
+            record(memory, exchange, index[rank::world], soft_labels[rank::world], epoch)
             if step % 5 == 4 or step == 12:  # when the epoch ends, and once for a checkpoint within an epoch
-                exchange(memory, chunk=chunk)
-                memory._fresh.clear()
+                exchange.run(memory)
             recorded.append(int(memory.read(torch.arange(ROWS), epoch)[1].sum()))
         return states(memory), recorded
 
@@ -74,14 +80,15 @@ def test_of_repeated_views_the_first_in_the_order_is_remembered_for_any_number_o
     epoch = 2
 
     def work(rank: int) -> Any:
-        memory = SoftLabelMemory(ROWS, CLASSES, dtype=torch.float32, shared=world > 1)
+        memory, exchange = SoftLabelMemory(ROWS, CLASSES, dtype=torch.float32), RowExchange()
         sampler = KeyedSampler(range(ROWS), 5, num_replicas=world, rank=rank, repeats=repeats)
         sampler.set_epoch(epoch)
         keys = torch.tensor(list(sampler))
         for part in keys.split(BATCH):
             copy = part[:, 0] - epoch * repeats
-            memory.record(part[:, 1], torch.nn.functional.one_hot(copy, CLASSES).float(), epoch=1)
-        exchange(memory)
+            record(memory, exchange, part[:, 1], torch.nn.functional.one_hot(copy, CLASSES).float(), epoch=1)
+        if world > 1:
+            exchange.run(memory)
         soft_labels, recorded = memory.read(torch.arange(ROWS), epoch=2)
         return keys[:, 1], soft_labels, recorded
 
@@ -98,10 +105,11 @@ def test_a_vector_that_is_not_finite_has_no_place_in_the_order() -> None:
     bad, early, late = torch.tensor([float("nan"), 0.0]), torch.tensor([0.25, 0.75]), torch.tensor([0.5, 0.5])
 
     def work(rank: int) -> Any:
-        memory = SoftLabelMemory(4, 2)
+        memory, exchange = SoftLabelMemory(4, 2), RowExchange()
         rows = [(0, late), (2, early), (1, late)] if rank == 0 else [(2, bad), (3, late), (2, late)]
-        memory.record(torch.tensor([row for row, _ in rows]), torch.stack([label for _, label in rows]), epoch=1)
-        memory.exchange()
+        index, soft_labels = (list(parts) for parts in zip(*rows, strict=True))
+        record(memory, exchange, torch.tensor(index), torch.stack(soft_labels), epoch=1)
+        exchange.run(memory)
         return memory.read(torch.tensor([2]), epoch=2)
 
     for soft_labels, recorded in in_processes(2, work):
@@ -109,23 +117,13 @@ def test_a_vector_that_is_not_finite_has_no_place_in_the_order() -> None:
         assert soft_labels[0].tolist() == early.tolist()
 
 
-def test_processes_that_share_nothing_keep_their_rows() -> None:
-    def work(rank: int) -> Any:
-        memory = SoftLabelMemory(4, 2, shared=False)
-        memory.record(torch.tensor([rank]), torch.tensor([[0.25, 0.75]]), epoch=1)
-        memory.exchange()
-        return memory.read(torch.arange(4), epoch=2)[1].tolist()
-
-    assert in_processes(2, work) == [[True, False, False, False], [False, True, False, False]]
-
-
 def test_one_process_that_recorded_nothing_gets_everything() -> None:
     def work(rank: int) -> Any:
-        memory = SoftLabelMemory(4, 2)
+        memory, exchange = SoftLabelMemory(4, 2), RowExchange()
         if rank == 1:
-            memory.record(torch.tensor([2]), torch.tensor([[0.25, 0.75]]), epoch=3)
-        memory.exchange()
-        memory.exchange()  # nothing is new: nothing changes
+            record(memory, exchange, torch.tensor([2]), torch.tensor([[0.25, 0.75]]), epoch=3)
+        exchange.run(memory)
+        exchange.run(memory)  # nothing is new: nothing changes
         return memory.read(torch.arange(4), epoch=4)
 
     for soft_labels, recorded in in_processes(2, work):
@@ -133,10 +131,14 @@ def test_one_process_that_recorded_nothing_gets_everything() -> None:
         assert soft_labels[2].tolist() == [0.25, 0.75]
 
 
-def test_alone_nothing_is_kept_for_others() -> None:
-    memory = SoftLabelMemory(4, 2)
-    memory.record(torch.tensor([2]), torch.tensor([[0.25, 0.75]]), epoch=3)
-    assert memory._fresh == []
-    before = states(memory)
-    memory.exchange()
-    assert all(torch.equal(before[name], value) for name, value in states(memory).items())
+@pytest.mark.filterwarnings("ignore:It is recommended to use `self.log")  # Lightning counts the other process
+def test_runs_of_one_process_each_exchange_nothing() -> None:
+    """Two processes that know of each other, but train a network each."""
+
+    def work(rank: int) -> Any:
+        callback = LearningWithRetrospection(1)
+        loader = DataLoader(IndexedDataset(toy_data()), 8)
+        trainer(max_epochs=2, limit_train_batches=1 + rank, callbacks=callback).fit(Foreign(), loader)
+        return int(callback.memory.read(torch.arange(30), epoch=2)[1].sum())
+
+    assert in_processes(2, work) == [8, 16]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lit_distill.callbacks import SoftLabelMemory
+from lit_distill.identity import grown
 
 
 def probabilities(rows: int, classes: int = 4) -> torch.Tensor:
@@ -80,12 +81,9 @@ def test_state_round_trips_through_a_safe_checkpoint(tmp_path) -> None:
 def test_a_data_set_that_has_grown_keeps_its_rows() -> None:
     memory, rows = SoftLabelMemory(2, 4, dtype=torch.float32), probabilities(2)
     memory.record(torch.tensor([0, 1]), rows, epoch=1)
-    read, recorded = memory.resize(4).read(torch.arange(4), epoch=2)
+    read, recorded = memory.rearranged(grown(2, 4)).read(torch.arange(4), epoch=2)
     assert torch.equal(read[:2], rows)
     assert recorded.tolist() == [True, True, False, False]
-    assert memory.resize(2) is memory
-    with pytest.raises(ValueError, match="are for 2 samples, the training set has 1"):
-        memory.resize(1)
 
 
 def test_refuses_an_empty_table() -> None:
@@ -151,7 +149,7 @@ def test_an_index_may_be_any_integer(dtype: torch.dtype) -> None:
     assert torch.equal(memory.read(torch.tensor([3, 1], dtype=dtype), epoch=2)[0], rows)
 
 
-def test_an_index_outside_the_table_is_refused_where_the_host_knows_it() -> None:
+def test_an_index_outside_the_table_is_refused_where_the_is_on_host_it() -> None:
     memory, rows = SoftLabelMemory(5, 4), probabilities(2)
     for bad in (torch.tensor([0, 5]), torch.tensor([-1, 3])):
         for use in (lambda bad=bad: memory.record(bad, rows, 1), lambda bad=bad: memory.read(bad, 1)):
@@ -163,56 +161,25 @@ def test_an_index_outside_the_table_is_refused_where_the_host_knows_it() -> None
     assert not memory.read(torch.arange(5), epoch=2)[1].any()
 
 
-def test_elsewhere_it_is_left_out_and_found_by_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_distill.callbacks.memory._host_knows", lambda _: False)  # as on a device
+def test_elsewhere_it_is_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_distill.callbacks.memory._is_on_host", lambda _: False)  # as on a device
     memory, rows = SoftLabelMemory(5, 4), probabilities(4)
-    memory.record(torch.tensor([0, 5, -1, 4]), rows, epoch=1)
+    assert memory.record(torch.tensor([0, 5, -1, 4]), rows, epoch=1).tolist() == [True, False, False, True]
     read, recorded = memory.read(torch.tensor([0, 5, -1, 4]), epoch=2)
     assert recorded.tolist() == [True, False, False, True]
     assert torch.equal(read[[0, 3]], rows[[0, 3]].half().float())
     assert memory.read(torch.arange(5), epoch=2)[1].tolist() == [True, False, False, False, True]
-    with pytest.raises(ValueError, match=r"index must be in 0..4, .* 2 were outside"):
-        memory.check()
-    assert memory.check() == 0
+    assert memory.refused.tolist() == [2, 0]
 
 
 def test_counts_what_is_not_finite_and_remembers_the_first_that_is() -> None:
     memory, rows = SoftLabelMemory(3, 4, dtype=torch.float32), probabilities(3)
     rows[0] = float("nan")
-    memory.record(torch.tensor([1, 1, 2]), rows, epoch=1)
+    assert memory.record(torch.tensor([1, 1, 2]), rows, epoch=1).tolist() == [False, True, True]
     read, recorded = memory.read(torch.arange(3), epoch=2)
     assert recorded.tolist() == [False, True, True]
     assert torch.equal(read[1:], rows[1:])
-    assert memory.check() == 1
-    assert memory.check() == 0
-
-
-def test_a_table_on_another_device_than_the_soft_labels_catches_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for a table in host memory: what arrives late is there for whoever reads, saves, moves or exchanges."""
-    ways = {
-        "read": lambda memory: memory.read(torch.arange(4), epoch=2)[0],
-        "state_dict": lambda memory: SoftLabelMemory.from_state_dict(memory.state_dict()).read(torch.arange(4), 2)[0],
-        "to": lambda memory: memory.to("cpu").read(torch.arange(4), 2)[0],
-        "resize": lambda memory: memory.resize(5).read(torch.arange(4), 2)[0],
-    }
-
-    class NotYet:
-        waited = False
-
-        def query(self) -> bool:
-            return False
-
-        def synchronize(self) -> None:
-            self.waited = True
-
-    rows = probabilities(4).half().float()
-    for way in ways.values():
-        memory, event = SoftLabelMemory(4, 4), NotYet()
-        memory._later.append((event, torch.arange(4), memory._compact(rows), 1))
-        memory._catch_up(wait=False)
-        assert not memory._epochs.any()
-        assert torch.equal(way(memory), rows)
-        assert event.waited
+    assert memory.refused.tolist() == [0, 1]
 
 
 def test_refuses_a_state_that_is_no_table() -> None:
@@ -226,26 +193,23 @@ def test_refuses_a_state_that_is_no_table() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("host", [False, True])
 @pytest.mark.parametrize("top_k", [None, 5])
-def test_never_waits_for_the_gpu(host: bool, top_k: int | None) -> None:
-    on_cpu, memory = SoftLabelMemory(100, 20, top_k), SoftLabelMemory(100, 20, top_k)
-    memory = memory.pin() if host else memory.to("cuda")
-    index = torch.randperm(100)[:16]
-    where, soft_labels = index if host else index.cuda(), probabilities(16, 20)
-    on_gpu = soft_labels.cuda()
+def test_never_waits_for_the_gpu(top_k: int | None) -> None:
+    on_cpu, memory = SoftLabelMemory(100, 20, top_k), SoftLabelMemory(100, 20, top_k).to("cuda")
+    index, soft_labels = torch.randperm(100)[:16], probabilities(16, 20)
+    index_on_gpu, on_gpu = index.cuda(), soft_labels.cuda()
     on_cpu.record(index, soft_labels, epoch=1)
-    memory.record(where, on_gpu, epoch=1)  # the first work on a device may wait
-    memory.read(where, 2, "cuda")
+    memory.record(index_on_gpu, on_gpu, epoch=1)  # the first work on a device may wait
+    memory.read(index_on_gpu, 2)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        memory.record(where, on_gpu, epoch=1)
-        read, recorded = memory.read(where, 1, "cuda")
+        memory.record(index_on_gpu, on_gpu, epoch=1)
+        read, recorded = memory.read(index_on_gpu, 1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert not recorded.any()
-    read, recorded = memory.read(where, 2, "cuda")
+    read, recorded = memory.read(index_on_gpu, 2)
     assert read.device.type == "cuda"
     assert recorded.all()
     torch.testing.assert_close(read.cpu(), on_cpu.read(index, 2)[0], rtol=1e-3, atol=1e-6)
@@ -275,4 +239,4 @@ def test_an_empty_batch_is_nothing_to_record() -> None:
     memory = SoftLabelMemory(3, 2)
     memory.record(torch.empty(0, dtype=torch.int64), torch.empty(0, 2), epoch=1)
     assert memory.read(torch.empty(0, dtype=torch.int64), epoch=2)[0].shape == (0, 2)
-    assert memory.check() == 0
+    assert memory.refused.tolist() == [0, 0]

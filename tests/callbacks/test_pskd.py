@@ -39,8 +39,8 @@ def test_equals_the_loop_written_by_hand(alpha: float) -> None:
     exact = weights(by_hand(alpha))
     torch.testing.assert_close(weights(module), exact, rtol=1e-5, atol=1e-5)
     assert (weights(by_hand(alpha / 2)) - exact).abs().max() > 1e-3
-    torch.testing.assert_close(run.callback_metrics["retrospection/weight"], torch.tensor(1 - alpha))
-    assert run.callback_metrics["retrospection/unrecorded"] == 0
+    torch.testing.assert_close(run.callback_metrics["pskd/weight"], torch.tensor(1 - alpha))
+    assert run.callback_metrics["pskd/unrecorded"] == 0
 
 
 @pytest.mark.parametrize(

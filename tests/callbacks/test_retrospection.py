@@ -108,7 +108,7 @@ def test_no_defect_of_the_public_versions(interval: int) -> None:
     def record(_: nn.Module, args: tuple[torch.Tensor, torch.Tensor], __: torch.Tensor) -> None:
         if module.training and module.trainer.training:
             tempered = torch.softmax(args[0].detach() / 5.0, dim=1).half().float()
-            index = watch._step[0]
+            index = watch._step.index
             seen.setdefault(module.current_epoch + 1, {}).update(zip(index.tolist(), tempered, strict=True))
 
     module.criterion.register_forward_hook(record)
@@ -287,7 +287,7 @@ def test_reading_and_recording_never_wait_for_the_device() -> None:
             with pytest.MonkeyPatch.context() as patch:
                 for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy", "nonzero"):
                     patch.setattr(torch.Tensor, name, waits)
-                patch.setattr("lit_distill.callbacks.memory._host_knows", lambda _: False)  # as on a device
+                patch.setattr("lit_distill.callbacks.memory._is_on_host", lambda _: False)  # as on a device
                 return super()._mix(*args)
 
     module = Foreign()

@@ -77,7 +77,7 @@ def test_a_resumed_run_has_the_same_snapshot(tmp_path, step: int) -> None:
 
     _, whole = run("whole")
     _, resumed = run("resumed", ckpt_path=tmp_path / "whole" / f"step={step}.ckpt", weights_only=True)
-    assert whole._taken == resumed._taken == 3
+    assert whole._snapshot_epoch == resumed._snapshot_epoch == 3
     if step in (8, 12, 17):  # a plain loader repeats samples within an epoch, and the weights with it
         pairs = zip(whole.snapshot.state_dict().values(), resumed.snapshot.state_dict().values(), strict=True)
         assert step == 8 or all(torch.equal(ours, theirs) for ours, theirs in pairs)

@@ -43,7 +43,7 @@ def test_equals_the_loop_written_by_hand(start: int, momentum: float) -> None:
     torch.testing.assert_close(weights(module), weights(by_hand(start, momentum)), rtol=1e-5, atol=1e-5)
     if start < EPOCHS:
         assert (weights(by_hand(EPOCHS, momentum)) - weights(module)).abs().max() > 1e-2
-        assert run.callback_metrics["retrospection/unrecorded"] == 0
+        assert run.callback_metrics["self_adaptive/unrecorded"] == 0
 
 
 def test_says_when_it_begins_too_late(caplog: pytest.LogCaptureFixture) -> None:

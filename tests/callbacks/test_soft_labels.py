@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import Callback, Trainer
 import pytest
 import torch
 from torch import nn
@@ -13,7 +13,6 @@ from lit_distill.callbacks import (
     LearningWithRetrospection,
     ProgressiveSelfDistillation,
     SoftLabelCallback,
-    SoftLabelMemory,
 )
 from lit_distill.callbacks.soft_labels import tempered_softmax
 from lit_distill.datamodules import IndexedDataset, KeyedSampler
@@ -31,48 +30,6 @@ def recorded(callback: LearningWithRetrospection) -> list[bool]:
     return callback.memory.read(torch.arange(callback.memory.num_samples), epoch=99)[1].tolist()
 
 
-@pytest.mark.parametrize("top_k", [None, 2])
-@pytest.mark.parametrize("kind", [LearningWithRetrospection, ProgressiveSelfDistillation])
-def test_a_table_in_host_memory_trains_the_same_weights(kind: Any, top_k: int | None) -> None:
-    arguments = {"top_k": top_k} | ({"interval": 1} if kind is LearningWithRetrospection else {})
-    modules, steps = [Foreign(), Foreign()], []
-
-    class Watch(SoftLabelMemory):
-        def fetch(self, *args: Any) -> Any:
-            steps.append("fetched")
-            return super().fetch(*args)
-
-    modules[1].criterion.register_forward_pre_hook(lambda *_: steps.append("criterion"))
-
-    fit(kind(**arguments), modules[0])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lit_distill.callbacks.soft_labels.SoftLabelMemory", Watch)
-        fit(kind(storage="host", **arguments), modules[1])
-    assert torch.equal(weights(modules[0]), weights(modules[1]))
-    # But for the first step, which makes the table, a batch's rows are on their way before the criterion wants them.
-    assert steps[-2 * (EPOCHS * 4 - 1) :] == ["fetched", "criterion"] * (EPOCHS * 4 - 1)
-    assert "on_before_batch_transfer" not in vars(modules[1])  # nothing is left behind
-
-
-def test_sends_ahead_beside_a_data_module_that_has_its_own_hook() -> None:
-    calls: list[int] = []
-
-    class Data(LightningDataModule):
-        def train_dataloader(self) -> Any:
-            return toy_loader()
-
-        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-            calls.append(len(batch[0]))
-            return batch
-
-    data, module, other = Data(), Foreign(), Foreign()
-    trainer(max_epochs=EPOCHS, callbacks=LearningWithRetrospection(1, storage="host")).fit(module, data)
-    assert len(calls) == 4 * EPOCHS
-    assert "on_before_batch_transfer" not in vars(data)
-    fit(LearningWithRetrospection(1), other)
-    assert torch.equal(weights(module), weights(other))
-
-
 class Two(Foreign):
     """Two networks, each with a criterion of its own."""
 
@@ -84,16 +41,14 @@ class Two(Foreign):
         return super().training_step(batch, batch_idx) + self.second(self.other(batch[0]), batch[1])
 
 
-@pytest.mark.parametrize("storage", ["device", "host"])
-def test_two_callbacks_on_two_criteria_keep_apart(storage: Any, tmp_path) -> None:
+def test_two_callbacks_on_two_criteria_keep_apart(tmp_path) -> None:
     def callbacks() -> list[LearningWithRetrospection]:
-        first = LearningWithRetrospection(1, update_rate=0.5, storage=storage)
-        return [first, LearningWithRetrospection(2, update_rate=0.9, criterion="second", storage=storage)]
+        first = LearningWithRetrospection(1, update_rate=0.5)
+        return [first, LearningWithRetrospection(2, update_rate=0.9, criterion="second")]
 
     module, both = Two(), callbacks()
     run = trainer(max_epochs=EPOCHS, callbacks=both)
     run.fit(module, toy_loader())
-    assert "on_before_batch_transfer" not in vars(module)
     assert run.callback_metrics["retrospection/weight"] == pytest.approx(0.5)
     assert run.callback_metrics["retrospection/second/weight"] == pytest.approx(0.1)
     run.save_checkpoint(tmp_path / "a.ckpt")
@@ -144,7 +99,7 @@ def test_logits_that_are_not_finite_are_not_remembered_and_reported_once(value: 
 
 
 def test_an_index_that_only_the_device_knows_ends_the_run_at_the_end_of_the_epoch(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr("lit_distill.callbacks.memory._host_knows", lambda _: False)
+    monkeypatch.setattr("lit_distill.callbacks.memory._is_on_host", lambda _: False)
     steps: list[int] = []
 
     class Count(Callback):
@@ -301,7 +256,7 @@ def test_loading_takes_the_tensors_over_without_a_copy(tmp_path) -> None:
     (saved,) = (value for key, value in state["callbacks"].items() if key.startswith("Learning"))
     callback = LearningWithRetrospection(1)
     callback.on_load_checkpoint(run, Foreign(), state)
-    assert callback.memory._rows.data_ptr() == saved["rows"].data_ptr()
+    assert callback.memory._tables[0].data_ptr() == saved["rows"].data_ptr()
     assert not any(key.startswith("Learning") for key in state["callbacks"])  # Lightning has nothing left to copy
 
 
@@ -395,7 +350,7 @@ def test_repeated_augmentation_remembers_the_first_view_and_leaves_the_others() 
 
     class Keep(LearningWithRetrospection):
         def remember(self, soft_labels: torch.Tensor, epoch: int) -> None:
-            kept.append((self._step[0], soft_labels))
+            kept.append((self._step.index, soft_labels))
             super().remember(soft_labels, epoch)
 
     callback = Keep(1, max_epochs=3, dtype="float32")
@@ -419,7 +374,7 @@ def test_tempered_softmax_is_float32_and_without_gradient() -> None:
     ("arguments", "message"),
     [
         ({"top_k": 0}, "top_k must be >= 1, got 0"),
-        ({"storage": "disk"}, "storage must be 'auto', 'device' or 'host', got 'disk'"),
+        ({"dtype": "int8"}, "dtype must be 'float16' or 'float32', got 'int8'"),
     ],
 )
 def test_refuses_what_is_out_of_range(arguments: dict[str, Any], message: str) -> None:
@@ -434,10 +389,9 @@ def test_recall_and_remember_are_for_steps() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("storage", ["device", "host"])
 @pytest.mark.parametrize("kind", [LearningWithRetrospection, ProgressiveSelfDistillation])
-def test_a_gpu_trains_the_weights_of_the_cpu(storage: Any, kind: Any) -> None:
-    arguments = {"storage": storage} | ({"interval": 1} if kind is LearningWithRetrospection else {})
+def test_a_gpu_trains_the_weights_of_the_cpu(kind: Any) -> None:
+    arguments = {"interval": 1} if kind is LearningWithRetrospection else {}
     modules = [Foreign(), Foreign()]
     fit(kind(**arguments), modules[0])
     fit(kind(**arguments), modules[1], accelerator="cuda")

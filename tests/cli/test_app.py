@@ -138,10 +138,10 @@ def test_the_family_and_the_compact_table_are_flags_too(capsys) -> None:
     built: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DistillCLI, "_run_subcommand", lambda cli, command: built.append(cli))
-        flags = ["--retrospection.top_k=5", "--retrospection.storage=host", "--retrospection.dtype=float32"]
+        flags = ["--retrospection.top_k=5", "--retrospection.dtype=float32"]
         main(["fit", "--config", "digits", *flags])
     (memory,) = (c for c in built[0].trainer.callbacks if isinstance(c, LearningWithRetrospection))
-    assert (memory.top_k, memory.storage, memory.dtype) == (5, "host", torch.float32)
+    assert (memory.top_k, memory.dtype) == (5, torch.float32)
     assert isinstance(built[0].trainer.strategy.checkpoint_io, AtomicCheckpointIO)
     for name, flag in (("ProgressiveSelfDistillation", "alpha=0.5"), ("SelfAdaptiveTraining", "start=1")):
         more = ["--retrospection=null", f"--trainer.callbacks+={name}", f"--trainer.callbacks.{flag}"]

@@ -1,7 +1,7 @@
 import pytest
 
-from lit_distill.checkpoint import DiskFullError
 from lit_distill.cli.errors import one_line
+from lit_distill.files import DiskFullError
 
 UNION = """Parser key "model.distillation":
   Does not validate against any of the Union subtypes
