@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from lit_distill.keys import GENERATORS, Generator
-from lit_distill.photos import Preprocessing, ShorterSide, pixels_of
+from lit_distill.preprocessing import Preprocessing, ShorterSide, pixels_of
 
 Crop = Literal["resized", "padded", "simple", "none"]
 PaddingMode = Literal["constant", "reflect"]

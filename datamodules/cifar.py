@@ -15,7 +15,6 @@ from typing_extensions import override
 
 from lit_distill.datamodules.augmentation import Augmentation
 from lit_distill.datamodules.base import ImageDataModule
-from lit_distill.datamodules.decoded import cores
 from lit_distill.datamodules.mixing import Mixing
 
 
@@ -76,7 +75,7 @@ class CIFAR10DataModule(ImageDataModule):
         num_workers: int | None = None,
         seed: int | None = None,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers or 0, seed, repeats, mixing)
+        super().__init__(batch_size, eval_batch_size, num_workers, seed, repeats, mixing)
         if image_size < 1:
             raise ValueError(f"image_size must be >= 1, got {image_size}")
         if val_fraction is not None and not 0 < val_fraction < 1:
@@ -85,7 +84,6 @@ class CIFAR10DataModule(ImageDataModule):
         self.image_size = image_size
         self.val_fraction = val_fraction
         self.augmentation = augmentation or Augmentation(crop="padded", crop_pct=1.0)
-        self._auto_workers = num_workers is None
         self._parts: dict[str, _Part] = {}
 
     @property
@@ -117,9 +115,7 @@ class CIFAR10DataModule(ImageDataModule):
         self.train_set = _Images(parts["train"], train)
         self.val_set = _Images(parts.get("val", parts["test"]), evaluate)
         self.test_set = self.predict_set = _Images(parts["test"], evaluate)
-        if self._auto_workers:
-            share = min(8, cores() // getattr(self.trainer, "num_devices", 1))
-            self.num_workers = 0 if share <= 2 else share
+        self.choose_workers(in_memory=True)
 
     def _read(self) -> dict[str, "_Part"]:
         if not self._parts:

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from lit_distill.datamodules.base import ImageDataModule
 from lit_distill.datamodules.mixing import Mixing
-from lit_distill.photos import Preprocessing
+from lit_distill.preprocessing import Preprocessing
 
 
 class DigitsDataModule(ImageDataModule):

@@ -10,8 +10,9 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 import torch
 
-from lit_distill.datamodules.from_files import FilesDataModule, Labelled, write_json
+from lit_distill.datamodules.from_files import FilesDataModule, Labelled
 from lit_distill.datamodules.images import Files
+from lit_distill.datamodules.scan import write_json
 from lit_distill.datamodules.walk import Found, folders_in, is_empty, photos_in, printable
 from lit_distill.keys import derive_seed
 

@@ -20,7 +20,8 @@ from torchvision.transforms import InterpolationMode, v2
 
 from lit_distill.datamodules import Augmentation, IndexedDataset, KeyedSampler, generators_of
 from lit_distill.keys import GENERATORS
-from lit_distill.photos import Preprocessing, read_image
+from lit_distill.photos import read_image
+from lit_distill.preprocessing import Preprocessing
 
 BICUBIC = InterpolationMode.BICUBIC
 POLICIES = [

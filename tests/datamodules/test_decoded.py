@@ -12,8 +12,9 @@ import torch
 from toys import make_photos
 
 from lit_distill.datamodules import decoded
-from lit_distill.datamodules.decoded import DecodedImages, free_memory, read_all
+from lit_distill.datamodules.decoded import DecodedImages, free_memory
 from lit_distill.datamodules.images import Files, ImageFiles
+from lit_distill.datamodules.scan import read_all
 
 NAMES = [f"c{i % 3}/{i}.{kind}" for i, kind in enumerate(["png", "jpg", "webp", "bmp"] * 5)]
 
@@ -108,7 +109,7 @@ def test_nothing_is_left_behind_by_a_process_that_was_killed(tmp_path) -> None:
     photos(tmp_path)
     script = f"""
 import os, signal
-from lit_distill.datamodules.decoded import read_all
+from lit_distill.datamodules.scan import read_all
 from lit_distill.datamodules.images import Files, ImageFiles
 images = read_all(ImageFiles(Files({str(tmp_path)!r}, {NAMES}), [0] * {len(NAMES)}), budget=10**9).decoded
 print(images.path, flush=True)

@@ -12,7 +12,8 @@ from torchvision.transforms import v2
 
 from lit_distill import photos
 from lit_distill.datamodules.images import Files, ImageFiles
-from lit_distill.photos import Preprocessing, ShorterSide, as_image, read_image, size_of
+from lit_distill.photos import as_image, read_image, size_of
+from lit_distill.preprocessing import Preprocessing, ShorterSide
 
 GRADIENT = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
 
