@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 from typing_extensions import override
 
+from lit_distill.checks import check_at_least, check_inside
 from lit_distill.datamodules.augmentation import Augmentation
 from lit_distill.datamodules.base import ImageDataModule
 from lit_distill.datamodules.mixing import Mixing
@@ -76,10 +77,8 @@ class CIFAR10DataModule(ImageDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed, repeats, mixing)
-        if image_size < 1:
-            raise ValueError(f"image_size must be >= 1, got {image_size}")
-        if val_fraction is not None and not 0 < val_fraction < 1:
-            raise ValueError(f"val_fraction must be in (0, 1) or None, got {val_fraction}")
+        check_at_least(1, image_size=image_size)
+        check_inside(0, 1, val_fraction=val_fraction)
         self.root = Path(root)
         self.image_size = image_size
         self.val_fraction = val_fraction

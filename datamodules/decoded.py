@@ -73,7 +73,7 @@ class PixelBuffer:
     def write(self, pixels: Pixels) -> None:
         """Append ``uint8`` pixels."""
         while len(pixels):
-            written = os.pwrite(self._file, pixels, self.nbytes)
+            written = os.pwrite(self._file, pixels.data, self.nbytes)
             self.nbytes, pixels = self.nbytes + written, pixels[written:]
 
     def discard(self) -> None:

@@ -104,7 +104,7 @@ class FilesDataModule(ImageDataModule):
         self.check = check
         self.max_damaged = max_damaged
         self.left_out = Found()  # what the subclass took for no photo, until it is reported
-        self._scans: dict[Split, Scan] = {}
+        self._scans: dict[str, Scan] = {}
         self._decoded: dict[Split, DecodedImages | None] = {}
 
     @property
@@ -196,7 +196,7 @@ class FilesDataModule(ImageDataModule):
             self._decoded[split] = reading.decoded
             self._accept(split, Scan.of(reading, data))
             if self.scan_file is not None:
-                store_scans(self.scan_file, {**self._scans})
+                store_scans(self.scan_file, self._scans)
         self._report_memory(split, budget)
 
     def _shared(self, split: Split) -> DecodedImages | None:
@@ -278,7 +278,7 @@ def once_a_machine(trainer: Trainer | None, make: Callable[[], DecodedImages | N
     if trainer is None or trainer.world_size == 1:
         return make()
     images: DecodedImages | None = None
-    answer: object = None
+    answer: Any = None  # its images, or the error that it met
     if trainer.local_rank == 0:
         try:
             images = make()

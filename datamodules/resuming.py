@@ -1,6 +1,6 @@
 """Training goes on where it stopped, within an epoch too."""
 
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict, cast
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -14,20 +14,37 @@ from lit_distill.datamodules.sampler import KeyedSampler
 from lit_distill.identity import match_rows
 
 
+class _Count(Protocol):
+    """Lightning's count of epochs or batches; its own types name a base class of it."""
+
+    ready: int
+    processed: int
+
+
 def progress_of(trainer: Trainer) -> tuple[int, int]:
     """Return the epoch that a trainer is in, counted from 0, and how many of its batches it has trained."""
-    epoch, batch = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress
-    if epoch.ready <= epoch.processed:
-        # Lightning also ends an epoch that max_steps or a callback cuts off.
-        cut_off = epoch.processed > 0 and batch.current.processed > 0 and not batch.is_last_batch
-        return (epoch.processed - 1, batch.current.processed) if cut_off else (epoch.processed, 0)
-    return (epoch.processed + 1, 0) if batch.is_last_batch else (epoch.processed, batch.current.processed)
+    epochs, batches = _epochs(trainer), _batches(trainer)
+    batches_ended = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+    if epochs.ready > epochs.processed:  # within an epoch, or in the hooks at its end
+        return (epochs.processed + 1, 0) if batches_ended else (epochs.processed, batches.processed)
+    if epochs.processed and batches.processed and not batches_ended:  # max_steps or a callback has cut the epoch off
+        return epochs.processed - 1, batches.processed
+    return epochs.processed, 0
 
 
 def batches_in_open_window(trainer: Trainer) -> int:
     """Return the batches since the optimizer's last step, whose gradients are lost when the process ends."""
-    batch = trainer.fit_loop.epoch_loop.batch_progress
-    return 0 if batch.is_last_batch else batch.current.processed % trainer.accumulate_grad_batches
+    if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        return 0
+    return _batches(trainer).processed % trainer.accumulate_grad_batches
+
+
+def _epochs(trainer: Trainer) -> _Count:
+    return cast("_Count", trainer.fit_loop.epoch_progress.current)
+
+
+def _batches(trainer: Trainer) -> _Count:
+    return cast("_Count", trainer.fit_loop.epoch_loop.batch_progress.current)
 
 
 class Progress(TypedDict, total=False):
@@ -75,7 +92,7 @@ class ResumingSampler(KeyedSampler):
         self._step_size = size = batch_size * self.num_replicas
         before, now = (state.get("epoch", 0), state.get("batches", 0)), progress_of(self.trainer)
         if not self.trainer.fit_loop.restarting:  # such as after a trial of BatchSizeFinder: an epoch begins
-            now = self.trainer.fit_loop.epoch_progress.current.processed, 0
+            now = _epochs(self.trainer).processed, 0
         self._stopped = epoch, batches = max(before, now)
         self.epoch = epoch
         if not batches:
@@ -140,19 +157,17 @@ class ResumingSampler(KeyedSampler):
     def set_epoch(self, epoch: int) -> None:
         """Note the epoch, which Lightning tells when it has restored its progress and before the first batch."""
         super().set_epoch(epoch)
-        loop = self.trainer.fit_loop
+        loop, epochs, batches = self.trainer.fit_loop, _epochs(self.trainer), _batches(self.trainer)
         # After a checkpoint of an epoch's last step Lightning does not count the next epoch as begun. If the run is
         # resumed within that epoch, Lightning would take it for finished.
-        epochs = loop.epoch_progress
-        if loop.restarted_mid_epoch and epochs.current.ready == epochs.current.processed:
-            epochs.increment_ready()
-            epochs.increment_started()
+        if loop.restarted_mid_epoch and epochs.ready == epochs.processed:
+            loop.epoch_progress.increment_ready()
+            loop.epoch_progress.increment_started()
         # With batches of another size the epoch has another number of them. Lightning must count as if those done had
         # today's size, or it would end the epoch too early.
-        count = loop.epoch_loop.batch_progress.current
-        if self._uncounted and self._stopped == (epochs.current.processed, count.processed):
+        if self._stopped == (epochs.processed, batches.processed):
             for name in ("ready", "started", "processed", "completed"):
-                setattr(count, name, getattr(count, name) + self._uncounted)
+                setattr(batches, name, getattr(batches, name) + self._uncounted)
             self._uncounted = 0
 
 

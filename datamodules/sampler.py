@@ -116,7 +116,7 @@ class KeyedSampler(DistributedSampler[Any]):
     def keys(self, length: int | None = None) -> list[int]:
         """Return ``sample * repeats + r`` in the epoch's order, over all ranks, if there were ``length`` samples."""
         length = len(self.samples) if length is None else length
-        whole = DistributedSampler(cast("Any", range(length)), 1, 0, self.shuffle, self.seed)
+        whole: DistributedSampler[int] = DistributedSampler(cast("Any", range(length)), 1, 0, self.shuffle, self.seed)
         whole.set_epoch(self.epoch)
         return [row * self.repeats + view for row in whole for view in range(self.repeats)][:length]
 

@@ -56,13 +56,11 @@ class ShorterSide:
         first, last = spare * longer / length, longer - spare * longer / length
         reach = math.ceil(4 * max(1, shorter / self.side))
         start, end = max(0, math.floor(first) - reach), min(longer, math.ceil(last) + reach)
-        ends, box, size = (
-            (start, 0, end, shorter),
-            (first - start, 0, last - start, shorter),
-            (length - 2 * spare, self.side),
-        )
+        ends, size = (start, 0, end, shorter), (length - 2 * spare, self.side)
+        box: tuple[float, float, float, float] = (first - start, 0, last - start, shorter)
         if image.width < image.height:
-            ends, box, size = (0, start, shorter, end), (0, first - start, shorter, last - start), (self.side, size[0])
+            ends, size = (0, start, shorter, end), (self.side, length - 2 * spare)
+            box = (0, first - start, shorter, last - start)
         return image.crop(ends).resize(size, Image.Resampling[self.interpolation.upper()], box)
 
 

@@ -204,16 +204,19 @@ def test_names_that_are_no_utf_8(tmp_path) -> None:
 
 
 MISTAKES = {
-    "nothing": (["other/cat/1.png"], "photos does not exist: expected a folder with train/<class>/"),
-    "a file": (["photos"], "photos is a file: expected a folder with"),
-    "no folders": (["photos/1.png", "photos/2.png"], "photos has no folders: expected train/<class>/"),
-    "splits only": (["photos/val/cat/1.png"], "photos has val: expected train/<class>/ with val/<class>/, or <class>/"),
-    "no class folders": (["photos/train/1.png"], "there are no class folders in"),
-    "one class": (["photos/cat/1.png", "photos/cat/2.png"], "one class only, 'cat': expected a folder for each of two"),
-    "one deeper": (["photos/all/cat/1.png", "photos/all/dog/2.png"], "was that meant as the root"),
+    "nothing": (["other/cat/1.png"], "photos does not exist: expected train/<class>/ with"),
+    "a file": (["photos"], "photos is a file: expected train/<class>/"),
+    "no folders": (["photos/1.png", "photos/2.png"], "photos has no folders of classes: expected train/<class>/"),
+    "splits only": (
+        ["photos/val/cat/1.png"],
+        "photos has no folders of classes: expected train/<class>/ with val/<class>/, or <class>/",
+    ),
+    "no class folders": (["photos/train/1.png"], "train has no folders of classes"),
+    "one class": (["photos/cat/1.png", "photos/cat/2.png"], "one class only, 'cat': expected train/<class>/"),
+    "one deeper": (["photos/all/cat/1.png", "photos/all/dog/2.png"], "was all meant as the root?"),
     "a class that val alone has": (
         [*names("photos/train/"), *names("photos/val/"), "photos/val/dogs/1.png"],
-        "class 'dogs' has images to evaluate on and none to train on; was 'dog' meant?",
+        "class 'dogs' has images to evaluate on and none to train on: did you mean 'dog'?",
     ),
     "two names of a split": (
         [*names("photos/train/"), *names("photos/val/"), *names("photos/valid/")],
@@ -245,7 +248,7 @@ def test_an_empty_class_folder_is_named(tmp_path) -> None:
 
 def test_a_misspelt_root_is_hinted_at(tmp_path) -> None:
     make_photos(tmp_path / "my_photos", names())
-    with pytest.raises(ValueError, match=r"my_fotos does not exist: .*my_photos meant\?"):
+    with pytest.raises(ValueError, match=r"my_fotos does not exist: .*did you mean 'my_photos'\?"):
         folder(tmp_path / "my_fotos")
 
 
@@ -276,7 +279,7 @@ def test_a_stored_split_of_other_images_is_refused(tmp_path) -> None:
     content = json.loads(stored.read_text())
     content["train"] = [f"other/{i}.png" for i in range(30)]
     stored.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"split\.json is of other images: 3 of its 33 are in .*; delete it to split"):
+    with pytest.raises(ValueError, match=r"split\.json is of other images: 3 of its 33 are there; delete it to split"):
         folder(tmp_path)
     stored.write_text("[1, 2]")
     with pytest.raises(ValueError, match=r"split\.json is no stored split: delete it"):
