@@ -1,7 +1,6 @@
 """A folder of your own photos."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
 import os
 from pathlib import Path
 from typing import Any
@@ -132,12 +131,11 @@ class ImageFolderDataModule(FilesDataModule):
         return Labelled(Files(root, photos.names), torch.full((len(photos.names),), -1))
 
     def _labelled(self, classes: Mapping[str, Sequence[str]], root: Path) -> Labelled:
-        for unknown in sorted(set(classes) - set(self.class_names)):
-            hint = did_you_mean(unknown, self.class_names) or f"the classes are {', '.join(self.class_names)}"
-            raise ValueError(f"class {unknown!r} has images to evaluate on and none to train on: {hint}")
-        photos = [classes.get(label, ()) for label in self.class_names]
-        counts = torch.tensor([len(names) for names in photos])
-        return Labelled(Files(root, chain(*photos)), torch.arange(len(photos)).repeat_interleave(counts))
+        unknown = sorted(classes.keys() - set(self.class_names))
+        if unknown:
+            hint = did_you_mean(unknown[0], self.class_names) or f"the classes are {', '.join(self.class_names)}"
+            raise ValueError(f"class {unknown[0]!r} has images to evaluate on and none to train on: {hint}")
+        return Labelled.by_class(root, [classes.get(label, ()) for label in self.class_names])
 
 
 def _folder_of_split(root: Path, val: str | None) -> dict[str, Path]:
@@ -171,11 +169,11 @@ def _class_folders(root: Path, folders: Mapping[str, Path]) -> list[Path]:
 
 def _few_classes(classes: Classes, folders: Sequence[Path]) -> str:
     """Say which classes there are, if there is none or one."""
-    for label, names in classes.items():
-        deeper = len({Path(name).parent for name in names}) > 1
-        hint = f" with folders in it (was {label} meant as the root?)" if deeper else ""
-        return f"one class only, {label!r}{hint}"
-    return "no images in its folders" if folders else "no folders of classes"
+    if not classes:
+        return "no images in its folders" if folders else "no folders of classes"
+    ((label, names),) = classes.items()
+    is_deep = len({Path(name).parent for name in names}) > 1
+    return f"one class only, {label!r}{f' (was {label} meant as the root?)' if is_deep else ''}"
 
 
 def _with(found: Found, message: str) -> str:

@@ -1,6 +1,7 @@
 """What data modules of image files share: damaged files, statistics, pixels decoded once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -39,6 +40,12 @@ class Labelled(NamedTuple):
     files: Files
     targets: Tensor
 
+    @classmethod
+    def by_class(cls, root: Path, photos: Collection[Sequence[str]]) -> "Labelled":
+        """Return files in ``root``, given the names of each class, in the order of the classes."""
+        counts = torch.tensor([len(names) for names in photos])
+        return cls(Files(root, chain(*photos)), torch.arange(len(photos)).repeat_interleave(counts))
+
 
 class FilesDataModule(ImageDataModule):
     """Base of the data modules that read image files: a subclass says which files, this class how they are read.
@@ -75,7 +82,6 @@ class FilesDataModule(ImageDataModule):
         mean, std: Of the training images' pixels in 0..1, a value a channel; computed when they are first asked for.
     """
 
-    splits: dict[Split, Labelled]
     scan_file: Path | None = None
 
     def __init__(
@@ -103,6 +109,7 @@ class FilesDataModule(ImageDataModule):
         self.decode_memory = decode_memory
         self.check = check
         self.max_damaged = max_damaged
+        self.splits: dict[Split, Labelled] = {}
         self.left_out = Found()  # what the subclass took for no photo, until it is reported
         self._scans: dict[str, Scan] = {}
         self._decoded: dict[Split, DecodedImages | None] = {}
