@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -61,7 +61,7 @@ class CIFAR10DataModule(ImageDataModule):
     """
 
     num_classes = 10
-    source: ClassVar[Any] = datasets.CIFAR10
+    source: ClassVar[type[datasets.CIFAR10]] = datasets.CIFAR10
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class CIFAR10DataModule(ImageDataModule):
 
     @property
     @override
-    def preprocessing(self) -> dict[str, Any]:
+    def preprocessing(self) -> dict[str, object]:
         """How a photo becomes the student's input in evaluation; see `Preprocessing`."""
         return self.augmentation.evaluate(self.image_size).as_dict()
 
@@ -130,7 +130,7 @@ class CIFAR10DataModule(ImageDataModule):
                     self._parts[name] = _Part(images[chosen], targets[chosen])
         return self._parts
 
-    def _open(self, train: bool) -> Any:
+    def _open(self, train: bool) -> datasets.CIFAR10:
         """Return torchvision's data set."""
         source = self.source
         try:
@@ -165,7 +165,7 @@ class CIFAR100DataModule(CIFAR10DataModule):
     """
 
     num_classes = 100
-    source: ClassVar[Any] = datasets.CIFAR100
+    source: ClassVar[type[datasets.CIFAR10]] = datasets.CIFAR100
 
 
 class _Part(NamedTuple):
@@ -175,7 +175,7 @@ class _Part(NamedTuple):
     targets: Tensor
 
     @classmethod
-    def of(cls, data: Any) -> "_Part":
+    def of(cls, data: datasets.CIFAR10) -> "_Part":
         return cls(torch.from_numpy(np.ascontiguousarray(data.data)), torch.tensor(data.targets))
 
 
