@@ -1,50 +1,25 @@
 """What is done to an image before the network sees it: torchvision's transforms and timm's policies, by name."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 import math
-import re
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal
 
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, posterize, rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+from lit_distill.checks import check_at_least, check_choice, check_fraction, check_positive
+from lit_distill.datamodules.policies import check_policy, make_policy, policy_generators
 from lit_distill.keys import GENERATORS, Generator
-from lit_distill.photos import Preprocessing, ShorterSide, pixels_of
+from lit_distill.preprocessing import Interpolation, Preprocessing, ShorterSide, pixels_of
 
 Crop = Literal["resized", "padded", "simple", "none"]
 PaddingMode = Literal["constant", "reflect"]
-Interpolation = Literal["nearest", "bilinear", "bicubic"]  # those that a PIL image can be rotated with
-
-# Options and their values. timm passes over what it cannot read, so that a typo would change nothing.
-_NUMBER, _INTEGER, _SWITCH = r"\d+(\.\d+)?", r"\d+", r"[01]"
-_RAND = {"m": _INTEGER, "n": _INTEGER, "p": _NUMBER, "mstd": _NUMBER, "mmax": _INTEGER, "inc": _SWITCH}
-_AUGMIX = {"m": _INTEGER, "w": _INTEGER, "d": _INTEGER, "a": _NUMBER, "b": _SWITCH, "mstd": _NUMBER}
-
-
-class _Policy(NamedTuple):
-    options: Mapping[str, str] = {}
-    generators: tuple[Generator, ...] = ("python",)
-
-
-_AUTO = _Policy({"mstd": _NUMBER})
-_POLICIES = {
-    "rand": _Policy({**_RAND, "t": "weights|3a|3aw"}, ("python", "numpy")),
-    "augmix": _Policy(_AUGMIX, ("python", "numpy")),
-    "original": _AUTO,
-    "originalr": _AUTO,
-    "v0": _AUTO,
-    "v0r": _AUTO,
-    "three-augment": _Policy(),
-    "trivial-wide": _Policy(generators=("torch",)),
-}
-_EXAMPLES = ("rand-m9-mstd0.5-inc1", "augmix-m3-w3", *(name for name in _POLICIES if name not in ("rand", "augmix")))
+Step = Callable[[Any], Any]  # from a PIL image to a PIL image, which the libraries leave untyped
 
 
 @dataclass(frozen=True)
@@ -112,27 +87,20 @@ class Augmentation:
     crop_pct: float = 0.875
 
     def __post_init__(self) -> None:
-        for name, choices in (("crop", Crop), ("padding_mode", PaddingMode), ("interpolation", Interpolation)):
-            if getattr(self, name) not in get_args(choices):
-                said = ", ".join(map(repr, get_args(choices)))
-                raise ValueError(f"{name} must be one of {said}, got {getattr(self, name)!r}")
-        for name in ("hflip", "erasing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a probability and must be in [0, 1], got {getattr(self, name)}")
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale must be two parts of the area, 0 < smallest <= largest <= 1, got {self.scale}")
-        if len(self.ratio) != 2 or not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"ratio must be two ratios, 0 < smallest <= largest, got {self.ratio}")
-        if self.padding is not None and (self.padding < 0 or self.crop != "padded"):
-            raise ValueError(
-                f"padding must be >= 0 and is of crop='padded' alone, got {self.padding} with crop={self.crop!r}"
-            )
-        if not self.color_jitter >= 0:
-            raise ValueError(f"color_jitter must be >= 0, got {self.color_jitter}")
-        if not 0 < self.crop_pct <= 1:
-            raise ValueError(f"crop_pct must be in (0, 1], got {self.crop_pct}")
+        check_choice(Crop, crop=self.crop)
+        check_choice(PaddingMode, padding_mode=self.padding_mode)
+        check_choice(Interpolation, interpolation=self.interpolation)
+        check_at_least(0, padding=self.padding, color_jitter=self.color_jitter)
+        smallest, largest = self.scale
+        check_positive(crop_pct=self.crop_pct, smallest_scale=smallest, smallest_ratio=self.ratio[0])
+        check_fraction(hflip=self.hflip, erasing=self.erasing, crop_pct=self.crop_pct, largest_scale=largest)
+        for name, (least, most) in {"scale": self.scale, "ratio": self.ratio}.items():
+            if least > most:
+                raise ValueError(f"{name} must be (smallest, largest), got ({least}, {most})")
+        if self.padding is not None and self.crop != "padded":
+            raise ValueError(f"padding is for crop='padded' alone, got {self.padding} with crop={self.crop!r}")
         if self.policy is not None:
-            _check_policy(self.policy)
+            check_policy(self.policy)
 
     def train(self, size: int) -> "ImageTransform":
         """Return the training transform to ``size`` x ``size`` pixels.
@@ -140,28 +108,27 @@ class Augmentation:
         Raises:
             ValueError: If ``size`` is < 1.
         """
-        generators: set[Generator] = set()
-        resize, steps = self._train_crop(size)
-        if self.crop != "none":
-            generators.add("torch")
+        check_at_least(1, size=size)
+        resize, crop = self._train_crop(size)
+        before: list[Step] = [crop]
+        after: list[Step] = []
+        erase = None
+        draws: set[Generator] = set() if self.crop == "none" else {"torch"}
         if self.hflip > 0:
-            generators.add("torch")
-            steps.append(_Flip(self.hflip))
-        policies: dict[str, list[Any]] = {"RGB": [], "L": []}
-        if self.policy is not None:
-            generators.update(_POLICIES[_parse(self.policy)[0]].generators)
-            policies = {mode: [_make_policy(self.policy, size, mode, self.interpolation)] for mode in policies}
-        jitter = []
+            draws.add("torch")
+            before.append(_Flip(self.hflip))
         if self.color_jitter > 0:
-            generators.add("torch")
-            jitter.append(v2.ColorJitter(*[self.color_jitter] * 3))
-        erasing = None
+            draws.add("torch")
+            after.append(v2.ColorJitter(*[self.color_jitter] * 3))
         if self.erasing > 0:
-            generators |= {"torch", "python"}
-            erasing = _Erasing(self.erasing)
-        modes = {mode: [*steps, *policy, *jitter] for mode, policy in policies.items()}
-        used = [name for name in GENERATORS if name in generators]
-        return ImageTransform(modes, resize, erasing, used, self.enough(size) if self.crop == "resized" else None)
+            draws |= {"torch", "python"}
+            erase = _Erasing(self.erasing)
+        steps: dict[str, list[Step]] = {"RGB": [*before, *after], "L": [*before, *after]}
+        if self.policy is not None:
+            draws.update(policy_generators(self.policy))
+            for mode in steps:
+                steps[mode] = [*before, make_policy(self.policy, size, mode, self.interpolation), *after]
+        return ImageTransform(steps, resize, erase, draws, self.enough(size) if self.crop == "resized" else None)
 
     def enough(self, size: int) -> int:
         """Return the shorter side in pixels from which random resized crops of ``size`` lose next to nothing.
@@ -179,27 +146,23 @@ class Augmentation:
         Raises:
             ValueError: If ``size`` is < 1.
         """
-        _check_size(size)
+        check_at_least(1, size=size)
         return Preprocessing(math.floor(size / self.crop_pct), (size, size), self.interpolation, channels)
 
-    def _train_crop(self, size: int) -> tuple[ShorterSide | None, list[Any]]:
+    def _train_crop(self, size: int) -> tuple[ShorterSide | None, Step]:
+        """Return the resize that comes first, and the crop."""
+        whole, padding = ShorterSide(size, self.interpolation), self.padding
         if self.crop == "none":
-            return self._middle(size)
-        _check_size(size)
+            return ShorterSide(math.floor(size / self.crop_pct), self.interpolation), v2.CenterCrop(size)
         if self.crop == "resized":
-            how = InterpolationMode(self.interpolation)
-            return None, [v2.RandomResizedCrop(size, self.scale, self.ratio, interpolation=how)]
-        padding, mode = (4, "reflect") if self.crop == "simple" else (self.padding, self.padding_mode)
+            mode = InterpolationMode(self.interpolation)
+            return None, v2.RandomResizedCrop(size, self.scale, self.ratio, interpolation=mode)
+        if self.crop == "simple":
+            return whole, v2.RandomCrop(size, padding=4, padding_mode="reflect")
         padding = size // 8 if padding is None else padding
-        crop = v2.RandomCrop(size, padding=padding, padding_mode=mode)
-        return self._resize(size), [_BlackPaddedCrop(size, padding) if mode == "constant" else crop]
-
-    def _middle(self, size: int) -> tuple[ShorterSide, list[Any]]:
-        _check_size(size)
-        return self._resize(math.floor(size / self.crop_pct)), [v2.CenterCrop(size)]
-
-    def _resize(self, side: int) -> ShorterSide:
-        return ShorterSide(side, self.interpolation)
+        if self.padding_mode == "constant":
+            return whole, _BlackPaddedCrop(size, padding)
+        return whole, v2.RandomCrop(size, padding=padding, padding_mode=self.padding_mode)
 
 
 class ImageTransform:
@@ -210,7 +173,7 @@ class ImageTransform:
         resize: Comes first, where the shorter side has another length.
         finish: Comes last, on the tensor.
         generators: The generators that are drawn from, for `IndexedDataset` to seed.
-        enough: Pixels that the shorter side of an image need not exceed, or None if the transform is to have all.
+        enough: Pixels that the shorter side of an image need not exceed, or None if the transform wants all.
 
     Raises:
         ValueError: When called with an image of another mode.
@@ -218,26 +181,27 @@ class ImageTransform:
 
     def __init__(
         self,
-        steps: Mapping[str, Sequence[Callable[[Any], Any]]],
+        steps: Mapping[str, Sequence[Step]],
         resize: ShorterSide | None = None,
         finish: Callable[[Tensor], Tensor] | None = None,
-        generators: Sequence[Generator] = (),
+        generators: Collection[Generator] = (),
         enough: int | None = None,
     ) -> None:
-        self.steps, self.resize, self.finish, self.enough = steps, resize, finish, enough
-        self.generators = tuple(generators)
+        self.steps = steps
+        self.resize, self.finish, self.enough = resize, finish, enough
+        self.generators = tuple(name for name in GENERATORS if name in generators)
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return the image's pixels, transformed."""
-        steps = self.steps.get(image.mode)
-        if steps is None:
+        if image.mode not in self.steps:
             raise ValueError(f"images must be of mode {' or '.join(self.steps)}, got {image.mode}: convert them")
+        steps = self.steps[image.mode]
         if self.resize is not None:
             image = self.resize(image)
         for step in steps:
             image = step(image)
-        tensor = pixels_of(image)
-        return tensor if self.finish is None else self.finish(tensor)
+        pixels = pixels_of(image)
+        return pixels if self.finish is None else self.finish(pixels)
 
 
 class _BlackPaddedCrop:
@@ -276,71 +240,15 @@ class _Erasing:
     """timm's random erasing, mode ``"pixel"``, on ``uint8`` ``(C, H, W)``, which is written to."""
 
     def __init__(self, probability: float) -> None:
-        self.erase = RandomErasing(probability, mode="pixel", device="cpu")  # type: ignore[no-untyped-call]
+        self.erase = RandomErasing(probability, mode="pixel", device="cpu")  # type: ignore[no-untyped-call]  # timm has no types
         mean, std = torch.tensor([IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD])[:, :, None]
         self.statistics = {3: (mean, std), 1: (mean.mean(), std.mean())}
 
     def __call__(self, image: Tensor) -> Tensor:
-        # timm fills images of normalised floats: on an empty canvas it shows where, and with what noise.
+        # timm fills images of normalised floats. An empty canvas shows where, and with what noise.
         noise = self.erase(torch.full(image.shape, torch.nan))
         filled = ~noise[0].isnan()
         if filled.any():
             mean, std = self.statistics[len(image)]
             image[:, filled] = (noise[:, filled] * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
         return image
-
-
-def _check_size(size: int) -> None:
-    if size < 1:
-        raise ValueError(f"size must be >= 1, got {size}")
-
-
-def _parse(policy: str) -> tuple[str, list[str]]:
-    kind, *options = [policy] if policy in _POLICIES else policy.split("-")
-    return kind, options
-
-
-def _check_policy(policy: str) -> None:
-    kind, options = _parse(policy)
-    if kind not in _POLICIES:
-        close = _near(policy, _EXAMPLES) or _near(kind, _POLICIES)
-        raise ValueError(f"unknown policy {policy!r}: {close}expected one like {', '.join(map(repr, _EXAMPLES))}")
-    known = _POLICIES[kind].options
-    for option in options:
-        if not any(re.fullmatch(f"{name}({value})", option) for name, value in known.items()):
-            stem = re.sub(r"\d.*", "", option)
-            close = "" if stem in known else _near(stem, known)
-            said = f"its options, each with a value, are {', '.join(known)}" if known else "it has none"
-            raise ValueError(f"policy {policy!r} has no option {option!r}: {close}{said}")
-
-
-def _near(word: str, known: Iterable[str]) -> str:
-    close = get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}? " if close else ""
-
-
-def _make_policy(policy: str, size: int, mode: str, interpolation: str) -> Any:
-    kind, _ = _parse(policy)
-    if kind == "trivial-wide":
-        return v2.TrivialAugmentWide(interpolation=InterpolationMode(interpolation))
-    # As timm's own `create_transform` has them.
-    mean = [round(255 * value) for value in IMAGENET_DEFAULT_MEAN]
-    parameters: dict[str, Any] = {
-        "translate_const": int(size * 0.45),
-        "img_mean": tuple(mean) if mode == "RGB" else round(sum(mean) / 3),
-        "interpolation": Image.Resampling[interpolation.upper()],
-    }
-    policy = "3a" if kind == "three-augment" else policy
-    parameters |= {"translate_pct": 0.3} if kind == "augmix" else {}
-    makers = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
-    transform: Any = makers.get(kind, auto_augment_transform)(policy, parameters)
-    parts = [transform.ops] if kind in makers else transform.policy
-    for operation in (operation for part in parts for operation in part):
-        if operation.aug_fn is posterize:
-            operation.aug_fn = _posterize
-    return transform
-
-
-def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    # Pillow refuses to keep no bit at all since 13.0; timm asks for that at magnitudes of 10 and more.
-    return posterize(image, bits) if bits >= 1 else Image.new(image.mode, image.size)  # type: ignore[no-untyped-call]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -13,9 +13,9 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 from typing_extensions import override
 
+from lit_distill.checks import check_at_least, check_inside
 from lit_distill.datamodules.augmentation import Augmentation
 from lit_distill.datamodules.base import ImageDataModule
-from lit_distill.datamodules.decoded import cores
 from lit_distill.datamodules.mixing import Mixing
 
 
@@ -61,7 +61,7 @@ class CIFAR10DataModule(ImageDataModule):
     """
 
     num_classes = 10
-    source: ClassVar[Any] = datasets.CIFAR10
+    source: ClassVar[type[datasets.CIFAR10]] = datasets.CIFAR10
 
     def __init__(
         self,
@@ -76,16 +76,13 @@ class CIFAR10DataModule(ImageDataModule):
         num_workers: int | None = None,
         seed: int | None = None,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers or 0, seed, repeats, mixing)
-        if image_size < 1:
-            raise ValueError(f"image_size must be >= 1, got {image_size}")
-        if val_fraction is not None and not 0 < val_fraction < 1:
-            raise ValueError(f"val_fraction must be in (0, 1) or None, got {val_fraction}")
+        super().__init__(batch_size, eval_batch_size, num_workers, seed, repeats, mixing)
+        check_at_least(1, image_size=image_size)
+        check_inside(0, 1, val_fraction=val_fraction)
         self.root = Path(root)
         self.image_size = image_size
         self.val_fraction = val_fraction
         self.augmentation = augmentation or Augmentation(crop="padded", crop_pct=1.0)
-        self._auto_workers = num_workers is None
         self._parts: dict[str, _Part] = {}
 
     @property
@@ -100,7 +97,7 @@ class CIFAR10DataModule(ImageDataModule):
 
     @property
     @override
-    def preprocessing(self) -> dict[str, Any]:
+    def preprocessing(self) -> dict[str, object]:
         """How a photo becomes the student's input in evaluation; see `Preprocessing`."""
         return self.augmentation.evaluate(self.image_size).as_dict()
 
@@ -117,9 +114,7 @@ class CIFAR10DataModule(ImageDataModule):
         self.train_set = _Images(parts["train"], train)
         self.val_set = _Images(parts.get("val", parts["test"]), evaluate)
         self.test_set = self.predict_set = _Images(parts["test"], evaluate)
-        if self._auto_workers:
-            share = min(8, cores() // getattr(self.trainer, "num_devices", 1))
-            self.num_workers = 0 if share <= 2 else share
+        self.choose_workers(in_memory=True)
 
     def _read(self) -> dict[str, "_Part"]:
         if not self._parts:
@@ -135,7 +130,7 @@ class CIFAR10DataModule(ImageDataModule):
                     self._parts[name] = _Part(images[chosen], targets[chosen])
         return self._parts
 
-    def _open(self, train: bool) -> Any:
+    def _open(self, train: bool) -> datasets.CIFAR10:
         """Return torchvision's data set."""
         source = self.source
         try:
@@ -170,7 +165,7 @@ class CIFAR100DataModule(CIFAR10DataModule):
     """
 
     num_classes = 100
-    source: ClassVar[Any] = datasets.CIFAR100
+    source: ClassVar[type[datasets.CIFAR10]] = datasets.CIFAR100
 
 
 class _Part(NamedTuple):
@@ -180,7 +175,7 @@ class _Part(NamedTuple):
     targets: Tensor
 
     @classmethod
-    def of(cls, data: Any) -> "_Part":
+    def of(cls, data: datasets.CIFAR10) -> "_Part":
         return cls(torch.from_numpy(np.ascontiguousarray(data.data)), torch.tensor(data.targets))
 
 

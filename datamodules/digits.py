@@ -1,7 +1,6 @@
 """scikit-learn's handwritten digits."""
 
 import math
-from typing import Any
 
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -13,7 +12,7 @@ from typing_extensions import override
 
 from lit_distill.datamodules.base import ImageDataModule
 from lit_distill.datamodules.mixing import Mixing
-from lit_distill.photos import Preprocessing
+from lit_distill.preprocessing import Preprocessing
 
 
 class DigitsDataModule(ImageDataModule):
@@ -61,7 +60,7 @@ class DigitsDataModule(ImageDataModule):
 
     @property
     @override
-    def preprocessing(self) -> dict[str, Any]:
+    def preprocessing(self) -> dict[str, object]:
         """A photo of a white digit on black, shrunk to 8 px."""
         return Preprocessing(resize=8, crop=(8, 8), channels=1).as_dict()
 
@@ -104,7 +103,7 @@ class _Affine(nn.Module):
 
 
 class _Digits(Dataset[tuple[Tensor, int]]):
-    def __init__(self, images: Tensor, targets: Tensor, transform: Any = None) -> None:
+    def __init__(self, images: Tensor, targets: Tensor, transform: nn.Module | None = None) -> None:
         self.images, self.targets, self.transform = images, targets.tolist(), transform
 
     def __len__(self) -> int:

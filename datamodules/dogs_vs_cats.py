@@ -1,6 +1,7 @@
 """Kaggle's Dogs vs Cats."""
 
 from collections.abc import Iterable, Sequence
+import os
 from pathlib import Path
 import re
 from typing import Any, NamedTuple
@@ -9,15 +10,16 @@ from sklearn.model_selection import train_test_split
 import torch
 from torch import Tensor
 
-from lit_distill.datamodules.from_files import FilesDataModule, Labelled
+from lit_distill.datamodules.from_files import FilesDataModule, Labelled, Split
 from lit_distill.datamodules.images import Files
 from lit_distill.datamodules.walk import photos_in
 from lit_distill.datamodules.zips import ZipArchive, ZipFiles
 
 _CLASSES = ("cat", "dog")
-_TRAIN = re.compile(r"(cat|dog)\.(\d+)\.jpe?g", re.IGNORECASE)
-_TEST = re.compile(r"()(\d+)\.jpe?g", re.IGNORECASE)
+_TRAIN = re.compile(r"(?:.*/)?(cat|dog)\.(\d+)\.jpe?g", re.IGNORECASE)
+_TEST = re.compile(r"(?:.*/)?()(\d+)\.jpe?g", re.IGNORECASE)
 _TEST_FOLDERS = ("test", "test1")
+_TEST_ARCHIVES = ("test.zip", "test1.zip")
 _EXPECTED = (
     "expected Kaggle's dogs-vs-cats.zip or dogs-vs-cats-redux-kernels-edition.zip, the train.zip in it, "
     "or a folder with one of them or with train/cat.0.jpg, train/dog.0.jpg, ..."
@@ -65,37 +67,29 @@ class DogsVsCatsDataModule(FilesDataModule):
     num_classes = 2
     class_names = _CLASSES
 
-    def __init__(
-        self,
-        root: str | Path,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, root: str | Path, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.root = Path(root)
         self.scan_file = (self.root if self.root.is_dir() else self.root.parent) / ".lit_distill" / "dogs_vs_cats.json"
         train, test = _find(self.root)
-        names = train.numbered(_TRAIN)
-        targets = [_CLASSES.index(name) for name, _ in names]
-        count = [targets.count(k) for k in range(len(_CLASSES))]
-        if min(count) < _FEWEST:
+        photos = train.numbered(_TRAIN)
+        targets = torch.tensor([_CLASSES.index(name) for name, _ in photos], dtype=torch.int64)
+        cats, dogs = torch.bincount(targets, minlength=2).tolist()
+        if min(cats, dogs) < _FEWEST:
             raise ValueError(
-                f"{self.root} has {count[0]} cats and {count[1]} dogs: expected {_FEWEST} or more of each, "
+                f"{self.root} has {cats} cats and {dogs} dogs: expected {_FEWEST} or more of each, "
                 "and 12,500 in Kaggle's download"
             )
-        train_rows, val_rows = train_test_split(range(len(targets)), test_size=0.2, stratify=targets, random_state=42)
-        everything = list(names.values())
-
-        def labelled(rows: Iterable[int]) -> Labelled:
-            chosen = sorted(rows)
-            return Labelled(train.files([everything[row] for row in chosen]), torch.tensor(targets)[chosen])
-
-        self.splits = {"train": labelled(train_rows), "val": labelled(val_rows)}
+        names = [*photos.values()]
+        rows = train_test_split(range(len(names)), test_size=0.2, stratify=targets, random_state=42)
+        sides: tuple[Split, Split] = ("train", "val")
+        for split, chosen in zip(sides, map(sorted, rows), strict=True):
+            self.splits[split] = Labelled(train.files([names[row] for row in chosen]), targets[chosen])
         self._numbers: list[int] = []
         if test is not None:
             unlabelled = test.numbered(_TEST)
             self._numbers = [number for _, number in unlabelled]
-            files = test.files(unlabelled.values())
-            self.splits["predict"] = Labelled(files, torch.full((len(files),), -1))
+            self.splits["predict"] = Labelled(test.files(unlabelled.values()), torch.full((len(unlabelled),), -1))
 
     def submission(self, probabilities: Tensor) -> tuple[Sequence[str], Sequence[Sequence[object]]] | None:
         """Return the table that Kaggle wants: its head, and a row a photo without label, by number.
@@ -132,64 +126,61 @@ class _Place(NamedTuple):
 
     def numbered(self, pattern: re.Pattern[str]) -> dict[tuple[str, int], str]:
         """Return the names that match by class and number, in this order."""
-        found: dict[tuple[str, int], str] = {}
-        for name in self.names:
-            match = pattern.fullmatch(Path(name).name)
-            if match:
-                key = match[1].lower(), int(match[2])
-                if key in found:
-                    raise ValueError(f"{self.path} has {found[key]} and {name}: expected one photo of that number")
-                found[key] = name
-        return dict(sorted(found.items()))
-
-    @property
-    def path(self) -> Path:
-        return self.where.path if isinstance(self.where, ZipArchive) else self.where
+        numbered: dict[tuple[str, int], str] = {}
+        for match in filter(None, map(pattern.fullmatch, self.names)):
+            key, name = (match[1].lower(), int(match[2])), match[0]
+            if numbered.setdefault(key, name) != name:
+                raise ValueError(f"there are {numbered[key]} and {name}: expected one photo of that number")
+        return dict(sorted(numbered.items()))
 
 
 def _find(root: Path) -> tuple[_Place, _Place | None]:
     """Return where the photos with labels are, and those without if they are there."""
-    if not root.exists():
-        raise ValueError(f"{root} does not exist: {_EXPECTED}")
+    if root.suffix.lower() in (".csv", ".tsv", ".txt"):
+        raise ValueError(f"{root} is a table, not the photos: {_EXPECTED}")
     if root.is_file():
-        if root.suffix.lower() in (".csv", ".tsv", ".txt"):
-            raise ValueError(f"{root} is a table, not the photos: {_EXPECTED}")
-        return _in_archive(ZipArchive(root))
+        return _in_archive(root)
     if (root / "train").is_dir():
         train = _in_folder(root, "train")
     elif (root / "train.zip").is_file():
-        train = _in_archive(ZipArchive(root / "train.zip"))[0]
+        train, _ = _in_archive(root / "train.zip")
     else:
-        downloads = sorted(path for path in root.glob("*.zip") if path.name.startswith("dogs-vs-cats"))
+        downloads = sorted(root.glob("dogs-vs-cats*.zip"))
         if not downloads:
-            found = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
-            above = f"; was {root.parent} meant?" if root.name == "train" else ""
-            raise ValueError(f"{root} has {found}: {_EXPECTED}{above}")
-        return _in_archive(ZipArchive(downloads[0]))
-    folders = (_in_folder(root, name) for name in _TEST_FOLDERS if (root / name).is_dir())
-    return train, next((place for place in folders if place.numbered(_TEST)), None) or _test_beside(root)
+            raise ValueError(f"{root} {_content(root)}: {_EXPECTED}")
+        return _in_archive(downloads[0])
+    unpacked = (_in_folder(root, folder) for folder in _TEST_FOLDERS if (root / folder).is_dir())
+    return train, next((place for place in unpacked if place.numbered(_TEST)), None) or _test_beside(root)
 
 
-def _in_folder(root: Path, name: str) -> _Place:
-    return _Place(root, photos_in(root / name, root).names)
+def _in_folder(root: Path, folder: str) -> _Place:
+    return _Place(root, photos_in(root / folder, root).names)
 
 
-def _in_archive(archive: ZipArchive) -> tuple[_Place, _Place | None]:
-    everything = _place(archive)
-    inner = {Path(name).name.lower(): name for name in everything.names if name.lower().endswith(".zip")}
+def _in_archive(path: Path) -> tuple[_Place, _Place | None]:
+    archive = ZipArchive(path)
+    place = _place(archive)
+    inner = {Path(name).name.lower(): name for name in place.names}
     if "train.zip" in inner:
-        test = next((inner[f"{name}.zip"] for name in _TEST_FOLDERS if f"{name}.zip" in inner), None)
-        return _place(archive.within(inner["train.zip"])), None if test is None else _place(archive.within(test))
-    if not everything.numbered(_TRAIN):
-        found = ", ".join(sorted(everything.names)[:3]) or "nothing"
-        raise ValueError(f"{archive.path} has {found}, ...: {_EXPECTED}")
-    return everything, everything if everything.numbered(_TEST) else _test_beside(archive.path.parent)
+        tests = [_place(archive.within(inner[name])) for name in _TEST_ARCHIVES if name in inner]
+        return _place(archive.within(inner["train.zip"])), tests[0] if tests else None
+    if not place.numbered(_TRAIN):
+        raise ValueError(f"{path} has {', '.join([*sorted(place.names)[:3], '...'])}: {_EXPECTED}")
+    return place, place if place.numbered(_TEST) else _test_beside(path.parent)
 
 
 def _test_beside(folder: Path) -> _Place | None:
-    archive = next((folder / f"{name}.zip" for name in _TEST_FOLDERS if (folder / f"{name}.zip").is_file()), None)
-    return None if archive is None else _place(ZipArchive(archive))
+    archives = [folder / name for name in _TEST_ARCHIVES if (folder / name).is_file()]
+    return _place(ZipArchive(archives[0])) if archives else None
 
 
 def _place(archive: ZipArchive) -> _Place:
     return _Place(archive, [member.filename for member in archive.members()])
+
+
+def _content(folder: Path) -> str:
+    """Say what is in a folder that has no photos, and which folder may be meant instead."""
+    if not folder.exists():
+        return "does not exist"
+    names = ", ".join(sorted(os.listdir(folder))[:5]) or "nothing"
+    return f"has {names}{f' (was {folder.parent} meant?)' if folder.name == 'train' else ''}"

@@ -1,29 +1,37 @@
 """What data modules of image files share: damaged files, statistics, pixels decoded once."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-import json
+from collections.abc import Callable, Collection, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
-import numpy as np
 import torch
 from torch import Tensor, distributed
-from torch.utils.data import Subset
+from torch.utils.data import Dataset, Subset
 from typing_extensions import override
 
+from lit_distill.checks import check_at_least, check_choice, check_fraction
 from lit_distill.datamodules.augmentation import Augmentation
 from lit_distill.datamodules.base import ImageDataModule
-from lit_distill.datamodules.decoded import DecodedImages, Reading, cores, free_memory, read_all
+from lit_distill.datamodules.decoded import DecodedImages, free_memory
 from lit_distill.datamodules.images import Files, ImageFiles
 from lit_distill.datamodules.mixing import Mixing
 from lit_distill.datamodules.oddities import oddities
-from lit_distill.datamodules.walk import Found, printable
-from lit_distill.files import write_atomically
+from lit_distill.datamodules.scan import Scan, load_scans, read_all, store_scans
+from lit_distill.datamodules.walk import Found
 from lit_distill.photos import Mode
 
 Split = Literal["train", "val", "test", "predict"]
+_SPLITS: dict[str | None, tuple[Split, ...]] = {  # by Lightning's stage
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("predict",),
+    None: ("train", "val", "test", "predict"),
+}
+_STANDS_IN: dict[Split, Split] = {"predict": "test", "test": "val"}  # for a split that there is not
 
 
 class Labelled(NamedTuple):
@@ -31,6 +39,12 @@ class Labelled(NamedTuple):
 
     files: Files
     targets: Tensor
+
+    @classmethod
+    def by_class(cls, root: Path, photos: Collection[Sequence[str]]) -> "Labelled":
+        """Return files in ``root``, given the names of each class, in the order of the classes."""
+        counts = torch.tensor([len(names) for names in photos])
+        return cls(Files(root, chain(*photos)), torch.arange(len(photos)).repeat_interleave(counts))
 
 
 class FilesDataModule(ImageDataModule):
@@ -68,7 +82,6 @@ class FilesDataModule(ImageDataModule):
         mean, std: Of the training images' pixels in 0..1, a value a channel; computed when they are first asked for.
     """
 
-    splits: Mapping[Split, Labelled]
     scan_file: Path | None = None
 
     def __init__(
@@ -86,23 +99,19 @@ class FilesDataModule(ImageDataModule):
         check: bool = True,
         max_damaged: float = 0.01,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers or 0, seed, repeats, mixing)
-        for name, value in {"decode_memory": decode_memory, "max_damaged": max_damaged}.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {value}")
-        if channels not in (1, 3):
-            raise ValueError(f"channels must be 1 or 3, got {channels}")
-        if image_size < 1:
-            raise ValueError(f"image_size must be >= 1, got {image_size}")
+        super().__init__(batch_size, eval_batch_size, num_workers, seed, repeats, mixing)
+        check_fraction(decode_memory=decode_memory, max_damaged=max_damaged)
+        check_choice((1, 3), channels=channels)
+        check_at_least(1, image_size=image_size)
         self.image_size = image_size
         self.channels = channels
         self.augmentation = augmentation or Augmentation()
         self.decode_memory = decode_memory
         self.check = check
         self.max_damaged = max_damaged
-        self._auto_workers = num_workers is None
-        self.left_out = Found()  # by the subclass; its names are of no interest here
-        self._scans: dict[Split, Scan] = {}
+        self.splits: dict[Split, Labelled] = {}
+        self.left_out = Found()  # what the subclass took for no photo, until it is reported
+        self._scans: dict[str, Scan] = {}
         self._decoded: dict[Split, DecodedImages | None] = {}
 
     @property
@@ -117,254 +126,175 @@ class FilesDataModule(ImageDataModule):
 
     @property
     @override
-    def preprocessing(self) -> dict[str, Any]:
+    def preprocessing(self) -> dict[str, object]:
         return self.augmentation.evaluate(self.image_size, self.channels).as_dict()
 
     @override
     def setup(self, stage: str | None = None) -> None:
         """Make the data sets of a stage."""
-        stages: dict[str | None, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
-        for split in stages.get(stage, ("predict",) if stage else ("train", "val", "test", "predict")):
+        for split in _SPLITS[stage]:
             setattr(self, f"{split}_set", self._data_set(split))
-        self._tell_left_out()
+        self._report_left_out()
         if stage == "fit":
-            self._tell_oddities()
-        if self._auto_workers:
-            ranks = getattr(self.trainer, "num_devices", 1)
-            share = min(8, cores() // ranks)
-            self.num_workers = 0 if share <= 2 and self._decoded.get("train") is not None else share
-        if stage == "fit" and len(self.splits["train"].files) < self.batch_size:
-            count = len(self.splits["train"].files)
-            rank_zero_info(f"{count} training images are less than a batch of {self.batch_size}: one step an epoch")
+            self._report_oddities()
+        self.choose_workers(in_memory=self._decoded.get("train") is not None)
 
-    def scan(self, split: Split) -> "Scan":
-        """Return what reading all files of a split has told; of an earlier run where they have not changed."""
+    def scan(self, split: Split) -> Scan:
+        """Return what reading all files of a split has found; an earlier run's where the files have not changed."""
         split = self._source(split)
         if split not in self._scans:
-            self._tell_left_out()
-            data = self._files(split)
-            digest = data.digest()
-            scan = self._stored().get(split)
-            if scan is None or scan.digest != digest:
-                self._read(split)
-                self._store()
+            self._report_left_out()
+            stored = load_scans(self.scan_file).get(split)
+            if stored is not None and stored.digest == self._files(split).digest():
+                self._accept(split, stored)
             else:
-                self._take(split, scan)
+                self._read(split)
         return self._scans[split]
 
     def contents(self, split: Split) -> dict[str, str]:
         """Return a digest of the bytes of each file of a split, by its name; without damaged files."""
         self.scan(split)
-        return {name: content for name, (_, content) in self._known(self._source(split)).items()}
+        return {name: content for name, (_, content) in self._photos(split).items()}
 
     def names(self, split: Split) -> list[str]:
-        """Return the names of the files of a split, in the order in which they are read."""
-        source = self._source(split)
+        """Return the names of the files of a split, in the order in which they are read; without damaged files."""
         if self.check:
-            self.scan(source)
-        damaged = self._scans[source].damaged if source in self._scans else {}
-        return [name for name in self.splits[source].files if name not in damaged]
+            self.scan(split)
+        return [*self._photos(split)]
 
     def _source(self, split: Split) -> Split:
         """Return the split that serves as this one."""
-        order: tuple[Split, ...] = ("predict", "test", "val")
-        if split not in self.splits and split in order:
-            return next((s for s in order[order.index(split) :] if s in self.splits), split)
+        while split not in self.splits and split in _STANDS_IN:
+            split = _STANDS_IN[split]
         return split
 
     def _files(self, split: Split) -> ImageFiles:
-        """Return the files of a split, read as its transform wants them, which is what fits into memory too."""
+        """Return the files of a split, read as its transform wants them: shrunk or resized, so that more fit."""
         files, targets = self.splits[split]
+        mode: Mode = "L" if self.channels == 1 else "RGB"
         if split == "train":
             train = self.augmentation.train(self.image_size)
-            return ImageFiles(files, targets, train, self._mode, train.enough, train.resize)
+            return ImageFiles(files, targets, train, mode, train.enough, train.resize)
         evaluate = self.augmentation.evaluate(self.image_size, self.channels)
-        return ImageFiles(files, targets, evaluate, self._mode, resize=evaluate.resized)
+        return ImageFiles(files, targets, evaluate, mode, resize=evaluate.resized)
 
-    @property
-    def _mode(self) -> Mode:
-        return "L" if self.channels == 1 else "RGB"
-
-    def _data_set(self, split: Split) -> Any:
-        train, source = split == "train", self._source(split)
-        if self.check:
-            self.scan(source)
+    def _data_set(self, split: Split) -> Dataset[tuple[Any, int]]:
+        source = self._source(split)
         data = self._files(source)
-        data.decoded = self._shared(source)
         if self.check:
-            data.contents = self._scans[source].numbers()
-        damaged = self._scans[source].damaged if source in self._scans else {}
-        if damaged:
-            rows = torch.tensor([row for row, name in enumerate(data.files) if name not in damaged])
-            if not train:
-                return Subset(data, rows)  # type: ignore[arg-type]  # a tensor: workers share it
-            data.rows = rows
+            data.contents = self.scan(source).content_numbers()
+        data.decoded = self._shared(source)
+        damaged = self._damaged(source)
+        if not damaged:
+            return data
+        rows = torch.tensor([row for row, name in enumerate(data.files) if name not in damaged])
+        if split != "train":
+            return Subset(data, rows)  # type: ignore[arg-type]  # a tensor: workers share it
+        data.rows = rows
         return data
 
     def _read(self, split: Split) -> None:
         """Read all files, and keep their pixels if they are to be kept and fit."""
         data = self._files(split)
         budget = int(self.decode_memory * free_memory()) if split != "predict" else 0
-        if budget and _estimate(data) > budget:
-            budget = 0
-            rank_zero_info(
-                f"the decoded {split} images would take {_estimate(data) / 1e9:.1f} GB, more than "
-                f"decode_memory={self.decode_memory} of the free memory: files are read in every epoch"
-            )
-        if not budget and not self.check:
-            self._decoded[split] = None
-            return
-        reading = read_all(data, budget, quiet=getattr(rank_zero_only, "rank", 0) != 0)
-        self._decoded[split] = reading.decoded
-        self._take(split, Scan.of(reading, data))
-        if reading.decoded is not None:
-            size = reading.decoded.nbytes / 1e6
-            count = len(data) - len(reading.damaged)
-            rank_zero_info(f"decoded {count} {split} images into {size:.3g} MB of shared memory")
+        known = self._scans.get(split)
+        if known is None or 0 < known.nbytes <= budget:
+            reading = read_all(data, budget, quiet=getattr(rank_zero_only, "rank", 0) != 0)
+            self._decoded[split] = reading.decoded
+            self._accept(split, Scan.of(reading, data))
+            if self.scan_file is not None:
+                store_scans(self.scan_file, self._scans)
+        self._report_memory(split, budget)
 
     def _shared(self, split: Split) -> DecodedImages | None:
         """Return the decoded images, which one rank of each machine has made."""
 
         def make() -> DecodedImages | None:
-            if split not in self._decoded and self.decode_memory:
+            if split not in self._decoded and split != "predict" and self.decode_memory:
                 self._read(split)
             return self._decoded.get(split)
 
-        found = once_a_machine(self.trainer, make)
-        self._decoded[split] = found
-        return found
+        self._decoded[split] = once_a_machine(self.trainer, make)
+        return self._decoded[split]
 
-    def _take(self, split: Split, scan: "Scan") -> None:
-        """Keep what is known of a split, unless too much of it is damaged."""
+    def _accept(self, split: Split, scan: Scan) -> None:
+        """Keep what is known about a split, unless too many of its files are damaged."""
         if scan.damaged and split not in self._scans:
             files, targets = self.splits[split]
-            shown = "; ".join(f"{printable(name)} ({why})" for name, why in list(scan.damaged.items())[:5])
-            more = "" if len(scan.damaged) <= 5 else f"; and {len(scan.damaged) - 5} more"
-            what = f"{len(scan.damaged)} of {len(files)} files for {split} are no readable images: {shown}{more}"
-            good = torch.tensor([name not in scan.damaged for name in files])
-            emptied = sorted(set(targets.tolist()) - set(targets[good].tolist()))
-            names = self.class_names or [str(k) for k in range(self.num_classes)]
+            message = f"{len(scan.damaged)} of {len(files)} files for {split} are no readable images: {scan.damage()}"
+            readable = torch.tensor([name not in scan.damaged for name in files])
+            emptied = sorted(set(targets.tolist()) - set(targets[readable].tolist()))
             if emptied and split != "predict":
-                raise ValueError(f"{what}; class {names[emptied[0]]!r} has no other: mend or remove them")
-            if len(scan.damaged) > self.max_damaged * len(files):  # as a share
                 raise ValueError(
-                    f"{what}; that is more than max_damaged={self.max_damaged:g}: mend or remove them, or raise it "
+                    f"{message}; class {self._class_names()[emptied[0]]!r} has no other: mend or remove them"
+                )
+            if len(scan.damaged) > self.max_damaged * len(files):
+                raise ValueError(
+                    f"{message}; that is more than max_damaged={self.max_damaged:g}: mend or remove them, or raise it "
                     "(--data.max_damaged on the command line)"
                 )
-            rank_zero_warn(f"left out: {what}")
+            rank_zero_warn(f"left out: {message}")
         self._scans[split] = scan
 
-    def _tell_left_out(self) -> None:
-        """Say once what was taken for no photo."""
-        told, self.left_out = self.left_out, Found()
-        line = told.told()
-        if line:
-            (rank_zero_warn if "heif" in told.left_out else rank_zero_info)(line)
+    def _damaged(self, split: Split) -> dict[str, str]:
+        """Return the damaged files of a split by name, as far as they are known."""
+        return self._scans[split].damaged if split in self._scans else {}
 
-    def _tell_oddities(self) -> None:
-        """Warn of what is readable, and yet hardly what was meant."""
-        names = self.class_names or [str(k) for k in range(self.num_classes)]
-        for line in oddities(self._known("train"), self._known("val"), names):
-            rank_zero_warn(line)
-
-    def _known(self, split: Split) -> dict[str, tuple[int, str]]:
-        """Return class and content of each readable file of a split, by its name."""
+    def _photos(self, split: Split) -> dict[str, tuple[int, str]]:
+        """Return class and content of each file of a split that is not known to be damaged, by its name."""
+        split = self._source(split)
         files, targets = self.splits[split]
-        scan = self._scans.get(split)
-        damaged, contents = (scan.damaged, scan.contents) if scan else ({}, [""] * len(files))
-        rows = zip(files, targets.tolist(), contents, strict=True)
-        return {name: (target, content) for name, target, content in rows if name not in damaged}
+        damaged = self._damaged(split)
+        contents = self._scans[split].contents if split in self._scans else [""] * len(files)
+        rows = zip(files, zip(targets.tolist(), contents, strict=True), strict=True)
+        return {name: photo for name, photo in rows if name not in damaged}
 
-    def _stored(self) -> dict[Split, "Scan"]:
-        try:
-            stored = json.loads(self.scan_file.read_text()) if self.scan_file else {}
-            return {split: Scan(**scan) for split, scan in stored.items()}
-        except (OSError, ValueError, TypeError, AttributeError):  # none yet, or of another version
-            return {}
+    def _class_names(self) -> list[str]:
+        return [*(self.class_names or map(str, range(self.num_classes)))]
 
-    def _store(self) -> None:
-        if self.scan_file:
-            scans = {**self._stored(), **self._scans}
-            write_json(self.scan_file, {split: asdict(scan) for split, scan in scans.items()})
+    def _report_memory(self, split: Split, budget: int) -> None:
+        """Say whether the decoded images of a split are in memory."""
+        scan, decoded = self._scans[split], self._decoded.setdefault(split, None)
+        if decoded is not None:
+            count = scan.count - len(scan.damaged)
+            rank_zero_info(f"decoded {count} {split} images into {scan.nbytes / 1e6:.3g} MB of shared memory")
+        elif budget:
+            rank_zero_info(
+                f"the decoded {split} images would take {scan.nbytes / 1e9:.1f} GB, more than "
+                f"decode_memory={self.decode_memory} of the free memory: files are read in every epoch"
+            )
 
+    def _report_left_out(self) -> None:
+        """Say once what was taken for no photo."""
+        left_out, self.left_out = self.left_out, Found()
+        line = left_out.told()
+        if line:
+            (rank_zero_warn if "heif" in left_out.left_out else rank_zero_info)(line)
 
-@dataclass
-class Scan:
-    """What reading all files of a split has told.
-
-    Attributes:
-        digest: Of names, sizes and times of the files, and of how they were read.
-        count: Number of files.
-        size: Median height and width in pixels, as read.
-        mean: Of the pixels in 0..1, a value a channel, each image counting alike.
-        std: Standard deviation of the pixels.
-        damaged: Name of each damaged file, and why.
-        contents: As of `Reading`; empty where they could not be read.
-    """
-
-    digest: str
-    count: int
-    size: tuple[int, int]
-    mean: list[float]
-    std: list[float]
-    damaged: dict[str, str]
-    contents: list[str]
-
-    @classmethod
-    def of(cls, reading: Reading, data: ImageFiles) -> Self:
-        """Sum up a reading."""
-        good = reading.sizes.prod(dim=1) > 0
-        damaged = {data.files[row]: why for row, why in reading.damaged.items()}
-        mean, square = reading.moments[good].mean(dim=0)
-        std = (square - mean.square()).clamp(min=1e-6).sqrt()
-        height, width = reading.sizes[good].median(dim=0).values.tolist() if good.any() else (0, 0)
-        return cls(data.digest(), len(data), (height, width), _rounded(mean), _rounded(std), damaged, reading.contents)
-
-    def numbers(self) -> Tensor:
-        """Return the contents as int64, ``(N,)``; 0 where a file could not be read."""
-        return torch.tensor([int(content or "0", 16) for content in self.contents], dtype=torch.int64)
+    def _report_oddities(self) -> None:
+        """Warn of what can be read, and yet is hardly what was meant."""
+        for line in oddities(self._photos("train"), self._photos("val"), self._class_names()):
+            rank_zero_warn(line)
+        count = len(self.splits["train"].files)
+        if count < self.batch_size:
+            rank_zero_info(f"{count} training images are less than a batch of {self.batch_size}: one step an epoch")
 
 
-def once_a_machine(trainer: Any, make: Callable[[], DecodedImages | None]) -> DecodedImages | None:
+def once_a_machine(trainer: Trainer | None, make: Callable[[], DecodedImages | None]) -> DecodedImages | None:
     """Call ``make`` in the first process of each machine; all others map what it made."""
-    if getattr(trainer, "world_size", 1) == 1 or not distributed.is_initialized():
+    if trainer is None or trainer.world_size == 1:
         return make()
-    mine: DecodedImages | None = None
-    told: Any = None
+    images: DecodedImages | None = None
+    answer: Any = None  # its images, or the error that it met
     if trainer.local_rank == 0:
         try:
-            mine = make()
-            told = None if mine is None else (mine.path, mine.sizes, mine.mode)
+            images = make()
+            answer = images and (images.path, images.sizes, images.mode)  # another machine must not map it
         except Exception as error:  # the others wait below, and must not wait for ever
-            told = error
-    everyone: list[Any] = [None] * trainer.world_size
-    distributed.all_gather_object(everyone, (trainer.node_rank, trainer.local_rank, told))
-    told = next(told for node, local, told in everyone if (node, local) == (trainer.node_rank, 0))
-    if isinstance(told, Exception):
-        raise told
-    return mine if mine is not None or told is None else DecodedImages(*told)
-
-
-def write_json(path: Path, content: Any) -> bool:
-    """Write a file that is whole or not there; tell whether it could be written."""
-    try:
-        with write_atomically(path) as part:
-            part.write_text(json.dumps(content, indent=1))
-    except OSError:
-        return False
-    return True
-
-
-def _estimate(data: ImageFiles) -> float:
-    """Return about how many bytes the decoded images take, by a few of them."""
-    sizes = []
-    for row in range(0, len(data), max(1, len(data) // 32)):
-        try:
-            sizes.append(np.asarray(data.image(row)).nbytes)
-        except ValueError:  # damaged
-            continue
-    return sum(sizes) / max(1, len(sizes)) * len(data)
-
-
-def _rounded(values: Tensor) -> list[float]:
-    return [round(value, 4) for value in values.tolist()]
+            answer = error
+    answers: list[Any] = [None] * trainer.world_size
+    distributed.all_gather_object(answers, (trainer.node_rank, trainer.local_rank, answer))
+    answer = {machine: answer for machine, process, answer in answers if process == 0}[trainer.node_rank]
+    if isinstance(answer, Exception):
+        raise answer
+    return images if images is not None or answer is None else DecodedImages(*answer)

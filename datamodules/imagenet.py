@@ -2,17 +2,14 @@
 
 from collections import Counter
 from collections.abc import Sequence
-import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 from timm.data.imagenet_info import ImageNetInfo
-import torch
 from torchvision.datasets import ImageNet
 
 from lit_distill.datamodules.from_files import FilesDataModule, Labelled
-from lit_distill.datamodules.images import Files
 from lit_distill.datamodules.walk import folders_in, photos_in
 
 _EXPECTED = (
@@ -59,52 +56,44 @@ class ImageNetDataModule(FilesDataModule):
         (('tench', 'tabby'), ['val/n01440764/1.JPEG', 'val/n02123045/1.JPEG'])
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        decode_memory: float = 0.0,
-        check: bool = False,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, root: str | Path, decode_memory: float = 0.0, check: bool = False, **kwargs: Any) -> None:
         super().__init__(decode_memory=decode_memory, check=check, **kwargs)
         self.root = Path(root)
         self.scan_file = self.root / ".lit_distill" / "imagenet.json"
         if not self.root.is_dir():
             raise ValueError(f"{root} {'is a file' if self.root.exists() else 'does not exist'}: {_EXPECTED}")
-        train, val = _labelled(self.root, "train"), _labelled(self.root, "val")
-        if train[0] != val[0]:
-            odd = sorted(set(train[0]) ^ set(val[0]))
+        train, val = (_photos_of_class(self.root, split) for split in ("train", "val"))
+        odd = sorted(train.keys() ^ val.keys())
+        if odd:
             raise ValueError(f"{root} has {len(odd)} classes in one of train and val only, such as {odd[0]}")
-        self.class_names = _named(train[0])
+        self.class_names = _named([*train])
         self.num_classes = len(self.class_names)
-        self.splits = {"train": train[1], "val": val[1]}
+        self.splits = {
+            "train": Labelled.by_class(self.root, train.values()),
+            "val": Labelled.by_class(self.root, val.values()),
+        }
 
 
-def _labelled(root: Path, split: Literal["train", "val"]) -> tuple[list[str], Labelled]:
-    """Return the classes of a split by their WordNet numbers, and its images."""
+def _photos_of_class(root: Path, split: str) -> dict[str, list[str]]:
+    """Return the photos of each class of a split by its WordNet number; unpack the archives if need be."""
     folder = root / split
     try:
         if not folder.is_dir():
-            rank_zero_info(
-                f"making {folder} from the archives in {root}, if they are there and whole: it takes a while"
-            )
+            rank_zero_info(f"making {folder} from the archives in {root}, if they are there: it takes a while")
             ImageNet(root, split)
-        left = next((name for name in sorted(os.listdir(folder)) if name.endswith((".tar", ".JPEG"))), None)
-        if left is not None:
-            raise ValueError(
-                f"{folder} has {left} in no class folder: unpacking was cut off, or is going on; remove {folder} to "
-                "unpack again"
-            )
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{root}: {' '.join(str(error).split())} ({_EXPECTED})") from error
+    left = [path.name for path in sorted(folder.iterdir()) if path.suffix in (".tar", ".JPEG")]
+    if left:
+        raise ValueError(
+            f"{folder} has {left[0]} in no class folder: unpacking was cut off, or is going on; remove {folder} to "
+            "unpack again"
+        )
     classes = {found.name: photos_in(found, root).names for found in folders_in(folder)}
-    empty = [name for name, photos in classes.items() if not photos]
-    if empty or not classes:
-        what = f"class {empty[0]}" if empty else "any class"
-        raise ValueError(f"there are no images of {what} in {folder}: {_EXPECTED}")
-    names = [name for photos in classes.values() for name in photos]
-    targets = [k for k, photos in enumerate(classes.values()) for _ in photos]
-    return [*classes], Labelled(Files(root, names), torch.tensor(targets))
+    empty = [name for name, photos in (classes or {"any": []}).items() if not photos]
+    if empty:
+        raise ValueError(f"there are no images of class {empty[0]} in {folder}: {_EXPECTED}")
+    return classes
 
 
 def _named(wnids: Sequence[str]) -> tuple[str, ...]:

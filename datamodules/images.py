@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import override
 
+from lit_distill.datamodules.decoded import DecodedImages
 from lit_distill.identity import identities, short_hash
 from lit_distill.photos import Mode, bytes_of, read_image
 
@@ -49,10 +50,10 @@ class Files(Sequence[str]):
         # Tensors are what a spawned worker shares, NumPy what is read element by element in no time.
         self._packed, self._places = self._bytes.numpy(), self._ends.numpy()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {key: value for key, value in self.__dict__.items() if key not in ("_packed", "_places")}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._view()
 
@@ -100,9 +101,9 @@ class Files(Sequence[str]):
         keys = (short_hash(f"{name}\0{self.stamp(index)}") for index, name in enumerate(self))
         return identities(self, torch.from_numpy(np.fromiter(keys, dtype=np.int64)))
 
-    def digest(self, *how: Any) -> str:
-        """Return a digest of all names and stamps, and of ``how`` the files are read."""
-        sha = hashlib.sha256(repr(how).encode())
+    def digest(self, *settings: object) -> str:
+        """Return a digest of all names and stamps, and of the ``settings`` with which the files are read."""
+        sha = hashlib.sha256(repr(settings).encode())
         for index, name in enumerate(self):
             sha.update(os.fsencode(f"{name}\0{self.stamp(index)}\n"))
         return sha.hexdigest()
@@ -165,7 +166,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         self.shrink = shrink
         self.resize = resize
         self.rows: Tensor | None = None
-        self.decoded: Any = None
+        self.decoded: DecodedImages | None = None
         self.contents: Tensor | None = None
 
     @property
@@ -184,7 +185,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
     def image(self, index: int, file: BinaryIO | None = None) -> Image.Image:
         """Return the image of a row, before the transform; where the row's file is open already, from that."""
         if self.decoded is not None:
-            return self.decoded[index]  # type: ignore[no-any-return]
+            return self.decoded[index]
         try:
             image = read_image(file or self.files.open(index), self.mode, self.shrink, self.files[index])
             return image if self.resize is None else self.resize(image)

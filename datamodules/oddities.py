@@ -1,7 +1,8 @@
 """What is odd about photos that can all be read."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from typing import NamedTuple
 
 from lit_distill.datamodules.walk import printable
 
@@ -31,61 +32,66 @@ def oddities(train: Photos, val: Photos, class_names: Sequence[str]) -> list[str
         1 photo is trained on and validated, such as cat/2.jpg and cat/3.jpg: accuracies are too high by that
         1 of 2 classes has one photo to train on: dog
     """
-    return [*_doubles(train, val), *_sizes(train, val, class_names)]
+    return [*_copies(train, val), *_class_sizes(train, val, class_names)]
 
 
-def _doubles(train: Photos, val: Photos) -> Iterator[str]:
-    same: defaultdict[str, list[tuple[str, int, bool]]] = defaultdict(list)  # by content: name, class, held out
-    for held_out, photos in enumerate((train, val)):
+class _Copy(NamedTuple):
+    """One of several files with the same content."""
+
+    name: str
+    target: int
+    is_validated: bool
+
+
+def _copies(train: Photos, val: Photos) -> Iterator[str]:
+    copies: defaultdict[str, list[_Copy]] = defaultdict(list)  # by content
+    for photos, is_validated in ((train, False), (val, True)):
         for name, (target, content) in photos.items():
-            if content:
-                same[content].append((name, target, bool(held_out)))
-    several = [copies for copies in same.values() if len(copies) > 1]
-    # Photos, and the first two names that show it.
-    torn = [pair for copies in several if (pair := _pair(copies, 1))]
-    leaked = [pair for copies in several if (pair := _pair(copies, 2))]
+            copies[content].append(_Copy(name, target, is_validated))
+    copies.pop("", None)
+    torn = _pairs(copies, lambda copy: copy.target)
     if torn:
-        line = f"{_photos(torn)} in two classes, such as {torn[0]}"
-        trained = {content for _, content in train.values()}
-        if len(torn) >= len(trained) and all(_pair(same[content], 1) for content in trained):
+        line = f"{_photos_are(torn)} in two classes, such as {next(iter(torn.values()))}"
+        if torn.keys() >= {content for _, content in train.values()}:
             raise ValueError(f"{line}, and no class has a photo of its own to train on: is one a copy of another?")
         yield f"{line}: keep {'it' if len(torn) == 1 else 'each'} in one"
+    leaked = _pairs(copies, lambda copy: copy.is_validated)
     if leaked:
-        yield f"{_photos(leaked)} trained on and validated, such as {leaked[0]}: accuracies are too high by that"
+        example = next(iter(leaked.values()))
+        yield f"{_photos_are(leaked)} trained on and validated, such as {example}: accuracies are too high by that"
 
 
-def _pair(copies: Sequence[tuple[str, int, bool]], at: int) -> str | None:
-    """Return the names of two copies that differ in the class (1), or in whether they are held out (2)."""
-    first = copies[0]
-    other = next((copy for copy in copies if copy[at] != first[at]), None)
-    return None if other is None else f"{printable(first[0])} and {printable(other[0])}"
+def _pairs(copies: Mapping[str, Sequence[_Copy]], key: Callable[[_Copy], object]) -> dict[str, str]:
+    """Return by content the names of the first two copies that differ in a key, where some do."""
+    pairs: dict[str, str] = {}
+    for content, (first, *others) in copies.items():
+        for other in others:
+            if key(other) != key(first):
+                pairs.setdefault(content, f"{printable(first.name)} and {printable(other.name)}")
+    return pairs
 
 
-def _photos(pairs: Collection[str]) -> str:
+def _photos_are(pairs: Sized) -> str:
     return "1 photo is" if len(pairs) == 1 else f"{len(pairs)} photos are"
 
 
-def _sizes(train: Photos, val: Photos, class_names: Sequence[str]) -> Iterator[str]:
+def _class_sizes(train: Photos, val: Photos, class_names: Sequence[str]) -> Iterator[str]:
     trained, validated = (Counter(target for target, _ in photos.values()) for photos in (train, val))
-    single = [k for k in range(len(class_names)) if trained[k] == 1]
-    unseen = [k for k in range(len(class_names)) if trained[k] > 1 and not validated[k]]
-    if single:
-        yield f"{_classes(single, class_names)} one photo to train on: {_listed(single, class_names)}"
-    if unseen:
-        yield f"{_classes(unseen, class_names)} no photo to validate on: {_listed(unseen, class_names)}"
-    if trained:
-        (most, many), (least, few) = trained.most_common()[0], trained.most_common()[-1]
-        if many >= _STRONG * few:
-            yield (
-                f"strong imbalance: {many} photos to train on are of {class_names[most]!r} and {few} of "
-                f"{class_names[least]!r}, {many / few:.0f} times fewer: the accuracy says little of the rarer classes"
-            )
+    single = [name for target, name in enumerate(class_names) if trained[target] == 1]
+    unseen = [name for target, name in enumerate(class_names) if trained[target] > 1 and not validated[target]]
+    for purpose, names in (("one photo to train on", single), ("no photo to validate on", unseen)):
+        if names:
+            have = "has" if len(names) == 1 else "have"
+            yield f"{len(names)} of {len(class_names)} classes {have} {purpose}: {_shortened(names)}"
+    (most, largest), (least, smallest) = trained.most_common()[0], trained.most_common()[-1]
+    if largest >= _STRONG * smallest:
+        yield (
+            f"strong imbalance: {largest} photos to train on are of {class_names[most]!r} and {smallest} of "
+            f"{class_names[least]!r}, {largest / smallest:.0f} times fewer: the accuracy says little about the rarer "
+            "classes"
+        )
 
 
-def _classes(some: Collection[int], class_names: Sequence[str]) -> str:
-    return f"{len(some)} of {len(class_names)} classes {'has' if len(some) == 1 else 'have'}"
-
-
-def _listed(some: Sequence[int], class_names: Sequence[str]) -> str:
-    shown = ", ".join(class_names[k] for k in some[:_SHOWN])
-    return shown + (f", ... {len(some)} in all" if len(some) > _SHOWN else "")
+def _shortened(names: Sequence[str]) -> str:
+    more = f", ... {len(names)} in all" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

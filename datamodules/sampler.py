@@ -1,16 +1,16 @@
 """A sampler that says which view of which sample is wanted."""
 
 from collections.abc import Iterator, Sequence, Sized
-from typing import Any
+from typing import Any, cast
 
 from torch import distributed
 from torch.utils.data import DistributedSampler
 
+from lit_distill.checks import check_at_least
 from lit_distill.identity import check_rows
 from lit_distill.keys import derive_seed
 
-# Apart from the keys of the samples, which are (seed, view, index).
-_ORDER = 0x0BDE
+_ORDER = 0x0BDE  # keeps the order's key apart from those of the samples, which are (seed, view, index)
 
 
 class KeyedSampler(DistributedSampler[Any]):
@@ -61,30 +61,27 @@ class KeyedSampler(DistributedSampler[Any]):
         repeats: int = 1,
     ) -> None:
         check_rows(dataset)
-        if repeats < 1:
-            raise ValueError(f"repeats must be >= 1, got {repeats}")
-        drawn: Any = dataset
-        super().__init__(drawn, num_replicas or 1, 0, shuffle, derive_seed(seed, _ORDER), drop_last)
+        check_at_least(1, repeats=repeats)
+        self.samples = dataset
+        order_seed = derive_seed(seed, _ORDER)
+        super().__init__(cast("Any", dataset), num_replicas or 1, rank or 0, shuffle, order_seed, drop_last)
         self.repeats = repeats
-        self._given = num_replicas, rank
-        self._resumed: tuple[int, int, list[int] | None] = (0, 0, None)
+        self._fixed_ranks = num_replicas, rank
+        self._resumed: tuple[int, int, list[int] | None] = (0, 0, None)  # epoch, samples done, keys trained
         self.share_out()
 
     def ranks(self) -> tuple[int, int]:
         """Return how many ranks there are now, and which of them this is."""
-        running = distributed.is_available() and distributed.is_initialized()
-        count, rank = self._given
-        count = (distributed.get_world_size() if running else 1) if count is None else count
-        rank = (distributed.get_rank() if running else 0) if rank is None else rank
-        if not 0 <= rank < count:
-            raise ValueError(f"rank must be in 0..{count - 1}, got {rank}")
+        world = 1, 0
+        if distributed.is_available() and distributed.is_initialized():
+            world = distributed.get_world_size(), distributed.get_rank()
+        count, rank = (now if fixed is None else fixed for fixed, now in zip(self._fixed_ranks, world, strict=True))
         return count, rank
 
     def share_out(self) -> None:
         """Share the samples out among the ranks there are now: the sampler may be older than the processes."""
         self.num_replicas, self.rank = self.ranks()
-        samples = len(self.dataset)  # type: ignore[arg-type]
-        self.num_samples = samples // self.num_replicas if self.drop_last else -(-samples // self.num_replicas)
+        self.num_samples = self._share(len(self.samples))
         self.total_size = self.num_samples * self.num_replicas
 
     def resume(self, epoch: int, done: int, length: int | None = None, trained: Sequence[int] | None = None) -> None:
@@ -100,7 +97,7 @@ class KeyedSampler(DistributedSampler[Any]):
             trained: Instead of the first ``done``, where the data set has changed: ``sample * repeats + r`` of each.
         """
         self.set_epoch(epoch)
-        samples = len(self.dataset)  # type: ignore[arg-type]
+        samples = len(self.samples)
         if trained is None and length not in (None, samples):
             trained = [key for key in self.keys(length)[:done] if key < samples * self.repeats]
         self._resumed = (epoch, done, None if trained is None else list(trained))
@@ -111,26 +108,29 @@ class KeyedSampler(DistributedSampler[Any]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         self.share_out()
-        keys = self._left()
-        each = len(keys) // self.num_replicas if self.drop_last else -(-len(keys) // self.num_replicas)
-        for nth in range(self.rank, each * self.num_replicas, self.num_replicas):
-            sample, view = divmod(keys[nth % len(keys)], self.repeats)
+        keys = self.keys_left()
+        for place in range(self.rank, self._share(len(keys)) * self.num_replicas, self.num_replicas):
+            sample, view = divmod(keys[place % len(keys)], self.repeats)
             yield self.epoch * self.repeats + view, sample
 
     def keys(self, length: int | None = None) -> list[int]:
         """Return ``sample * repeats + r`` in the epoch's order, over all ranks, if there were ``length`` samples."""
-        length = len(self.dataset) if length is None else length  # type: ignore[arg-type]
-        whole: DistributedSampler[Any] = DistributedSampler(range(length), 1, 0, self.shuffle, self.seed)  # type: ignore[arg-type]
+        length = len(self.samples) if length is None else length
+        whole: DistributedSampler[int] = DistributedSampler(cast("Any", range(length)), 1, 0, self.shuffle, self.seed)
         whole.set_epoch(self.epoch)
         return [row * self.repeats + view for row in whole for view in range(self.repeats)][:length]
 
-    def _left(self) -> list[int]:
-        """Return the keys of the epoch that are to be dealt out."""
+    def keys_left(self) -> list[int]:
+        """Return the keys of the epoch that are to be dealt out: all, or those that were not trained before."""
         keys = self.keys()
         epoch, done, trained = self._resumed
-        if self.epoch != epoch or not (done or trained):
+        if self.epoch != epoch:
             return keys
         if trained is None:
             return [keys[place % len(keys)] for place in range(done, max(done, self.total_size))]
-        gone = set(trained)
-        return [key for key in keys if key not in gone][: max(0, len(keys) - len(trained))]
+        removed = set(trained)
+        return [key for key in keys if key not in removed][: max(0, len(keys) - len(trained))]
+
+    def _share(self, count: int) -> int:
+        """Return how many of ``count`` samples each rank has."""
+        return count // self.num_replicas if self.drop_last else -(-count // self.num_replicas)

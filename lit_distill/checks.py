@@ -33,6 +33,13 @@ def check_fraction(**values: float) -> None:
             raise ValueError(f"{name} must be in [0, 1], got {value}")
 
 
+def check_inside(low: float, high: float, **values: float | None) -> None:
+    """Raise ``ValueError`` unless each value is in (low, high), the ends excluded, or None."""
+    for name, value in values.items():
+        if value is not None and not low < value < high:
+            raise ValueError(f"{name} must be in ({low}, {high}), got {value}")
+
+
 def check_choice(choices: Any, **values: object) -> None:
     """Raise ``ValueError`` unless each value is among ``choices``, a ``Literal`` type or a collection.
 

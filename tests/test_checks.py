@@ -2,7 +2,7 @@ from typing import Any, Literal
 
 import pytest
 
-from lit_distill.checks import check_at_least, check_choice, check_fraction, check_positive, did_you_mean
+from lit_distill.checks import check_at_least, check_choice, check_fraction, check_inside, check_positive, did_you_mean
 
 INF, NAN = float("inf"), float("nan")
 
@@ -12,6 +12,7 @@ INF, NAN = float("inf"), float("nan")
     [
         (lambda v: check_at_least(1, x=v), [1, 2.5, None], [0, 0.99, -INF, INF, NAN]),
         (lambda v: check_positive(x=v), [1e-9, 3], [0, -1, INF, NAN]),
+        (lambda v: check_inside(0, 1, x=v), [1e-9, 0.5, None], [0, 1, INF, NAN]),
         (lambda v: check_fraction(x=v), [0, 0.5, 1], [-0.1, 1.1, INF, NAN]),
         (lambda v: check_choice(Literal["a", "b", None], x=v), ["a", "b", None], ["c", "", 1]),
         (lambda v: check_choice({"a": 1}, x=v), ["a"], ["b"]),

@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_distill.cli.lock import Lock
-from lit_distill.datamodules.base import batches_in_open_window, progress_of
+from lit_distill.datamodules.resuming import batches_in_open_window, progress_of
 
 # Whether the run that wrote the checkpoint had come to its end.
 FINISHED = "lit_distill_finished"

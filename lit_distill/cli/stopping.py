@@ -20,7 +20,7 @@ from lit_distill.callbacks import RunSummary
 from lit_distill.callbacks.summary import short_path
 from lit_distill.cli.checkpoints import LastCheckpoint, ends_window, finished
 from lit_distill.cli.signals import LAUNCHER, in_stage, is_orphan, say_at_once, stop_signals
-from lit_distill.datamodules.base import progress_of
+from lit_distill.datamodules.resuming import progress_of
 
 _CAUSES: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 

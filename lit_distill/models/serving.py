@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_distill.models.output import StudentOutput
-from lit_distill.photos import Photo, Preprocessing, as_image
+from lit_distill.photos import Photo, as_image
+from lit_distill.preprocessing import Preprocessing
 
 
 class Prediction(NamedTuple):

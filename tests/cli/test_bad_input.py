@@ -114,7 +114,7 @@ CASES = {
     "--model.student.weights={code}": "refused {code}: it is a pickle that would run",
     "--model.head=best": "model.head: expected one of 'class', 'distill', 'mean_logits', 'mean_probs'",
     "--trainer.callbacks+=SelfAdaptiveTraining --trainer.callbacks.start=-1": "start must be >= 0, got -1",
-    "--data=ImageFolderDataModule --data.root=nope": "nope does not exist: expected a folder with train/<class>/",
+    "--data=ImageFolderDataModule --data.root=nope": "nope does not exist: expected train/<class>/",
     "--data=ImageFolderDataModule --data.root={folder}":
         "has no folders: expected train/<class>/ with val/<class>/, or <class>/",
     "--data=ImageFolderDataModule --data.root=x --data.split_seed=x": "expected one of int, NoneType, got 'x'",

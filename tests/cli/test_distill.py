@@ -208,7 +208,7 @@ MISTAKES = {
     "--output=a_file": "a_file is a file: choose another folder with --output",
     "--epochs=many": "epochs: Expected a <class 'int'>. Got value: many",
     "--data.augmentation.policy=rnd": "unknown policy 'rnd': did you mean 'rand'?",
-    "--data.root=nope": "nope does not exist: expected a folder with train/<class>/",
+    "--data.root=nope": "nope does not exist: expected train/<class>/",
     "--data.val=nope": "val='nope' is none of the folders in my_photos: bird, cat, dog",
     "--data.max_damaged=2": "max_damaged must be in [0, 1], got 2",
 }

@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageOps
 import pytest
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
@@ -20,9 +20,11 @@ from torchvision.transforms import InterpolationMode, v2
 
 from lit_distill.datamodules import Augmentation, IndexedDataset, KeyedSampler, generators_of
 from lit_distill.keys import GENERATORS
-from lit_distill.photos import Preprocessing, read_image
+from lit_distill.photos import read_image
+from lit_distill.preprocessing import Preprocessing
 
 BICUBIC = InterpolationMode.BICUBIC
+
 POLICIES = [
     None,
     "rand-m9-mstd0.5-inc1",
@@ -135,26 +137,6 @@ def test_color_jitter_is_timms_where_timm_is_told_to_apply_it(policy: str | None
         assert torch.equal(*both(ours, theirs, photo(), seed))
 
 
-def test_three_augment_is_one_of_grey_solarized_and_blurred() -> None:
-    """`main.py` of DeiT III: Grayscale(3), ImageOps.solarize(image), GaussianBlur(radius=uniform(0.1, 2))."""
-    ours, image = Augmentation(crop="none", hflip=0.0, policy="three-augment", crop_pct=1.0).train(70), photo(70, 70)
-    grey, solarized = (v1.PILToTensor()(v) for v in (v1.Grayscale(3)(image), ImageOps.solarize(image)))
-    counts, radii = [0, 0, 0], []
-    for seed in range(90):
-        seed_all(seed)
-        pixels = ours(image)
-        if torch.equal(pixels, grey) or torch.equal(pixels, solarized):
-            counts[int(torch.equal(pixels, solarized))] += 1
-            continue
-        random.seed(seed)
-        random.choice([0, 1, 2])
-        radii.append(random.uniform(0.1, 2.0))
-        assert torch.equal(pixels, v1.PILToTensor()(image.filter(ImageFilter.GaussianBlur(radii[-1]))))
-        counts[2] += 1
-    assert min(counts) > 20
-    assert min(radii) < 0.5 < 1.6 < max(radii)
-
-
 @pytest.mark.parametrize(
     ("recipe", "steps"),
     [
@@ -175,22 +157,6 @@ def test_the_crops_are_torchvisions(recipe: dict[str, Any], steps: list[Any], si
     theirs = v1.Compose([*steps, v1.RandomHorizontalFlip(), v1.PILToTensor()])
     for seed in range(20):
         assert torch.equal(*both(ours, theirs, photo(*size), seed))
-
-
-def test_posterizing_to_no_bits_is_black_whatever_pillow_says() -> None:
-    transform = Augmentation(policy="rand-m10-n1-p1.0-inc1").train(24)
-    black = 0
-    for seed in range(200):
-        seed_all(seed)
-        black += int(transform(photo()).max() == 0)
-    assert 3 < black < 40  # of 15 operations one
-
-
-def test_trivial_wide_is_torchvisions() -> None:
-    ours = Augmentation(crop="none", hflip=0.0, policy="trivial-wide", crop_pct=1.0).train(40)
-    theirs = v2.Compose([v2.TrivialAugmentWide(interpolation=BICUBIC), v2.PILToTensor()])
-    for seed in range(40):
-        assert torch.equal(*both(ours, theirs, photo(40, 40), seed))
 
 
 @pytest.mark.parametrize("crop_pct", [0.875, 0.9, 1.0])
@@ -294,18 +260,18 @@ def test_says_what_it_cannot_transform() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"crop": "random"}, r"crop must be one of 'resized', 'padded', 'simple', 'none', got 'random'"),
-        ({"interpolation": "cubic"}, r"interpolation must be one of 'nearest', 'bilinear', 'bicubic', got 'cubic'"),
-        ({"padding_mode": "edge"}, r"padding_mode must be one of 'constant', 'reflect', got 'edge'"),
-        ({"hflip": 1.5}, r"hflip is a probability and must be in \[0, 1\], got 1.5"),
-        ({"erasing": -0.1}, r"erasing is a probability and must be in \[0, 1\], got -0.1"),
-        ({"scale": (0.9, 0.1)}, r"scale must be two parts of the area, 0 < smallest <= largest <= 1, got \(0.9, 0.1\)"),
-        ({"scale": (0.9, 1.1)}, r"scale must be two parts of the area.*got \(0.9, 1.1\)"),
-        ({"ratio": (2.0, 1.0)}, r"ratio must be two ratios, 0 < smallest <= largest, got \(2.0, 1.0\)"),
-        ({"padding": 4}, r"padding must be >= 0 and is of crop='padded' alone, got 4 with crop='resized'"),
-        ({"padding": -1, "crop": "padded"}, r"padding must be >= 0 .* got -1 with crop='padded'"),
+        ({"crop": "random"}, r"crop must be 'resized', 'padded', 'simple' or 'none', got 'random'"),
+        ({"interpolation": "cubic"}, r"interpolation must be 'nearest', 'bilinear' or 'bicubic', got 'cubic'"),
+        ({"padding_mode": "edge"}, r"padding_mode must be 'constant' or 'reflect', got 'edge'"),
+        ({"hflip": 1.5}, r"hflip must be in \[0, 1\], got 1.5"),
+        ({"erasing": -0.1}, r"erasing must be in \[0, 1\], got -0.1"),
+        ({"scale": (0.9, 0.1)}, r"scale must be \(smallest, largest\), got \(0.9, 0.1\)"),
+        ({"scale": (0.9, 1.1)}, r"largest_scale must be in \[0, 1\], got 1.1"),
+        ({"ratio": (2.0, 1.0)}, r"ratio must be \(smallest, largest\), got \(2.0, 1.0\)"),
+        ({"padding": 4}, r"padding is for crop='padded' alone, got 4 with crop='resized'"),
+        ({"padding": -1, "crop": "padded"}, r"padding must be >= 0, got -1"),
         ({"color_jitter": -0.3}, r"color_jitter must be >= 0, got -0.3"),
-        ({"crop_pct": 0.0}, r"crop_pct must be in \(0, 1\], got 0.0"),
+        ({"crop_pct": 0.0}, r"crop_pct must be > 0, got 0.0"),
         ({"policy": "rnd-m9"}, r"unknown policy 'rnd-m9': did you mean 'rand'\? expected one like 'rand-m9"),
         ({"policy": "three-augmnt"}, r"unknown policy 'three-augmnt': did you mean 'three-augment'\?"),
         (
@@ -315,7 +281,7 @@ def test_says_what_it_cannot_transform() -> None:
         ({"policy": "rand-m9-std0.5"}, r"has no option 'std0.5': did you mean 'mstd'\? its options, each with a value"),
         (
             {"policy": "rand-m9-inc"},
-            r"policy 'rand-m9-inc' has no option 'inc': its options, each with a value",
+            r"policy 'rand-m9-inc' has no option 'inc': .*its options, each with a value",
         ),
         ({"policy": "rand-m9.5"}, r"has no option 'm9.5'"),
         ({"policy": "rand-m9-tsome"}, r"has no option 'tsome'"),

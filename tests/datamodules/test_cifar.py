@@ -113,8 +113,8 @@ def test_without_network_one_line_says_what_goes_where(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"val_fraction": 0}, r"val_fraction must be in \(0, 1\) or None, got 0"),
-        ({"val_fraction": 1.0}, r"val_fraction must be in \(0, 1\) or None, got 1\.0"),
+        ({"val_fraction": 0}, r"val_fraction must be in \(0, 1\), got 0"),
+        ({"val_fraction": 1.0}, r"val_fraction must be in \(0, 1\), got 1\.0"),
         ({"image_size": 0}, "image_size must be >= 1, got 0"),
     ],
 )

@@ -8,12 +8,12 @@ import sys
 import numpy as np
 from PIL import Image
 import pytest
-import torch
 from toys import make_photos
 
 from lit_distill.datamodules import decoded
-from lit_distill.datamodules.decoded import DecodedImages, free_memory, read_all
+from lit_distill.datamodules.decoded import DecodedImages, free_memory
 from lit_distill.datamodules.images import Files, ImageFiles
+from lit_distill.datamodules.scan import read_all
 
 NAMES = [f"c{i % 3}/{i}.{kind}" for i, kind in enumerate(["png", "jpg", "webp", "bmp"] * 5)]
 
@@ -44,48 +44,6 @@ def test_decoded_images_are_those_of_the_files(tmp_path, mode, workers: int, shr
     assert same(data.image(3), images[3])
 
 
-def test_a_buffer_larger_than_the_budget_is_dropped_and_all_else_is_told(tmp_path) -> None:
-    data = photos(tmp_path)
-    whole = read_all(data, budget=10**9)
-    assert whole.decoded is not None
-    short = read_all(data, budget=whole.decoded.nbytes - 1)
-    none = read_all(data)
-    exact = read_all(data, budget=whole.decoded.nbytes)
-    assert short.decoded is None
-    assert none.decoded is None
-    assert exact.decoded is not None
-    for reading in (short, none, exact):
-        assert torch.equal(reading.sizes, whole.sizes)
-        assert torch.equal(reading.moments, whole.moments)
-
-
-def test_moments_are_those_of_the_pixels(tmp_path) -> None:
-    data = photos(tmp_path)
-    reading = read_all(data)
-    for row in range(len(NAMES)):
-        pixels = np.asarray(data.image(row)).reshape(-1, 3) / 255
-        expected = np.stack([pixels.mean(0), (pixels**2).mean(0)])
-        np.testing.assert_allclose(reading.moments[row].numpy(), expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_damaged_files_are_told_with_their_row_and_reason(tmp_path, workers: int) -> None:
-    data = photos(tmp_path)
-    (tmp_path / NAMES[2]).write_bytes(b"")
-    (tmp_path / NAMES[5]).write_bytes((tmp_path / NAMES[5]).read_bytes()[:200])
-    (tmp_path / NAMES[6]).unlink()
-    reading = read_all(data, budget=10**9, workers=workers)
-    assert list(reading.damaged) == [2, 5, 6]
-    assert "cannot identify image file" in reading.damaged[2]
-    assert reading.sizes[[2, 5, 6]].sum() == 0
-    assert reading.moments[5].isnan().all()
-    images = reading.decoded
-    assert images is not None
-    assert same(images[7], data.image(7))
-    with pytest.raises(ValueError, match=r"image 5 could not be read"):
-        images[5]
-
-
 def _checksum(images: DecodedImages, queue=None) -> int:
     total = sum(int(np.asarray(image, dtype=np.int64).sum()) for image in images)
     if queue is not None:
@@ -111,7 +69,7 @@ def test_nothing_is_left_behind_by_a_process_that_was_killed(tmp_path) -> None:
     photos(tmp_path)
     script = f"""
 import os, signal
-from lit_distill.datamodules.decoded import read_all
+from lit_distill.datamodules.scan import read_all
 from lit_distill.datamodules.images import Files, ImageFiles
 images = read_all(ImageFiles(Files({str(tmp_path)!r}, {NAMES}), [0] * {len(NAMES)}), budget=10**9).decoded
 print(images.path, flush=True)

@@ -5,7 +5,8 @@ from torch import nn
 from torchvision.transforms import InterpolationMode, v2
 
 from lit_distill.datamodules import DigitsDataModule
-from lit_distill.photos import Preprocessing, as_image
+from lit_distill.photos import as_image
+from lit_distill.preprocessing import Preprocessing
 
 
 def digits(**kwargs) -> DigitsDataModule:

@@ -142,7 +142,7 @@ def test_the_submission_is_kaggles_also_with_a_damaged_photo(tmp_path: Path) -> 
         ),
         (
             lambda root: unpack(root, train_files() | {"train/more/cat.3.jpg": jpeg(1)}),
-            r"photos has .*cat\.3\.jpg and .*cat\.3\.jpg: expected one photo of that number",
+            r"there are .*cat\.3\.jpg and .*cat\.3\.jpg: expected one photo of that number",
         ),
     ],
 )
@@ -155,7 +155,7 @@ def test_what_is_not_the_photos_is_said_in_one_line(tmp_path: Path, make, said: 
 
 def test_near_misses_of_the_root_are_named(tmp_path: Path) -> None:
     root = unpack(tmp_path / "photos", train_files())
-    with pytest.raises(ValueError, match=r"; was .*photos meant\?"):
+    with pytest.raises(ValueError, match=r"\(was .*photos meant\?\)"):
         DogsVsCatsDataModule(root / "train")
     table = tmp_path / "sample_submission.csv"
     table.write_text("id,label\n1,0.5\n")

@@ -14,9 +14,10 @@ from toys import QUIET, Foreign, make_photos, trainer
 
 from lit_distill.callbacks import LearningWithRetrospection
 from lit_distill.datamodules import Augmentation, ImageFolderDataModule, IndexedDataset, from_files
-from lit_distill.datamodules.from_files import Scan
 from lit_distill.datamodules.images import Files
-from lit_distill.photos import Preprocessing, as_image, read_image
+from lit_distill.datamodules.scan import Scan
+from lit_distill.photos import as_image, read_image
+from lit_distill.preprocessing import Preprocessing
 
 RANDOM = Augmentation(policy="rand-m9-mstd0.5-inc1", erasing=0.3, color_jitter=0.2)
 

@@ -198,5 +198,5 @@ def test_a_loader_made_before_the_processes_gives_each_rank_its_share(tmp_path, 
 
 
 def test_a_rank_is_one_of_the_ranks() -> None:
-    with pytest.raises(ValueError, match=r"rank must be in 0..1, got 2"):
+    with pytest.raises(ValueError, match=r"Invalid rank 2, rank should be in the interval \[0, 1\]"):
         KeyedSampler(range(3), num_replicas=2, rank=2)

@@ -107,10 +107,7 @@ def test_where_nothing_can_be_written_a_temporary_file_serves_for_as_long_as_it_
     outer = made(tmp_path / "outer.zip", {"train.zip": inner})
     (tmp_path / "train.zip").unlink()
 
-    def refuse(self: Path) -> None:
-        raise PermissionError(13, "Permission denied", str(self))
-
-    monkeypatch.setattr(Path, "touch", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
     files = ZipFiles(ZipArchive(outer).within("train.zip"))
     assert read(files) == CONTENT
     assert [path.name for path in tmp_path.iterdir()] == ["outer.zip"]
@@ -207,7 +204,7 @@ def test_members_that_overlap_are_refused(tmp_path: Path) -> None:
 def test_damage_is_one_line_of_the_archive_or_of_the_member(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot read the archive .*none\.zip: No such file"):
         ZipFiles(tmp_path / "none.zip")
-    with pytest.raises(ValueError, match=r"cannot read the archive .*: it is a folder"):
+    with pytest.raises(ValueError, match=r"cannot read the archive .*: Is a directory"):
         ZipFiles(tmp_path)
     path = made(tmp_path / "a.zip")
     whole = path.read_bytes()
@@ -219,15 +216,15 @@ def test_damage_is_one_line_of_the_archive_or_of_the_member(tmp_path: Path) -> N
     made(path, {"a.jpg": b"1" * 1000, "b.jpg": os.urandom(1000), "c.jpg": b"3"})
     damaged = bytearray(path.read_bytes())
     damaged[damaged.index(b"b.jpg") + 500] ^= 255
-    damaged[damaged.index(b"PK\3\4", damaged.index(b"b.jpg"))] ^= 255
+    damaged[damaged.index(b"PK\3\4", damaged.index(b"b.jpg")) + 26] ^= 255  # the length of a name
     path.write_bytes(damaged)
     files = ZipFiles(path)
     assert files.open(0).read() == b"1" * 1000
     with pytest.raises(ValueError, match=r"cannot read the image b\.jpg: "):
         ImageFiles(files, [0, 0, 0])[1]
-    with pytest.raises(OSError, match="damaged or cut off here"):
+    with pytest.raises(OSError, match="length or checksum"):
         files.open(2)
-    with pytest.raises(ValueError, match=r"odd\.bin is not compressed by deflate"):
+    with pytest.raises(ValueError, match=r"'odd\.bin' is not compressed by deflate"):
         ZipFiles(made(tmp_path / "b.zip", {"odd.bin": b"1"}, zipfile.ZIP_BZIP2))
 
 

@@ -17,7 +17,8 @@ from lit_distill import DistillableViT, LitDistiller, StudentOutput, load_studen
 from lit_distill.datamodules import Augmentation, DigitsDataModule, ImageFolderDataModule
 from lit_distill.models.export import export_student
 from lit_distill.models.serving import predict
-from lit_distill.photos import Preprocessing, as_image, read_image
+from lit_distill.photos import as_image, read_image
+from lit_distill.preprocessing import Preprocessing
 
 
 @pytest.fixture(scope="module")
@@ -128,10 +129,10 @@ def test_a_transform_serves_where_the_card_says_nothing() -> None:
         ([], "expected one photo or more, got none"),
         (
             np.zeros((4, 4, 3)),
-            r"expected a uint8 \(H, W\) or \(H, W, C\) array of 1, 3 or 4 channels, got \(4, 4, 3\) of",
+            r"a uint8 \(H, W\) or \(H, W, C\) array .* of 1, 3 or 4 channels, got \(4, 4, 3\) of",
         ),
-        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), r"expected a uint8 \(C, H, W\) tensor"),
-        (7, "expected a path, a Pillow image, an array or a tensor, got int"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), r"a uint8 \(C, H, W\) tensor of .*, got \(2, 3, 4, 4\) of"),
+        (7, r"expected a path, a Pillow image, .* got int"),
     ],
 )
 def test_what_is_no_photo_is_one_line(student: Any, wrong: Any, message: str) -> None:
@@ -140,7 +141,7 @@ def test_what_is_no_photo_is_one_line(student: Any, wrong: Any, message: str) ->
 
 
 def test_a_folder_and_a_file_that_is_no_photo(student: Any, tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"is a folder, expected a photo"):
+    with pytest.raises(ValueError, match=r"cannot read the photo .*: Is a directory"):
         student.predict(tmp_path)
     (tmp_path / "text.jpg").write_text("no photo")
     with pytest.raises(ValueError, match=r"cannot read the photo .*text.jpg: cannot identify image file"):
