@@ -2,17 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-import re
 import sys
 from typing import Any
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
 import torch
 from torch import Tensor
 
-from lit_distill.cli.errors import one_line
+from lit_distill.cli.arguments import command_parser, parse
 from lit_distill.cli.predictions import table_of, write_csv
-from lit_distill.cli.run_config import TRUST
 from lit_distill.datamodules.walk import photos_in, printable
 from lit_distill.models import load_student
 from lit_distill.models.serving import predict, preprocessing_of
@@ -24,24 +21,15 @@ _BATCH = 64
 
 def run(args: Sequence[str]) -> None:
     """Run the command with the arguments that follow ``lit-distill predict``."""
-    parser = ArgumentParser(
-        prog="lit-distill predict",
-        description="Print the class of photos, and the probabilities of the likeliest classes, by a trained student. "
-        "With --ckpt_path instead, predict is Lightning's: it predicts a data set.",
-        exit_on_error=False,
-        formatter_class=DefaultHelpFormatter,
+    parser = command_parser(
+        "predict",
+        "Print the class of photos, and the probabilities of the likeliest classes, by a trained student. With "
+        "--ckpt_path instead, predict is Lightning's: it predicts a data set.",
     )
     parser.add_argument("student", type=Path, help="An exported folder, or a checkpoint.")
     parser.add_argument("photos", type=Path, nargs="+", help="Photos, and folders of photos at any depth.")
     parser.add_argument("--output", type=Path | None, help="CSV file for all probabilities, which must not exist.")
-    parser.add_argument("--trust", **TRUST)
-    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
-    try:
-        config = parser.parse_args(list(args))
-    except Exception as error:
-        if re.search("required.*photos", str(error)):
-            raise ValueError("name a photo or a folder after the student: predict STUDENT photo.jpg") from error
-        raise ValueError(one_line(error, parser._option_string_actions)) from error
+    config = parse(parser, args)
     predict_photos(config.student, config.photos, config.output, config.trust)
 
 

@@ -61,7 +61,14 @@ def student_for(size: int, channels: int) -> dict[str, Any]:
 
 def teacher_for(name: str, size: int, channels: int, pretrained: bool) -> dict[str, Any]:
     """Return a timm convnet; images below 64 px are enlarged for it, whose stem divides them by 4 or more."""
-    arguments: dict[str, Any] = {"name": name, "pretrained": pretrained, "img_size": max(64, size)}
+    net = timm_student(name, channels, pretrained)
+    net["init_args"]["img_size"] = max(64, size)
+    return net
+
+
+def timm_student(name: str, channels: int, pretrained: bool) -> dict[str, Any]:
+    """Return a timm network for images of so many channels."""
+    arguments: dict[str, Any] = {"name": name, "pretrained": pretrained}
     if channels != 3:
         arguments["in_chans"] = channels
     return {"class_path": "lit_distill.TimmStudent", "init_args": arguments}

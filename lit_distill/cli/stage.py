@@ -23,7 +23,7 @@ from lit_distill.checkpoint import alive, sweep, whole_file
 from lit_distill.cli.app import DistillCLI
 from lit_distill.cli.checkpoints import FINISHED
 from lit_distill.cli.lock import Lock
-from lit_distill.cli.made_of import identified, told_differences
+from lit_distill.cli.made_of import differences_in_words, identified
 from lit_distill.cli.signals import STAGE, Stopped, stop_signals
 from lit_distill.models import load_safely
 
@@ -75,9 +75,12 @@ class Stage:
                 raise ValueError(f"{flag} leaves no checkpoint to go on from in {output}: leave it out")
         # A limit ends a run before its last epoch, and another one goes on with the same run.
         made_of_flags = [flag for flag in flags if not flag.startswith(tuple(LIMITS))]
-        choices = {"config": config, "epochs": epochs, "flags": made_of_flags}
+        choices = {
+            key: identified(value)
+            for key, value in {"config": config, "epochs": epochs, "flags": made_of_flags}.items()
+        }
         self._made_of = json.dumps(
-            {**identified(choices), **inputs, "version": version("lit-distill")}, sort_keys=True, default=str
+            {**choices, **inputs, "version": version("lit-distill")}, sort_keys=True, default=str
         )
         digest = hashlib.sha256(self._made_of.encode()).hexdigest()[:8]
         self.name, self.epochs, self.flags = name, epochs, list(flags)
@@ -182,7 +185,7 @@ class Stage:
         others = sorted(self.folder.parent.glob(f"{self.name}-*/made_of.json"), key=lambda path: -path.stat().st_mtime)
         now = json.loads(self._made_of)
         made_of = [json.loads(path.read_text()) for path in others if path.parent != self.folder]
-        differences = sorted((told_differences(now, other, self.name) for other in made_of), key=len)
+        differences = sorted((differences_in_words(now, other, self.name) for other in made_of), key=len)
         return ", ".join(differences[0]) if differences else ""
 
     def try_out(self, title: str, config: Mapping[str, Any], steps: int) -> float:

@@ -321,7 +321,7 @@ def test_help_explains(capsys) -> None:
     assert exit_.value.code == 0
     out = capsys.readouterr().out
     listed = re.findall(r"^    (\w+) {2,}\w", out[out.index("subcommands:") :], re.MULTILINE)
-    assert listed == ["fit", "validate", "test", "predict", "distill", "export"]
+    assert listed == ["distill", "export", "fit", "validate", "test", "predict"]
     assert "predict STUDENT PHOTO" in " ".join(out.split())
     with pytest.raises(SystemExit) as exit_:
         main(["fit", "--help"])

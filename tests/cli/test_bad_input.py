@@ -70,25 +70,25 @@ CASES = {
     "--data=foreign.BadTarget --retrospection.index=2 --trainer.limit_val_batches=0":
         "a target is 12, which is none of the student's classes",
     "--data=foreign.Grey --retrospection.index=2": "(B, C, H, W) = (B, 1, 8, 8), got (8, 3, 8, 8)",
-    "--data=foreign.Uncounte": "no class 'foreign.Uncounte'; the nearest known: Uncounted",
+    "--data=foreign.Uncounte": "no class 'foreign.Uncounte': did you mean 'Uncounted'",
     "--data=foriegn.Uncounted": "there is no module 'foriegn', neither installed nor in",
-    "--data=broken.Photos": "importing broken failed: ModuleNotFoundError: No module named 'nonexistent_lib'",
-    "--trainer.max_epoch=3": "unknown option --trainer.max_epoch; the nearest is --trainer.max_epochs",
+    "--data=broken.Photos": "importing broken failed: there is no module 'nonexistent_lib'",
+    "--trainer.max_epoch=3": "unknown option --trainer.max_epoch: did you mean '--trainer.max_epochs'?",
     "--data=foreign.Stream --trainer.limit_val_batches=0 --model.scheduler=null": "no length and so no sample indices",
-    "--model.distillation=SoftDistilation": "no class 'SoftDistilation'; the nearest known: SoftDistillation",
-    "--model.distillation=lit_distill.SoftDistilation": "the nearest known: SoftDistillation",
-    "--model.optimizer=torch.optim.AdamWW": "no class 'torch.optim.AdamWW'; the nearest known: AdamW",
-    "--data=DigitDataModule": "no class 'DigitDataModule'; the nearest known: DigitsDataModule",
-    "--model.aplha=0.5": "unknown option --model.aplha; the nearest is --model.alpha",
-    "--retrospection.intervall=3": "has no argument 'intervall'; the nearest is 'interval'",
-    "--model.alpha=half": "model.alpha: Expected a <class 'float'>",
-    "--config {class}": "no class 'lit_distill.HardDistilation'; the nearest known: HardDistillation",
-    "--config {option}": "unknown option --model.alfa; the nearest is --model.alpha",
-    "--config {argument}": "has no argument 'temprature'; the nearest is 'temperature'",
-    "--config {inner_argument}": "DigitsCNN has no argument 'pretraned'; the nearest is 'pretrained'",
-    "--config {inner_class}": "no class 'lit_distill.DigitCNN'; the nearest known: DigitsCNN",
+    "--model.distillation=SoftDistilation": "no class 'SoftDistilation': did you mean 'SoftDistillation'",
+    "--model.distillation=lit_distill.SoftDistilation": "did you mean 'SoftDistillation'",
+    "--model.optimizer=torch.optim.AdamWW": "no class 'torch.optim.AdamWW': did you mean 'AdamW'",
+    "--data=DigitDataModule": "no class 'DigitDataModule': did you mean 'DigitsDataModule'",
+    "--model.aplha=0.5": "unknown option --model.aplha: did you mean '--model.alpha'?",
+    "--retrospection.intervall=3": "has no argument 'intervall': did you mean 'interval'?",
+    "--model.alpha=half": "model.alpha: expected float, got half",
+    "--config {class}": "no class 'lit_distill.HardDistilation': did you mean 'HardDistillation'",
+    "--config {option}": "unknown option --model.alfa: did you mean '--model.alpha'?",
+    "--config {argument}": "has no argument 'temprature': did you mean 'temperature'?",
+    "--config {inner_argument}": "DigitsCNN has no argument 'pretraned': did you mean 'pretrained'?",
+    "--config {inner_class}": "no class 'lit_distill.DigitCNN': did you mean 'DigitsCNN'",
     "--config some/folder/digits.yaml": "File does not exist: ",
-    "--config nowhere.yaml": "no configuration file nowhere.yaml, and no recipe of that name; the nearest recipes:",
+    "--config nowhere.yaml": "no configuration file nowhere.yaml, and no recipe of that name: did you mean '",
     "--ckpt_path nowhere.ckpt": "no checkpoint file at nowhere.ckpt",
     "--ckpt_path {truncated}": "truncated or not a checkpoint file",
     "--ckpt_path {code}": "is a pickle that would run",
@@ -117,7 +117,7 @@ CASES = {
     "--data=ImageFolderDataModule --data.root=nope": "nope does not exist: expected a folder with train/<class>/",
     "--data=ImageFolderDataModule --data.root={folder}":
         "has no folders: expected train/<class>/ with val/<class>/, or <class>/",
-    "--data=ImageFolderDataModule --data.root=x --data.split_seed=x": "expected one of int, NoneType, got 'x'",
+    "--data=ImageFolderDataModule --data.root=x --data.split_seed=x": "data.split_seed: expected int, got x",
     "--trainer.logger=CSVLogger --trainer.logger.save_dir={other}/logs": "Not a directory; for logs choose another",
 }
 # fmt: on
@@ -198,7 +198,7 @@ def test_a_misspelt_command_names_the_commands(capfd) -> None:
         with pytest.raises(SystemExit):
             main([word])
         (error,) = capfd.readouterr().err.splitlines()
-        assert error == f"error: there is no command {word!r}; the nearest of {commands} is {near}"
+        assert error == f"error: there is no command {word!r} among {commands}: did you mean {near!r}?"
 
 
 def test_an_option_without_its_place_names_the_one_with_it(capfd) -> None:
@@ -209,4 +209,4 @@ def test_an_option_without_its_place_names_the_one_with_it(capfd) -> None:
     ):
         with pytest.raises(SystemExit):
             main(["fit", "--config", "digits", f"{flag}=3"])
-        assert capfd.readouterr().err == f"error: unknown option {flag}; the nearest is {near}\n"
+        assert capfd.readouterr().err == f"error: unknown option {flag}: did you mean '{near}'?\n"
