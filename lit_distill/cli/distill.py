@@ -10,7 +10,6 @@ import time
 from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import LightningDataModule
 
 from lit_distill.cli import plan
@@ -18,6 +17,7 @@ from lit_distill.cli.arguments import command_parser, parse, substitute
 from lit_distill.cli.export import export
 from lit_distill.cli.outputs import beside
 from lit_distill.cli.report import data_line, duration, table
+from lit_distill.cli.sizing import Description
 from lit_distill.cli.stage import Stage
 from lit_distill.datamodules.walk import printable
 from lit_distill.models import load_student
@@ -66,7 +66,7 @@ def distill(config: Namespace, given: Collection[str], both: Sequence[str], stud
         students: Flags of ``fit`` for the student's run.
     """
     began = time.monotonic()
-    steps = int(config.trainer.fast_dev_run or 0)
+    steps = max(0, int(config.trainer.fast_dev_run))
     with tempfile.TemporaryDirectory() as folder:
         if steps:
             config.output = Path(folder)
@@ -88,7 +88,7 @@ def distill(config: Namespace, given: Collection[str], both: Sequence[str], stud
 class _Run(NamedTuple):
     stage: Stage
     title: str
-    config: plan.Description
+    config: Description
 
 
 def _planned(
@@ -118,7 +118,7 @@ def _planned(
     return runs, data
 
 
-def _teacher_title(config: Namespace, recipe: plan.Description) -> str:
+def _teacher_title(config: Namespace, recipe: Description) -> str:
     if recipe["model"]["student"]["init_args"]["pretrained"]:
         return f"teacher {config.teacher_net}, from timm's pretrained weights"
     hint = "" if config.pretrained is False else " (--pretrained=true downloads better ones)"
@@ -200,7 +200,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--seed", type=int, default=42, help="Seed of everything random.")
     parser.add_argument(
         "--trainer.fast_dev_run",
-        type=bool | NonNegativeInt | None,
+        type=bool | int,
         default=False,
         help="Take a few steps of each run, or that many, and say how long all of it takes.",
     )

@@ -27,12 +27,6 @@ _TERSE = (KeyError, AttributeError, TypeError, IndexError)
 _MEANINGS = {
     r"Target (-?\d+) is out of bounds": r"a target is \1, which is none of the student's classes: check num_classes",
     r"found <class 'PIL": "the data set returns Pillow images: end its transform with v2.ToImage() of torchvision",
-    r"Found more than one stateful callback of type `(\w+)`": (
-        r"two callbacks of class \1 would write over each other's state: remove one, or give each its own criterion"
-    ),
-    r"You restored a checkpoint with current_epoch=(\d+), but you have set Trainer\(max_epochs=(\d+)\)": (
-        r"the checkpoint's last epoch is \1, counted from 0, and max_epochs is \2: set --trainer.max_epochs higher"
-    ),
     r"DataLoader worker \(pid\S* (\d+)\) is killed by signal: Killed": (
         r"worker \1 of the data loader was killed: out of memory? Fewer --data.num_workers or a smaller "
         r"--data.batch_size need less"
@@ -45,10 +39,7 @@ _MEANINGS = {
         "a name that is no UTF-8 cannot be written into a configuration: rename it"
     ),
     r"No space left on device": "no space left on the disk: free some and run the same command again",
-    r"stack expects each tensor to be equal size, but got (\[.*?\]) at entry 0 and (\[.*?\])": (
-        r"images of different sizes, \1 and \2, make no batch: resize or crop them in the transform"
-    ),
-    # Everything from here on is jsonargparse's.
+    # From here on they are jsonargparse's.
     r"arguments are required: photos": "name a photo or a folder after the student: predict STUDENT photo.jpg",
     r"(?s)required.*\broot\b|\broot\b.* required": "required: --data.root, the folder of your photos",
     r"required: \S*model\.student.*": "required: --model.student; or begin with a recipe, such as --config digits",
@@ -122,7 +113,10 @@ def _argument_error(text: str) -> str:
             return explain(*match.groups())
     # The last line of the innermost branch is the most indented one.
     lines = _NOISE.sub("", text).splitlines() if "Does not validate" in text else [" ".join(text.split())]
-    innermost = max(lines, key=lambda line: len(line) - len(line.lstrip()), default=text.splitlines()[-1])
+    if not lines:  # every branch of the union was refused for its type
+        types, (value, *_) = re.findall(r"Expected a <class '([\w.]+)'>", text), re.findall(r"Given value: (.*)", text)
+        return f"expected {' or '.join(types)}, got {value}"
+    innermost = max(lines, key=lambda line: len(line) - len(line.lstrip()))
     message = re.sub(r'^\s*(?:- )?(?:Parser key "[^"]+":\s*)?', "", innermost)
     return re.sub(r"Expected an? (?:<class '([\w.]+)'>|typing\.Literal\[(.*)\])\. Got value:", _expected, message)
 

@@ -1,9 +1,8 @@
 """The runs of ``distill``: which data, networks and rates suit a folder of photos."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 import hashlib
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningDataModule
@@ -11,12 +10,10 @@ from torch import nn
 
 from lit_distill.cli import sizing
 from lit_distill.cli.from_checkpoint import instantiated
+from lit_distill.cli.sizing import Description
 from lit_distill.datamodules import FilesDataModule, ImageDataModule
 from lit_distill.models.timm_net import timm_net, weights_at_hand
 from lit_distill.models.trust import build
-
-Description = dict[str, Any]
-"""A configuration, or a class in it: ``class_path`` and ``init_args``."""
 
 
 class SizedData(ImageDataModule):
@@ -123,7 +120,7 @@ def retrospection_for(epochs: int) -> Description:
     return {"retrospection": {"class_path": name, "init_args": {"interval": 5}}}
 
 
-def make_network(description: Mapping[str, Any], data: SizedData) -> nn.Module:
+def make_network(description: Description, data: SizedData) -> nn.Module:
     """Make a network, so that a name or a size that does not exist is found out now."""
     arguments = {**description["init_args"], "num_classes": data.num_classes}
     if description["class_path"].endswith("TimmStudent"):
