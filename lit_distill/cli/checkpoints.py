@@ -122,6 +122,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     Attributes:
         written: Whether this run has written its checkpoint.
+        step: The step that it was written at; 0 before.
         epochs: Epochs that are complete in it.
     """
 
@@ -129,7 +130,7 @@ class LastCheckpoint(ModelCheckpoint):
         super().__init__(dirpath, filename="last", enable_version_counter=False, save_on_train_epoch_end=True, **within)
         self.best_model_path = resumed_from if resumed_from is not None and Path(resumed_from).is_file() else ""
         self.written = False
-        self.epochs = 0
+        self.step = self.epochs = 0
         self._lock: Lock | None = None
 
     @property
@@ -180,7 +181,8 @@ class LastCheckpoint(ModelCheckpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         try:
             # Lightning raises this between two steps, in all processes. After another error some may not come here.
-            if isinstance(exception, SIGTERMException) and not self._should_skip_saving_checkpoint(trainer):
+            is_new = trainer.global_step != self.step and not is_dry_run(trainer)
+            if isinstance(exception, SIGTERMException) and is_new:
                 self._save_checkpoint(trainer, str(self.path))
         finally:
             self.teardown(trainer, pl_module, "fit")  # Lightning calls it only when a run ends by itself
@@ -214,7 +216,8 @@ class LastCheckpoint(ModelCheckpoint):
     @override
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
-        self.best_model_path, self.written, self.epochs = filepath, True, progress_of(trainer)[0]
+        self.best_model_path, self.written = filepath, True
+        self.step, self.epochs = trainer.global_step, progress_of(trainer)[0]
 
     def _claim(self) -> str:
         """Return the first name whose file is free, or is this run's own."""

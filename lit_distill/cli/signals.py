@@ -116,25 +116,28 @@ def end_with_parent() -> None:
     Raises:
         Stopped: If the parent is gone already.
     """
-    for name, end in ((STAGE, signal.SIGTERM), (LAUNCHER, getattr(signal, "SIGKILL", signal.SIGTERM))):
-        parent = os.environ.get(name, "")
-        if not parent.isdecimal() or int(parent) == os.getpid():
-            continue
-        if os.getppid() == int(parent) and sys.platform == "linux":
+    for variable, end in ((STAGE, signal.SIGTERM), (LAUNCHER, getattr(signal, "SIGKILL", signal.SIGTERM))):
+        parent = _parent(variable)
+        if os.getppid() == parent and sys.platform == "linux":
             ctypes.CDLL(None).prctl(1, int(end), 0, 0, 0)  # PR_SET_PDEATHSIG
-        if not alive(int(parent)):
+        if not alive(parent):
             raise Stopped(signal.SIGTERM)
 
 
 def in_stage() -> bool:
     """Tell whether this process is a run of ``distill``, which itself says how to continue."""
-    return os.environ.get(STAGE) == str(os.getppid()) or is_orphan()
+    return os.getppid() == _parent(STAGE) or is_orphan()
 
 
 def is_orphan() -> bool:
     """Tell whether the ``distill`` command that started this run is gone."""
-    parent = os.environ.get(STAGE, "")
-    return parent.isdecimal() and not alive(int(parent))
+    return not alive(_parent(STAGE))
+
+
+def _parent(variable: str) -> int:
+    """Return the process that this one must not outlive, itself if there is none."""
+    parent = os.environ.get(variable, "")
+    return int(parent) if parent.isdecimal() else os.getpid()
 
 
 def _leave_terminal() -> None:

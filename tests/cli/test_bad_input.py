@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -171,17 +169,6 @@ def test_one_line_names_the_mistake(flags: str, files, monkeypatch, tmp_path, ca
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_itself_exits_with_one_line_or_with_the_traceback(tmp_path) -> None:
-    command = [sys.executable, str(ROOT / "train.py"), *BASE, "--model.alpha=2"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr == "error: alpha must be in [0, 1], got 2.0\n"
-    done = subprocess.run([*command, "--debug"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("Traceback")
-    assert done.stderr.endswith("ValueError: alpha must be in [0, 1], got 2.0\n")
-
-
 def test_checkpoints_that_cannot_be_written_are_found_out_before_the_first_step(tmp_path, monkeypatch, capfd) -> None:
     monkeypatch.setattr(torch.optim.Optimizer, "step", lambda *a, **k: pytest.fail("a step was taken"))
     (tmp_path / "file").touch()
@@ -190,15 +177,6 @@ def test_checkpoints_that_cannot_be_written_are_found_out_before_the_first_step(
         main([*BASE, *flags])
     (error,) = capfd.readouterr().err.splitlines()
     assert error.startswith(f"error: cannot use {tmp_path / 'file'}")
-
-
-def test_a_misspelt_command_names_the_commands(capfd) -> None:
-    commands = "fit, validate, test, predict, distill, export"
-    for word, near in (("fitt", "fit"), ("predit", "predict"), ("distilll", "distill"), ("exprot", "export")):
-        with pytest.raises(SystemExit):
-            main([word])
-        (error,) = capfd.readouterr().err.splitlines()
-        assert error == f"error: there is no command {word!r} among {commands}: did you mean {near!r}?"
 
 
 def test_an_option_without_its_place_names_the_one_with_it(capfd) -> None:
