@@ -1,6 +1,7 @@
 """``lit-distill distill``: from a folder of photos to an exported student."""
 
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 import json
 from pathlib import Path
 import re
@@ -67,9 +68,8 @@ def distill(config: Namespace, given: Collection[str], both: Sequence[str], stud
     """
     began = time.monotonic()
     steps = max(0, int(config.trainer.fast_dev_run))
-    with tempfile.TemporaryDirectory() as folder:
-        if steps:
-            config.output = Path(folder)
+    with tempfile.TemporaryDirectory() if steps else nullcontext() as folder:
+        config.output = config.output if folder is None else Path(folder)
         runs, data = _planned(config, given, both, students)
         print(data_line(str(config.data.init_args.get("root", type(data).__name__)), data))
         seconds = _train(runs, _STEPS if steps == 1 else steps)

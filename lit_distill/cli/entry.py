@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lit_distill.checks import did_you_mean
 from lit_distill.cli import distill, export, photos
-from lit_distill.cli.app import DistillCLI
+from lit_distill.cli.app import OTHER_COMMANDS, DistillCLI
 from lit_distill.cli.arguments import one_trust
 from lit_distill.cli.errors import one_line
 from lit_distill.cli.signals import Stopped, end_with_parent, in_stage, stop_signals
@@ -71,7 +71,7 @@ def _run(args: list[str]) -> None:
     elif not command or command.startswith("-") or command in DistillCLI.subcommands():
         DistillCLI(args)
     else:
-        commands = [*DistillCLI.subcommands(), "distill", "export"]
+        commands = [*DistillCLI.subcommands(), *OTHER_COMMANDS]
         hint = did_you_mean(command, commands, cutoff=0.0)
         raise ValueError(f"there is no command {command!r} among {', '.join(commands)}: {hint}")
 
