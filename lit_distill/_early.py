@@ -1,4 +1,4 @@
-"""Ctrl-C while the command line is still importing: a quiet end instead of a traceback."""
+"""End quietly on Ctrl-C while the command line is still importing, instead of with a traceback."""
 
 import os
 from pathlib import Path
@@ -7,13 +7,13 @@ import sys
 
 
 def is_command_line() -> bool:
-    """Tell whether Python runs ``lit-distill`` or ``python -m lit_distill.cli``, not somebody's program."""
+    """Tell whether Python runs ``lit-distill`` or ``python -m lit_distill.cli``, not another program."""
     as_module = sys.argv[:1] == ["-m"] and "lit_distill.cli" in sys.orig_argv
     return as_module or Path(sys.argv[0] if sys.argv else "").stem == "lit-distill"
 
 
 def quiet_interrupt() -> None:
-    """End at once on Ctrl-C, until ``main`` handles it; nothing has been done yet that could be lost."""
+    """End at once on Ctrl-C, until ``main`` handles it. Nothing can be lost before."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 

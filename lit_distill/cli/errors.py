@@ -1,49 +1,32 @@
-"""An error as one line that names the mistake and, where it can be told, the mend."""
+"""Turn an error into one line that names the mistake and, where it can be told, the mend."""
 
-from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
+from collections.abc import Callable, Iterable
 import errno
-import inspect
 from pathlib import Path
+from pkgutil import resolve_name
 import re
 import sys
-from typing import Any
 
+from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.loggers import Logger
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_distill.datamodules import FilesDataModule, ImageFolderDataModule
+from lit_distill.checks import did_you_mean
+from lit_distill.datamodules import ImageFolderDataModule
 from lit_distill.files import DiskFullError
 from lit_distill.models.weights import other_depth_in
 
 _BASES = (nn.Module, LightningDataModule, Callback, Optimizer, LRScheduler, Logger)
-# What jsonargparse says of the other branches of a union; never the mistake itself.
-_NOISE = (
-    "Expected a <class",
-    "Expected a path but",
-    "Does not validate against",
-    "Given value",
-    "Errors:",
-    "Subtypes:",
-    "Problem with given class_path",
-    "Not a valid subclass",
-    "Subclass types expect",
-    "a class path (str)",
-    "a dict with",  # class_path, or parameters
-)
-# What torch says of the commonest mistakes in somebody's data, and what is meant.
+# Errors whose message alone does not say what went wrong.
+_TERSE = (KeyError, AttributeError, TypeError, IndexError)
+
+# Messages of torch and Lightning for common mistakes in a user's data or flags, and what they mean.
 _MEANINGS = {
     r"Target (-?\d+) is out of bounds": r"a target is \1, which is none of the student's classes: check num_classes",
     r"found <class 'PIL": "the data set returns Pillow images: end its transform with v2.ToImage() of torchvision",
-    r"Found more than one stateful callback of type `(\w+)`": (
-        r"two callbacks of class \1 would write over each other's state: remove one, or give each its own criterion"
-    ),
-    r"You restored a checkpoint with current_epoch=(\d+), but you have set Trainer\(max_epochs=(\d+)\)": (
-        r"the checkpoint's last epoch is \1, counted from 0, and max_epochs is \2: set --trainer.max_epochs higher"
-    ),
     r"DataLoader worker \(pid\S* (\d+)\) is killed by signal: Killed": (
         r"worker \1 of the data loader was killed: out of memory? Fewer --data.num_workers or a smaller "
         r"--data.batch_size need less"
@@ -55,153 +38,132 @@ _MEANINGS = {
     r"'utf-8' codec can't encode character.*surrogates not allowed": (
         "a name that is no UTF-8 cannot be written into a configuration: rename it"
     ),
-    r"No space left on device": r"no space left on the disk: free some and run the same command again",
-    r"stack expects each tensor to be equal size, but got (\[.*?\]) at entry 0 and (\[.*?\])": (
-        r"images of different sizes, \1 and \2, make no batch: resize or crop them in the transform"
-    ),
+    r"No space left on device": "no space left on the disk: free some and run the same command again",
+    # From here on they are jsonargparse's.
+    r"arguments are required: photos": "name a photo or a folder after the student: predict STUDENT photo.jpg",
+    r"(?s)required.*\broot\b|\broot\b.* required": "required: --data.root, the folder of your photos",
+    r"required: \S*model\.student.*": "required: --model.student; or begin with a recipe, such as --config digits",
+    r"arguments are required: (?:(?:fit|validate|test|predict)\.)?(.+)": r"required: --\1",
 }
+# Lines of jsonargparse about the other branches of a union. They are never the mistake itself.
+_NOISE = re.compile(
+    r"^\s*(?:- )?(?:Expected a <class '[\w.]+'>$|Expected a path but|Does not validate against|Given value|Errors:|"
+    r"Subtypes:|Problem with given class_path|Parser key|Not a valid subclass|Subclass types expect|a class path|"
+    r"a dict with).*\n?",
+    re.MULTILINE,
+)
 
 
 def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
     """Return the innermost message of ``error`` as one line.
 
     Args:
-        error: What was raised.
-        options: The command's options, of which the nearest is named for a misspelt one.
+        error: The error that ended the command.
+        options: The command's options. A misspelt one is answered with the closest of them.
 
     Example:
         >>> one_line(ValueError("alpha must be in [0, 1], got 2"))
         'alpha must be in [0, 1], got 2'
         >>> one_line(ValueError("unrecognized arguments: --model.aplha=2"), ["--model.alpha"])
-        'unknown option --model.aplha; the nearest is --model.alpha'
+        "unknown option --model.aplha: did you mean '--model.alpha'?"
     """
+    if isinstance(error, OSError):
+        return _system_error(error)
     text = re.sub(r"^Call to compute_fn of link .*? failed: ", "", str(error).strip(), flags=re.DOTALL)
-    if isinstance(error, DiskFullError):
-        return text
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        file = f" for {error.filename}" if error.filename else ""
-        return f"no space left on the disk{file}: free some and run the same command again"
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        mend = "; for logs choose another folder with the logger's save_dir, or with --trainer.default_root_dir"
-        if isinstance(error, FileNotFoundError):
-            mend = f"; looked in {Path.cwd()}"
-        return f"cannot use {error.filename}: {error.strerror}{mend}"
     for pattern, meaning in _MEANINGS.items():
-        found = re.search(pattern, text)
-        if found:
-            return found.expand(meaning)
-    if not text or isinstance(error, (KeyError, AttributeError, TypeError, IndexError)):
-        text = f"{type(error).__name__}: {text}" if "Parser key" not in text else text
+        match = re.search(pattern, text)
+        if match:
+            return match.expand(meaning)
     if text.startswith("Error(s) in loading state_dict"):
-        details = [line.strip() for line in text.split("\n")[1:]]
-        more = f" (and {len(details) - 1} more)" if details[1:] else ""
-        kind, _, keys = details[0].partition(": ")
-        first = keys.split(", ")
-        shown = ", ".join(first[:3]) + (f", ... {len(first)} in all" if len(first) > 3 else "")
-        depths = other_depth_in(text)
-        return f"the checkpoint does not fit the model: {depths}{kind}{shown and ': '}{shown}{more}"
-    required = re.fullmatch(r"the following arguments are required: (.+)", text)
-    if required:
-        flags = ", ".join(f"--{name.partition('.')[2] or name}" for name in required[1].split(", "))
-        recipe = "; or begin with a recipe, such as --config digits" if "--model.student" in flags else ""
-        return f"required: {flags}{recipe}"
-    key = re.search(r'Parser key "([^"]+)"', text)
-    inner = re.findall(r'Parser key "([^"]+)"', text)[1:]
-    where = f"{'.'.join([key[1], *inner])}: " if key else ""
-    text = re.sub(r'([\w.]+: )*Parser key "[^"]+":', "", text) if key else text
-    unknown = re.search(
-        r"unrecognized arguments: (\S+)|does not accept (?:option|nested key) '(\S+)'", text, re.IGNORECASE
-    )
+        return _misfit(text)
+    if "Parser key" not in text and (not text or isinstance(error, _TERSE)):
+        return f"{type(error).__name__}: {text}"
+    unknown = re.search(r"unrecognized arguments: --([^\s=]+)|does not accept (?:option|nested key) '(\S+)'", text)
     if unknown:
-        return _unknown_option((unknown[1] or f"--{unknown[2]}").partition("=")[0], options)
-    attribute = re.search(r"module '([\w.]+)' has no attribute '(\w+)'", text)
-    if attribute:
-        return where + _unknown_class(f"{attribute[1]}.{attribute[2]}")
-    missing = re.search(r"Expected a dot import path string: (\S+)", text)
-    if missing:
-        return where + _unknown_class(missing[1])
-    refused = re.search(r"(?:Option|Key) ['\"]([^'\"]+)['\"] is not (?:accepted|expected)", text)
-    class_paths = re.findall(r"class_path '([\w.]+)'", text[: refused.start()]) if refused else []
-    if refused and class_paths:  # the last is the innermost
-        return where + _unknown_argument(class_paths[-1], refused[1])
-    unreadable = re.search(r"Problem with given class_path '([^']+)':\s*(.+)", text)
-    if unreadable and re.search(r"import|attribute|module", unreadable[2], re.IGNORECASE):
-        return where + _unknown_class(unreadable[1], unreadable[2])
-    return where + _choices(_innermost(text))
+        return _unknown_option(f"--{unknown[1] or unknown[2]}", options)
+    where = ".".join(re.findall(r'Parser key "([^"]+)"', text))
+    return f"{where}: {_argument_error(text)}" if where else _argument_error(text)
 
 
-def _innermost(text: str) -> str:
-    """Return the most indented message of jsonargparse's tree that is not about another branch of a union."""
-    if "Does not validate against any of the Union" not in text:
-        return " ".join(text.split())
-    lines = [(len(line) - len(line.lstrip()), line.strip().removeprefix("- ")) for line in text.split("\n")]
-    said = [(depth, line) for depth, line in lines if line and not line.startswith(_NOISE)]
-    if not said:  # every branch was refused for its type
-        depth, value = max((depth, line) for depth, line in lines if line.startswith("Given value: "))
-        types = [
-            re.sub(r".*'([\w.]+)'.*", r"\1", line)
-            for d, line in lines
-            if line.startswith("Expected a <") and d >= depth
-        ]
-        value = re.sub(r"^NestedArg\(key='\w+', val=(.*)\)$", r"\1", value.removeprefix("Given value: "))
-        colon = "; in YAML a space follows every colon" if re.match(r"\{\w+:\S", value) else ""
-        return f"expected one of {', '.join(types)}, got {value}{colon}"
-    return max(said, key=lambda pair: pair[0])[1]
+def _system_error(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) and not isinstance(error, DiskFullError):
+        place = f" for {error.filename}" if error.filename else ""
+        return f"no space left on the disk{place}: free some and run the same command again"
+    if not error.filename:
+        return str(error)
+    mend = "for logs choose another folder with the logger's save_dir, or with --trainer.default_root_dir"
+    if isinstance(error, FileNotFoundError):
+        mend = f"looked in {Path.cwd()}"
+    return f"cannot use {error.filename}: {error.strerror}; {mend}"
 
 
-def _choices(text: str) -> str:
-    """Say Python's name of a choice in words."""
-    return re.sub(r"Expected a typing\.Literal\[(.*?)\]", r"expected one of \1", text)
+def _misfit(text: str) -> str:
+    """Name the first of torch's complaints about a state dict, with three of its keys."""
+    first, *more = re.findall(r"\n\s*(.+)", text)
+    first = re.sub(r'((?:"[^"]*", ){3}).*', r"\1...", first)
+    others = f" (and {len(more)} more)" if more else ""
+    return f"the checkpoint does not fit the model: {other_depth_in(text)}{first}{others}"
+
+
+def _argument_error(text: str) -> str:
+    """Return what is wrong with one argument, from jsonargparse's tree of messages."""
+    for pattern, explain in _EXPLANATIONS.items():
+        match = re.search(pattern, text)
+        if match:
+            return explain(*match.groups())
+    # The last line of the innermost branch is the most indented one.
+    lines = _NOISE.sub("", text).splitlines() if "Does not validate" in text else [" ".join(text.split())]
+    if not lines:  # every branch of the union was refused for its type
+        types, (value, *_) = re.findall(r"Expected a <class '([\w.]+)'>", text), re.findall(r"Given value: (.*)", text)
+        return f"expected {' or '.join(types)}, got {value}"
+    innermost = max(lines, key=lambda line: len(line) - len(line.lstrip()))
+    message = re.sub(r'^\s*(?:- )?(?:Parser key "[^"]+":\s*)?', "", innermost)
+    return re.sub(r"Expected an? (?:<class '([\w.]+)'>|typing\.Literal\[(.*)\])\. Got value:", _expected, message)
+
+
+def _expected(match: re.Match[str]) -> str:
+    return f"expected {match[1] or 'one of ' + match[2]}, got"
 
 
 def _unknown_option(option: str, options: Iterable[str]) -> str:
-    # Of the data's arguments a parser knows none before it knows the class.
-    arguments = inspect.signature(ImageFolderDataModule).parameters | inspect.signature(FilesDataModule).parameters
-    known = [*options, *(f"--data.{name}" for name in arguments if name != "kwargs")]
-    same = [name for name in known if name.rpartition(".")[2] == option.lstrip("-")]
-    near = same[:1] or get_close_matches(option, list(options), n=1, cutoff=0.0)
-    return f"unknown option {option}" + (f"; the nearest is {near[0]}" if near else "")
+    # A parser knows the options of the data only when it knows their class.
+    of_data = ArgumentParser().add_class_arguments(ImageFolderDataModule, "data")
+    known = [*options, *map("--{}".format, of_data)]
+    elsewhere = [name for name in known if name.endswith(f".{option.lstrip('-')}")]
+    return f"unknown option {option}: {did_you_mean(option, elsewhere or known, cutoff=0.0)}"
 
 
-def _unknown_class(path: str, reason: str = "") -> str:
+def _unknown_class(*names: str) -> str:
+    path = ".".join(names)
+    # Nothing is imported for a message: a file may have named the class.
     module, _, name = path.rpartition(".")
-    missing = re.match(r"No module named '([\w.]+)'", reason)
-    if missing and not module.startswith(missing[1]):  # the module is there, and needs one that is not
-        return f"importing {module} failed: ModuleNotFoundError: {missing[0]}"
-    # Nothing is imported for a message: what is named here may come from a file.
-    loaded = sys.modules.get(module)
-    root = module.partition(".")[0]
-    near_root = get_close_matches(root, ["lit_distill", "lightning", "torch", "torchvision", "timm"])
-    if module and loaded is None and root not in sys.modules and not near_root:
-        return f"there is no module {root!r}, neither installed nor in {Path.cwd()}"
-    public_names = [public for public in vars(loaded) if not public.startswith("_")] if loaded is not None else []
-    known = set(public_names)
-    if not public_names or module.startswith("lit_distill"):
-        known |= {cls.__name__ for cls in _subclasses(_BASES) if not cls.__name__.startswith("_")}
-    near = get_close_matches(name, known, n=3, cutoff=0.5) or get_close_matches(name, known, n=1, cutoff=0.0)
-    return f"there is no class {path!r}; the nearest known: {', '.join(near)}"
+    known = set(dir(sys.modules.get(module))).union(*map(_subclass_names, _BASES))
+    return f"there is no class {path!r}: {did_you_mean(name, known, count=3)}".rstrip(": ")
 
 
-def _unknown_argument(class_path: str, name: str) -> str:
-    module, _, kind_name = class_path.rpartition(".")
-    kind = getattr(sys.modules.get(module), kind_name, None)
-    accepted: list[str] = []
-    for cls in kind.__mro__ if isinstance(kind, type) else [kind]:  # what takes keywords passes them on to the next
-        if not callable(cls):
-            break
-        parameters = inspect.signature(cls).parameters
-        accepted += [arg for arg, how in parameters.items() if how.kind not in (how.VAR_POSITIONAL, how.VAR_KEYWORD)]
-        if not any(how.kind is how.VAR_KEYWORD for how in parameters.values()):
-            break
-    near = get_close_matches(name, accepted, n=1, cutoff=0.0)
-    return f"{class_path.rpartition('.')[2]} has no argument {name!r}" + (
-        f"; the nearest is {near[0]!r}" if near else ""
-    )
+def _subclass_names(cls: type) -> set[str]:
+    return {cls.__name__}.union(*map(_subclass_names, type.__subclasses__(cls)))
 
 
-def _subclasses(bases: Iterable[type[Any]]) -> Iterator[type[Any]]:
-    for base in bases:
-        cls: type[Any]
-        for cls in base.__subclasses__():
-            yield cls
-            yield from _subclasses([cls])
+def _failed_import(path: str, missing: str) -> str:
+    module = path.rpartition(".")[0]
+    hint = did_you_mean(module, sys.modules, cutoff=0.8)
+    place = f"there is no module {missing!r}, neither installed nor in {Path.cwd()}"
+    return f"importing {module} failed: {place}; {hint}".rstrip("; ")
+
+
+def _unknown_argument(path: str, name: str) -> str:
+    cls = resolve_name(path) if path.rpartition(".")[0] in sys.modules else None
+    known = ArgumentParser().add_class_arguments(cls) if isinstance(cls, type) else []
+    return f"{path.rpartition('.')[2]} has no argument {name!r}: {did_you_mean(name, known, cutoff=0.0)}"
+
+
+# What jsonargparse says of a class or an argument that does not exist, and who explains it.
+_EXPLANATIONS: dict[str, Callable[..., str]] = {
+    r"(?s).*class_path '([\w.]+)':\s+(?:Option|Key) ['\"]([^'\"]+)['\"] is not (?:accepted|expected)": (
+        _unknown_argument
+    ),
+    r"class_path '([\w.]+)':\s+No module named '([\w.]+)'": _failed_import,
+    r"module '([\w.]+)' has no attribute '(\w+)'": _unknown_class,
+    r"Expected a dot import path string: (\S+)": _unknown_class,
+}

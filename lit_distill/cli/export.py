@@ -4,10 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 import shlex
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
-
-from lit_distill.cli.errors import one_line
-from lit_distill.cli.run_config import TRUST
+from lit_distill.cli.arguments import command_parser, parse
 from lit_distill.models import load_student
 from lit_distill.models.export import export_student
 from lit_distill.models.output import Head
@@ -56,12 +53,7 @@ def export(
 
 def run(args: Sequence[str]) -> None:
     """Run the command with the arguments that follow ``lit-distill export``."""
-    parser = ArgumentParser(
-        prog="lit-distill export",
-        description="Write the student of a checkpoint as safetensors with a JSON card, and as ONNX.",
-        exit_on_error=False,
-        formatter_class=DefaultHelpFormatter,
-    )
+    parser = command_parser("export", "Write the student of a checkpoint as safetensors with a JSON card, and as ONNX.")
     parser.add_argument("--ckpt_path", type=str, required=True, help="Checkpoint of a run of this command line.")
     parser.add_argument("--output", type=str | None, help="Folder to make; by default student, beside the checkpoint.")
     parser.add_argument(
@@ -71,11 +63,6 @@ def run(args: Sequence[str]) -> None:
     )
     parser.add_argument("--onnx", action="store_true", help="Write student.onnx too; needs lit-distill[onnx].")
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier export.")
-    parser.add_argument("--trust", **TRUST)
-    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
-    try:
-        config = parser.parse_args(list(args)).as_dict()
-    except Exception as error:
-        raise ValueError(one_line(error, parser._option_string_actions)) from error
+    config = parse(parser, args).as_dict()
     config.pop("debug")
     export(**config)

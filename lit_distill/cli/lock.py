@@ -14,10 +14,10 @@ except ImportError:  # Windows, where nothing is locked
 
 
 class Lock:
-    """A file that one process holds at a time, and the children that it passes `fileno` to.
+    """A file that one process holds at a time, together with the children that it passes `fileno` to.
 
-    The operating system ends the hold with the last of them, whatever they ended by. On file systems without locks
-    everyone gets it.
+    The operating system releases it when the last of them ends, in whatever way. On a file system without locks every
+    process gets it.
 
     Args:
         path: The file, which is removed when the lock is released.
@@ -28,9 +28,9 @@ class Lock:
         self._file: IO[str] | None = None
 
     def acquire(self) -> bool:
-        """Take the lock and write down who has it; False if somebody else has it."""
+        """Take the lock and write down who holds it. Return False if another process holds it."""
         while self._file is None:
-            # A link in its place is not followed: what it leads to would be emptied.
+            # Follow no link: the file that it leads to would be emptied.
             file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600), "r+")
             try:
                 if fcntl is not None:
@@ -40,7 +40,7 @@ class Lock:
                 return False
             except OSError:  # a file system without locks
                 pass
-            if not _is_at(file, self.path):  # the holder before has just removed it
+            if not _is_at(file, self.path):  # the last holder has just removed it
                 file.close()
                 continue
             file.truncate(0)
@@ -51,7 +51,7 @@ class Lock:
         return True
 
     def release(self) -> None:
-        """Let go, if it is held."""
+        """Release the lock, if it is held."""
         if self._file is not None:
             self.path.unlink(missing_ok=True)
             self._file.close()

@@ -1,21 +1,22 @@
-"""Where outputs go: never into the data."""
+"""Keep outputs out of the data."""
 
 from pathlib import Path
 from pkgutil import resolve_name
 import sys
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_distill.datamodules import FilesDataModule
 
 
 def beside(place: str | Path, root: str | Path | None) -> Path:
-    """Return a place for outputs: this one, or the same beside the data folder if this one is in it.
+    """Return ``place``, or the same place beside the data folder if it is in there.
 
     Args:
-        place: A file or a folder, there or not.
-        root: The data folder; an archive, or None, has nothing in it.
+        place: A file or a folder, which need not exist.
+        root: The data folder. Nothing is in an archive, or in None.
 
     Example:
         >>> import tempfile
@@ -27,30 +28,31 @@ def beside(place: str | Path, root: str | Path | None) -> Path:
     """
     if root is None or not Path(root).is_dir():
         return Path(place)
-    inside, folder, here = Path(place).resolve(), Path(root).resolve(), Path.cwd()
-    if not inside.is_relative_to(folder):
+    target, folder, here = Path(place).resolve(), Path(root).resolve(), Path.cwd()
+    if not target.is_relative_to(folder):
         return Path(place)
-    # As if the command ran beside the data, should it run within.
-    as_given = here.is_relative_to(folder) and inside.is_relative_to(here)
-    return folder.parent / inside.relative_to(here if as_given else folder)
+    # A command that runs within the data writes as if it ran beside it.
+    runs_within = here.is_relative_to(folder) and target.is_relative_to(here)
+    return folder.parent / target.relative_to(here if runs_within else folder)
 
 
-def keep_out_of_data(config: Any) -> None:
-    """Have a run of ``fit`` write beside the data folder what it would write into it, and say so.
+def keep_out_of_data(config: Namespace) -> None:
+    """Move the outputs of ``fit`` that would go into the data folder beside it, and say so.
 
     Args:
         config: The run's configuration, which is changed.
     """
-    data = config.get("data")
-    if data is None or not issubclass(resolve_name(data.class_path), FilesDataModule):
+    if not issubclass(resolve_name(config.data.class_path), FilesDataModule):
         return
-    root = data.init_args.get("root")
+    root = config.data.init_args.get("root")
     loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
-    arguments = [logger.init_args for logger in loggers if hasattr(logger, "init_args")]
-    places = [(config.trainer, "default_root_dir"), (config.checkpoint, "dirpath")]
-    for holder, name in [*places, *((held, "save_dir") for held in arguments)]:
-        place = holder.get(name) or ("." if name == "default_root_dir" else None)
+    places: list[tuple[Any, str, str | None]] = [
+        (config.checkpoint, "dirpath", None),
+        (config.trainer, "default_root_dir", "."),
+        *((getattr(logger, "init_args", {}), "save_dir", None) for logger in loggers),
+    ]
+    for holder, name, default in places:
+        place = holder.get(name) or default
         if place is not None and beside(place, root) != Path(place):
             holder[name] = str(beside(place, root))
-            if holder is not config.trainer or not arguments:  # else nothing is written there
-                rank_zero_only(print)(f"note: outputs go to {holder[name]}, not into the data", file=sys.stderr)
+            rank_zero_only(print)(f"note: outputs go to {holder[name]}, not into the data", file=sys.stderr)

@@ -1,18 +1,16 @@
-"""``lit-distill predict STUDENT PHOTO ...``: what a trained student says of photos."""
+"""``lit-distill predict STUDENT PHOTO ...``: the classes of photos, by a trained student."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-import re
 import sys
-from typing import Any
+from typing import Any, Literal, NamedTuple, cast
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from PIL.Image import Image
 import torch
 from torch import Tensor
 
-from lit_distill.cli.errors import one_line
+from lit_distill.cli.arguments import command_parser, parse
 from lit_distill.cli.predictions import table_of, write_csv
-from lit_distill.cli.run_config import TRUST
 from lit_distill.datamodules.walk import photos_in, printable
 from lit_distill.models import load_student
 from lit_distill.models.serving import predict, preprocessing_of
@@ -24,24 +22,15 @@ _BATCH = 64
 
 def run(args: Sequence[str]) -> None:
     """Run the command with the arguments that follow ``lit-distill predict``."""
-    parser = ArgumentParser(
-        prog="lit-distill predict",
-        description="Print the class of photos, and the probabilities of the likeliest classes, by a trained student. "
-        "With --ckpt_path instead, predict is Lightning's: it predicts a data set.",
-        exit_on_error=False,
-        formatter_class=DefaultHelpFormatter,
+    parser = command_parser(
+        "predict",
+        "Print the class of photos, and the probabilities of the likeliest classes, by a trained student. With "
+        "--ckpt_path instead, predict is Lightning's: it predicts a data set.",
     )
     parser.add_argument("student", type=Path, help="An exported folder, or a checkpoint.")
     parser.add_argument("photos", type=Path, nargs="+", help="Photos, and folders of photos at any depth.")
     parser.add_argument("--output", type=Path | None, help="CSV file for all probabilities, which must not exist.")
-    parser.add_argument("--trust", **TRUST)
-    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
-    try:
-        config = parser.parse_args(list(args))
-    except Exception as error:
-        if re.search("required.*photos", str(error)):
-            raise ValueError("name a photo or a folder after the student: predict STUDENT photo.jpg") from error
-        raise ValueError(one_line(error, parser._option_string_actions)) from error
+    config = parse(parser, args)
     predict_photos(config.student, config.photos, config.output, config.trust)
 
 
@@ -65,49 +54,61 @@ def predict_photos(
         raise ValueError(f"{output} exists and is not overwritten: choose another --output")
     student = load_student(student_path, trust=trust)
     mode = preprocessing_of(student).mode
-    files = [file for place in places for file in _photos(place)]
-    card: Any = student.card
-    names = [_printable(name) for name in card.get("class_names") or []]
-    good: list[str] = []
+    card = cast(Mapping[str, Any], student.card)
+    photos = [photo for place in places for photo in _photos(place)]
+    width = max(len(printable(str(photo.file))) for photo in photos)
+    classes = list(map(_printable, card.get("class_names") or []))
+    files: list[str] = []
     parts = []
-    for start in range(0, len(files), _BATCH):
-        images = []
-        for file, alone in files[start : start + _BATCH]:
-            try:
-                images.append(as_image(file, mode))
-                good.append(printable(str(file)))
-            except ValueError as error:
-                if alone:
-                    raise
-                print(f"left out: {error}", file=sys.stderr)
-        if images:
-            parts.append(predict(student, images).probabilities)
-            names = names or [str(k) for k in range(parts[-1].shape[1])]
-            if output is None:
-                _show(good[-len(images) :], names, parts[-1], width=max(len(printable(str(file))) for file, _ in files))
+    for start in range(0, len(photos), _BATCH):
+        batch = [(photo, _read(photo, mode)) for photo in photos[start : start + _BATCH]]
+        names = [printable(str(photo.file)) for photo, image in batch if image is not None]
+        if not names:
+            continue
+        files += names
+        parts.append(predict(student, [image for _, image in batch if image is not None]).probabilities)
+        classes = classes or list(map(str, range(parts[-1].shape[1])))
+        if output is None:
+            _show(names, classes, parts[-1], width)
     if not parts:
-        raise ValueError(f"none of the {len(files)} files can be read as a photo")
+        raise ValueError(f"none of the {len(photos)} files can be read as a photo")
     if output is not None:
-        write_csv(output, *table_of({"file": good}, names, torch.cat(parts)))
-        print(f"wrote {len(good)} predictions to {output}")
+        write_csv(output, *table_of({"file": files}, classes, torch.cat(parts)))
+        print(f"wrote {len(files)} predictions to {output}")
+
+
+class _Photo(NamedTuple):
+    file: Path
+    is_named: bool  # by itself, not by its folder
+
+
+def _read(photo: _Photo, mode: Literal["RGB", "L"]) -> Image | None:
+    """Return the image, or None and a line about it if it is a damaged one of a folder."""
+    try:
+        return as_image(photo.file, mode)
+    except ValueError as error:
+        if photo.is_named:
+            raise
+        print(f"left out: {error}", file=sys.stderr)
+        return None
 
 
 def _printable(name: object) -> str:
-    """Return a class name without what a terminal would take for a command."""
+    """Return a class name without the characters that a terminal would take for a command."""
     return "".join(letter if letter.isprintable() else "?" for letter in str(name))
 
 
-def _photos(place: Path) -> list[tuple[Path, bool]]:
-    """Return a photo, or the photos in a folder, and whether each was named by itself."""
+def _photos(place: Path) -> list[_Photo]:
+    """Return a photo, or the photos in a folder."""
     if not place.is_dir():
-        return [(place, True)]
+        return [_Photo(place, is_named=True)]
     found = photos_in(place, place)
     left_out = found.told()
     if not found.names:
         raise ValueError(f"there are no images in the folder {place}" + (f" ({left_out})" if left_out else ""))
     if left_out:
         print(f"{place}: {left_out}", file=sys.stderr)
-    return [(place / name, False) for name in found.names]
+    return [_Photo(place / name, is_named=False) for name in found.names]
 
 
 def _show(files: Sequence[str], names: Sequence[str], probabilities: Tensor, width: int) -> None:

@@ -1,4 +1,4 @@
-"""One request to stop, whichever signal brings it: Ctrl-C, SIGTERM, or SIGHUP of a closed terminal."""
+"""Requests to stop: Ctrl-C, SIGTERM, or SIGHUP of a closed terminal."""
 
 from collections.abc import Callable
 import contextlib
@@ -14,10 +14,10 @@ from typing import Any, Self
 
 from lit_distill.files import process_exists
 
-# A terminal and a parent process, or Slurm's daemon and srun, may both deliver the same request.
-_SAME_REQUEST = 0.5  # seconds
+# Seconds within which signals are one request. A terminal and a parent process may both send it, or Slurm and srun.
+_SAME_REQUEST = 0.5
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-# Environment variables with the process id of a parent that its child must not outlive.
+# Environment variables with the process id of a parent that a child must not outlive.
 STAGE = "LIT_DISTILL_STAGE"  # a `distill` command, of one of its runs
 LAUNCHER = "LIT_DISTILL_LAUNCHER"  # rank 0, of the other ranks that Lightning starts
 
@@ -30,10 +30,10 @@ class Stopped(SystemExit):
 
 
 class StopSignals:
-    """Hears the signals that ask to stop while it is entered.
+    """Handle the signals that ask to stop, within a ``with`` statement.
 
-    Without a listener, `Stopped` is raised wherever the program is. A listener is told instead and the program goes on,
-    so that it can end where nothing is lost; a second request then raises `Stopped`, unless the listener hears all.
+    Without a listener, a signal raises `Stopped` wherever the program is. With a listener the program continues, so
+    that it can end where nothing is lost. A second request then raises `Stopped`, unless the listener hears all.
 
     Attributes:
         received: The first signal, or None.
@@ -57,7 +57,7 @@ class StopSignals:
     def __enter__(self) -> Self:
         self._process = os.getpid()
         if threading.current_thread() is threading.main_thread():
-            # An ignored signal stays ignored: nohup, and shells that start a job in the background, mean it.
+            # An ignored signal stays ignored: nohup, and shells that start a job in the background, rely on it.
             self._before = {s: signal.getsignal(s) for s in _SIGNALS if signal.getsignal(s) is not signal.SIG_IGN}
         self.take()
         return self
@@ -68,21 +68,21 @@ class StopSignals:
         self._reset()  # another command line may follow in the same process
 
     def take(self) -> None:
-        """Handle the signals here; Lightning registers handlers of its own when a trainer starts."""
+        """Handle the signals again: Lightning registers its own handlers when a trainer starts."""
         for number in self._before:
             signal.signal(number, self._handle)
 
     def listen(self, listener: Callable[[int], None] | None, hears_all: bool = False) -> None:
-        """Have the listener told from now on; None raises `Stopped` again."""
+        """Call the listener from now on. With None, a signal raises `Stopped` again."""
         self.listener, self.hears_all = listener, hears_all
 
     def check(self) -> None:
-        """Raise `Stopped` if a signal came, in case the place where it was raised has swallowed it."""
+        """Raise `Stopped` if a signal came: the code that it interrupted may have caught the exception."""
         if self.received is not None:
             raise Stopped(self.received)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a forked worker of a loader or pool: its parent decides when it ends
+        if os.getpid() != self._process:  # a forked worker of a loader or pool, which its parent ends
             if number == signal.SIGTERM:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
@@ -103,42 +103,45 @@ stop_signals = StopSignals()
 
 
 def say_at_once(line: str) -> None:
-    """Write a line to standard output from within a signal handler, where `print` might be interrupted by itself."""
+    """Write a line to standard output from a signal handler, where `print` could interrupt itself."""
     with contextlib.suppress(OSError):
         os.write(1, f"\n{line}\n".encode())
 
 
 def end_with_parent() -> None:
-    """Have this process told to stop when the process that started it is gone, however that ended.
+    """Ask the system to stop this process when the process that started it has ended, in whatever way.
 
-    Linux only; elsewhere a run outlives a parent that was killed with SIGKILL.
+    Linux only: on other systems a run outlives a parent that was killed with SIGKILL.
 
     Raises:
         Stopped: If the parent is gone already.
     """
-    for name, end in ((STAGE, signal.SIGTERM), (LAUNCHER, getattr(signal, "SIGKILL", signal.SIGTERM))):
-        parent = os.environ.get(name, "")
-        if not parent.isdecimal() or int(parent) == os.getpid():
-            continue
-        if os.getppid() == int(parent) and sys.platform == "linux":
+    for variable, end in ((STAGE, signal.SIGTERM), (LAUNCHER, getattr(signal, "SIGKILL", signal.SIGTERM))):
+        parent = _parent(variable)
+        if os.getppid() == parent and sys.platform == "linux":
             ctypes.CDLL(None).prctl(1, int(end), 0, 0, 0)  # PR_SET_PDEATHSIG
-        if not process_exists(int(parent)):
+        if not process_exists(parent):
             raise Stopped(signal.SIGTERM)
 
 
 def in_stage() -> bool:
-    """Tell whether this process is a run of ``distill``, which itself says how to go on."""
-    return os.environ.get(STAGE) == str(os.getppid()) or is_orphan()
+    """Tell whether this process is a run of ``distill``, which itself says how to continue."""
+    return os.getppid() == _parent(STAGE) or is_orphan()
 
 
 def is_orphan() -> bool:
     """Tell whether the ``distill`` command that started this run is gone."""
-    parent = os.environ.get(STAGE, "")
-    return parent.isdecimal() and not process_exists(int(parent))
+    return not process_exists(_parent(STAGE))
+
+
+def _parent(variable: str) -> int:
+    """Return the process that this one must not outlive, itself if there is none."""
+    parent = os.environ.get(variable, "")
+    return int(parent) if parent.isdecimal() else os.getpid()
 
 
 def _leave_terminal() -> None:
-    """Write no more to a terminal that is gone, where every line would be an error."""
+    """Send the output nowhere if it went to a terminal that is gone: every line would be an error."""
     for number in (1, 2):
         with contextlib.suppress(OSError):
             if stat.S_ISCHR(os.fstat(number).st_mode):

@@ -1,9 +1,12 @@
-"""Choices for a data set that nobody has made: how large its images are, and which networks suit them."""
+"""Choose for a data set: how large its images are seen, and which networks suit them."""
 
 from typing import Any
 
 from lit_distill.datamodules import FilesDataModule
 from lit_distill.photos import size_of
+
+Description = dict[str, Any]
+"""A configuration, or a class in it: ``class_path`` and ``init_args``."""
 
 _SIZES = (32, 64, 96, 128, 160, 192, 224)  # of photos; larger ones are seen at 224 px
 
@@ -29,7 +32,7 @@ def image_size_of(data: FilesDataModule) -> int:
     return max(size for size in _SIZES if size <= max(_SIZES[0], median * 7 / 6))
 
 
-def augmentation_for(size: int) -> dict[str, Any]:
+def augmentation_for(size: int) -> Description:
     """Return the augmentation for images of that many pixels, as arguments of `Augmentation`."""
     if size <= 64:
         return {"crop": "padded", "policy": "trivial-wide", "crop_pct": 1.0}
@@ -41,27 +44,35 @@ def batch_size_for(images: int) -> int:
     return next((size for size, least in ((64, 2000), (32, 500)) if images >= least), 16)
 
 
-def student_for(size: int, channels: int) -> dict[str, Any]:
+def student_for(size: int, channels: int) -> Description:
     """Return a ViT of DeiT-Ti's width for images of that many pixels: 49 to 256 patches, if there are the pixels."""
-    patch = 16 if size > 128 else 8 if size > 40 else 4 if size > 16 else 2
+    patch = next((patch for least, patch in ((129, 16), (41, 8), (17, 4)) if size >= least), 2)
+    depth, mlp_dim = (12, 768) if size > 128 else (9, 384)
     return {
         "class_path": "lit_distill.DistillableViT",
         "init_args": {
             "patch_size": patch,
             "dim": 192,
-            "depth": 12 if size > 128 else 9,
+            "depth": depth,
             "heads": 3,
-            "mlp_dim": 768 if size > 128 else 384,
+            "mlp_dim": mlp_dim,
             "channels": channels,
-            # Its mean and contrast are all that a patch of few pixels has.
+            # A patch of few pixels has little but its mean and contrast, which the norm would remove.
             "patch_norm": patch > 8,
         },
     }
 
 
-def teacher_for(name: str, size: int, channels: int, pretrained: bool) -> dict[str, Any]:
+def teacher_for(name: str, size: int, channels: int, pretrained: bool) -> Description:
     """Return a timm convnet; images below 64 px are enlarged for it, whose stem divides them by 4 or more."""
-    arguments: dict[str, Any] = {"name": name, "pretrained": pretrained, "img_size": max(64, size)}
+    net = timm_student(name, channels, pretrained)
+    net["init_args"]["img_size"] = max(64, size)
+    return net
+
+
+def timm_student(name: str, channels: int, pretrained: bool) -> Description:
+    """Return a timm network for images of so many channels."""
+    arguments: Description = {"name": name, "pretrained": pretrained}
     if channels != 3:
         arguments["in_chans"] = channels
     return {"class_path": "lit_distill.TimmStudent", "init_args": arguments}

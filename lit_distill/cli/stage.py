@@ -1,4 +1,4 @@
-"""A run of ``fit`` as one step of several."""
+"""One run of ``fit`` among several."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -15,19 +15,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
 
 import yaml
 
 from lit_distill.cli.app import DistillCLI
 from lit_distill.cli.checkpoints import FINISHED
 from lit_distill.cli.lock import Lock
-from lit_distill.cli.made_of import identified, told_differences
+from lit_distill.cli.made_of import differences_in_words, identified
 from lit_distill.cli.signals import STAGE, Stopped, stop_signals
 from lit_distill.files import process_exists, remove_abandoned_parts, write_atomically
 from lit_distill.models import load_safely
 
-# Flags of ``fit`` that end a run early, without another result if it goes on, and the value for none.
+# Flags of ``fit`` that end a run early, with the value for no limit. A run that continues ends with the same result.
 LIMITS = {"--trainer.max_time=": "null", "--trainer.max_steps=": "-1"}
 # Flags that would leave no checkpoint where the next stage looks for it, and their values that do no harm.
 _HARMLESS = {
@@ -35,18 +34,19 @@ _HARMLESS = {
     "--trainer.enable_checkpointing": ("true", "1", "null"),
     "--checkpoint.dirpath": ("null",),
 }
-# Of a dry run: a few steps of training and of validation, which are measured.
+# A dry run measures a few steps of training and of validation.
 _A_FEW = (
     *("--trainer.num_sanity_val_steps=4", "--trainer.max_time=null", "--trainer.enable_progress_bar=false"),
     "--trainer.callbacks+=lit_distill.cli.step_times.StepTimes",
 )
+_FIT = (sys.executable, "-m", "lit_distill.cli", "fit")
 
 
 class Stage:
     """One run of ``fit`` among several, in a folder that is named after all that it is made of.
 
-    So it need not run again while that is the same, goes on where it was cut off, and writes over nothing else. What it
-    is made of is checked before anything runs.
+    So it does not run again while that is the same, continues where it was cut off, and overwrites nothing else. Its
+    configuration is checked before anything runs.
 
     Args:
         output: Where the folder is made.
@@ -64,20 +64,27 @@ class Stage:
         self,
         output: Path,
         name: str,
-        config: Mapping[str, Any],
+        config: Mapping[str, object],
         epochs: int,
         flags: Sequence[str],
-        inputs: Mapping[str, Any],
+        inputs: Mapping[str, object],
     ) -> None:
         for flag in flags:
             option, _, value = flag.partition("=")
-            if option in _HARMLESS and value.lower() not in _HARMLESS[option]:
+            if value.lower() not in _HARMLESS.get(option, [value.lower()]):
                 raise ValueError(f"{flag} leaves no checkpoint to go on from in {output}: leave it out")
-        # A limit ends a run before its last epoch, and another one goes on with the same run.
-        made_of_flags = [flag for flag in flags if not flag.startswith(tuple(LIMITS))]
-        choices = {"config": config, "epochs": epochs, "flags": made_of_flags}
+        # A limit is no part of it: a run that was ended by one continues with another.
+        lasting = [flag for flag in flags if not flag.startswith(tuple(LIMITS))]
         self._made_of = json.dumps(
-            {**identified(choices), **inputs, "version": version("lit-distill")}, sort_keys=True, default=str
+            {
+                "config": identified(config),
+                "epochs": epochs,
+                "flags": identified(lasting),
+                **inputs,
+                "version": version("lit-distill"),
+            },
+            sort_keys=True,
+            default=str,
         )
         digest = hashlib.sha256(self._made_of.encode()).hexdigest()[:8]
         self.name, self.epochs, self.flags = name, epochs, list(flags)
@@ -103,12 +110,12 @@ class Stage:
 
     def newest(self) -> Path | None:
         """Return the last checkpoint of the newest run that has one."""
-        runs = sorted(self.folder.glob("version_*"), key=lambda run: int(run.name.rpartition("_")[2]), reverse=True)
-        return next((run / "checkpoints/last.ckpt" for run in runs if (run / "checkpoints/last.ckpt").is_file()), None)
+        checkpoints = self.folder.glob("version_*/checkpoints/last.ckpt")
+        return max(checkpoints, key=lambda path: int(path.parts[-3].removeprefix("version_")), default=None)
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other commands out of the folder; wait for a run in it whose command is gone to end.
+        """Keep other commands out of the folder. Wait until a run in it whose command is gone has ended.
 
         Raises:
             ValueError: If another command is at work in it.
@@ -132,8 +139,8 @@ class Stage:
         finally:
             self._lock.release()
 
-    def run(self, title: str, config: Mapping[str, Any]) -> None:
-        """Run it, or what is left of it, in a process of its own.
+    def run(self, title: str, config: Mapping[str, object]) -> None:
+        """Run it, or the rest of it, in its own process.
 
         Args:
             title: What is printed first.
@@ -147,45 +154,31 @@ class Stage:
             print(f"\n{title}: done before, {self.checkpoint}")
             return
         with self.held():
-            differs = self._differs()
-            for path, text in ((self.config, self._text(config)), (self.folder / "made_of.json", self._made_of)):
-                with write_atomically(path) as part:
-                    part.write_text(text)
+            difference = self._difference()
+            _write(self.config, self._text(config))
+            _write(self.folder / "made_of.json", self._made_of)
             for folder in self.folder.glob("version_*/checkpoints"):
                 remove_abandoned_parts(folder)
             begun = self.newest()
-            if begun is None or not self._has_finished(begun):
-                print(f"\n{title}" + (f": going on from {begun}" if begun else ""), flush=True)
-                if differs and not begun:
-                    print(f"note: not done before: {differs}", file=sys.stderr, flush=True)
-                # Of a run that goes on, the checkpoint has the configuration and the flags, but the limits are new.
+            if begun is None:
+                print(f"\n{title}", flush=True)
+                if difference:
+                    print(f"note: not done before: {difference}", file=sys.stderr, flush=True)
+                self._train([*_FIT, "--config", str(self.config), *self.flags])
+            elif not _has_finished(begun):
+                print(f"\n{title}: going on from {begun}", flush=True)
+                # The checkpoint has the configuration and the flags, but the limits are this command's.
                 limits = [flag for flag in self.flags if flag.startswith(tuple(LIMITS))]
-                limits = [*(f"{limit}{value}" for limit, value in LIMITS.items()), *limits]
-                what = ["--ckpt_path", str(begun), *limits] if begun else ["--config", str(self.config), *self.flags]
-                self._train([sys.executable, "-m", "lit_distill.cli", "fit", *what])
-            last = self.newest()
-            if last is None:
-                raise ValueError(
-                    f"the {self.name} left no checkpoint in {self.folder}: --trainer.enable_checkpointing=true"
-                )
-            if not self._has_finished(last):
+                self._train([*_FIT, "--ckpt_path", str(begun), *map("".join, LIMITS.items()), *limits])
+            last = self._last()
+            if not _has_finished(last):
                 raise ValueError(
                     f"the {self.name} is not trained to its last epoch, and nothing is made from it: the same command "
                     "goes on from here; if --trainer.max_steps is given, raise it or leave it out"
                 )
-            with write_atomically(self.folder / "done.json") as part:
-                part.write_text(json.dumps({"checkpoint": str(last.relative_to(self.folder))}, indent=1))
-            stop_signals.check()
+            self._mark_done(last)
 
-    def _differs(self) -> str:
-        """Say how it differs from the nearest other run of its name; of two as near, from the later."""
-        others = sorted(self.folder.parent.glob(f"{self.name}-*/made_of.json"), key=lambda path: -path.stat().st_mtime)
-        now = json.loads(self._made_of)
-        made_of = [json.loads(path.read_text()) for path in others if path.parent != self.folder]
-        differences = sorted((told_differences(now, other, self.name) for other in made_of), key=len)
-        return ", ".join(differences[0]) if differences else ""
-
-    def try_out(self, title: str, config: Mapping[str, Any], steps: int) -> float:
+    def try_out(self, title: str, config: Mapping[str, object], steps: int) -> float:
         """Take a few steps, and return how many seconds the whole run would take.
 
         Args:
@@ -198,20 +191,37 @@ class Stage:
         """
         print(f"\n{title}: {steps} steps of its {self.epochs} epochs", flush=True)
         with self.held():
-            with write_atomically(self.config) as part:
-                part.write_text(self._text(config))
-            what = ["--config", str(self.config), *self.flags, *_A_FEW, f"--trainer.max_steps={steps}"]
-            self._train([sys.executable, "-m", "lit_distill.cli", "fit", *what], stdout=subprocess.DEVNULL)
-            last = self.newest()
-            if last is None:
-                raise ValueError(f"the {self.name} left no checkpoint: --trainer.enable_checkpointing=true")
-            (self.folder / "done.json").write_text(json.dumps({"checkpoint": str(last.relative_to(self.folder))}))
-            stop_signals.check()
+            _write(self.config, self._text(config))
+            flags = [*self.flags, *_A_FEW, f"--trainer.max_steps={steps}"]
+            self._train([*_FIT, "--config", str(self.config), *flags], stdout=subprocess.DEVNULL)
+            last = self._last()
+            self._mark_done(last)
         measured = load_safely(last, "checkpoint", mmap=True)["callbacks"]["StepTimes"]
         return float(measured["seconds"]) * self.epochs
 
+    def _last(self) -> Path:
+        last = self.newest()
+        if last is None:
+            raise ValueError(
+                f"the {self.name} left no checkpoint in {self.folder}: --trainer.enable_checkpointing=true"
+            )
+        return last
+
+    def _mark_done(self, last: Path) -> None:
+        _write(self.folder / "done.json", json.dumps({"checkpoint": str(last.relative_to(self.folder))}, indent=1))
+        stop_signals.check()
+
+    def _difference(self) -> str:
+        """Say how it differs from the most similar other run of its name, of equally similar ones the latest."""
+        others = sorted(self.folder.parent.glob(f"{self.name}-*/made_of.json"), key=lambda path: -path.stat().st_mtime)
+        now = json.loads(self._made_of)
+        made_of = [json.loads(path.read_text()) for path in others if path.parent != self.folder]
+        differences = (differences_in_words(now, other, self.name) for other in made_of)
+        smallest: list[str] = min(differences, key=len, default=[])
+        return ", ".join(smallest)
+
     def _train(self, command: Sequence[str], stdout: int | None = None) -> None:
-        """Run the command, with this one's signals passed on to it."""
+        """Run the command, and pass the signals that come here on to it."""
         process = None
 
         def forward(number: int) -> None:
@@ -221,21 +231,20 @@ class Stage:
         stop_signals.listen(forward, hears_all=True)
         try:
             environment = {**os.environ, STAGE: str(os.getpid())}
-            # The run holds the lock too: should this process be killed, no other run begins beside it.
+            # The run holds the lock too: if this process is killed, no other run starts beside it.
             process = subprocess.Popen(command, env=environment, pass_fds=[self._lock.fileno()], stdout=stdout)  # noqa: S603  # this command line, and the user's own flags
             if stop_signals.received is not None:  # while the process was started
                 forward(stop_signals.received)
             code = process.wait()
         finally:
             stop_signals.listen(None)
-        number = -code if code < 0 else code - 128
+        number = -code if code < 0 else code - 128  # as Python and as a shell say it
         if number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)):
             raise Stopped(stop_signals.received or number)
         if code < 0:
-            name = signal.Signals(number).name if number in set(signal.Signals) else "unknown"
             why = "out of memory? A smaller --data.batch_size needs less; " if number == 9 else ""
             print(
-                f"error: the {self.name}'s run was killed by signal {number} ({name}): {why}"
+                f"error: the {self.name}'s run was killed by signal {number} ({signal.Signals(number).name}): {why}"
                 "the same command goes on from here",
                 file=sys.stderr,
             )
@@ -243,10 +252,7 @@ class Stage:
         if code:
             sys.exit(code)
 
-    def _has_finished(self, checkpoint: Path) -> bool:
-        return bool(load_safely(checkpoint, "checkpoint", mmap=True).get(FINISHED, False))
-
-    def _text(self, config: Mapping[str, Any]) -> str:
+    def _text(self, config: Mapping[str, object]) -> str:
         logger = {"save_dir": str(self.folder.parent), "name": self.folder.name}
         trainer = {
             "max_epochs": self.epochs,
@@ -256,7 +262,7 @@ class Stage:
         head = f"# Made by lit-distill distill; alone it is run by\n#   lit-distill fit --config {self.config}{flags}\n"
         return head + yaml.safe_dump({**config, "trainer": trainer}, sort_keys=False)
 
-    def _check(self, config: Mapping[str, Any]) -> None:
+    def _check(self, config: Mapping[str, object]) -> None:
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
             path = Path(folder, "config.yaml")
             path.write_text(self._text(config))
@@ -265,3 +271,12 @@ class Stage:
             except SystemExit as end:
                 if end.code:
                     raise
+
+
+def _has_finished(checkpoint: Path) -> bool:
+    return bool(load_safely(checkpoint, "checkpoint", mmap=True).get(FINISHED, False))
+
+
+def _write(path: Path, text: str) -> None:
+    with write_atomically(path) as part:
+        part.write_text(text)

@@ -1,7 +1,6 @@
-"""How long a step takes, for a dry run."""
+"""Measure how long a step takes, for a dry run."""
 
 import time
-from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 import torch
@@ -21,12 +20,12 @@ class StepTimes(Callback):
         self._batches = {"train": 0.0, "val": 0.0}
 
     @override
-    def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: object, **__: object) -> None:
         self._batches = {"train": trainer.num_training_batches, "val": sum(trainer.num_val_batches)}
         self._count("train")
 
     @override
-    def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, *_: object, **__: object) -> None:
         if trainer.sanity_checking:
             self._count("val")
 
@@ -41,7 +40,7 @@ class StepTimes(Callback):
         self._steps[kind] += 1
 
     @override
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, float]:
         """Return the seconds of an epoch, and the steps in it."""
         seconds = sum(self._batches[kind] * self._seconds[kind] for kind in self._batches)
         return {"seconds": seconds, "steps": self._batches["train"]}

@@ -1,4 +1,4 @@
-"""Where training ends when it is asked to, and the line that says how to go on."""
+"""Where training stops when it is asked to, and the line that says how to continue."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +9,6 @@ import shlex
 import shutil
 import signal
 import sys
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
@@ -18,17 +17,20 @@ from typing_extensions import override
 
 from lit_distill.callbacks import RunSummary
 from lit_distill.callbacks.summary import short_path
-from lit_distill.cli.checkpoints import LastCheckpoint, ends_window, finished
+from lit_distill.cli.checkpoints import LastCheckpoint
+from lit_distill.cli.progress import callbacks_of, ends_window, is_dry_run, is_finished
 from lit_distill.cli.signals import LAUNCHER, in_stage, is_orphan, say_at_once, stop_signals
 from lit_distill.datamodules.resuming import progress_of
 
-_CAUSES: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+_CAUSES: dict[int | None, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", None: "an error"}
+# The limit that ended a run would end the next one before its first step, or all too soon.
+_LIFTED = {"max_time": ["--trainer.max_time=null"], "max_steps": ["--trainer.max_steps=-1"]}
 
 
 class Stopping(Callback):
     """End training on a signal, or when its time is up, at the end of a gradient accumulation window.
 
-    The epoch is not counted as done then, nor validated. All processes end at the same step, whichever was asked.
+    The epoch then neither counts as done nor is validated. All processes end at the same step, whichever was asked.
 
     Args:
         max_time: Time that this process may train, as Lightning's ``Timer`` takes it. Lightning's own limit counts the
@@ -37,8 +39,7 @@ class Stopping(Callback):
 
     def __init__(self, max_time: str | timedelta | dict[str, int] | None = None) -> None:
         super().__init__()
-        self.timer = None if max_time is None else Timer(max_time, verbose=False)
-        self.out_of_time = False
+        self.timer = Timer(max_time, verbose=False)  # None: without a limit
 
     @override
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -49,20 +50,19 @@ class Stopping(Callback):
         stop_signals.take()
         stop_signals.check()
         stop_signals.listen(_announce if trainer.is_global_zero else lambda number: None)
-        if self.timer is not None:
-            self.timer.on_train_start(trainer, pl_module)
+        self.timer.on_train_start(trainer, pl_module)
 
     @override
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        # The last step of all is followed by the end of the run, which nothing is left to be cut off from.
-        if ends_window(trainer, batch_idx) and not (trainer.is_last_batch and _in_last_epoch(trainer)):
+        is_last_of_all = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        if ends_window(trainer, batch_idx) and not is_last_of_all:
             self._stop_if_asked(trainer)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not finished(trainer):
+        if not is_finished(trainer):
             self._stop_if_asked(trainer)
 
     @override
@@ -70,11 +70,11 @@ class Stopping(Callback):
         stop_signals.listen(None)
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
-        remaining = None if self.timer is None else self.timer.time_remaining()
-        self.out_of_time |= remaining is not None and remaining <= 0
-        asked = self.out_of_time or stop_signals.received is not None
-        if trainer.strategy.reduce_boolean_decision(asked, all=False):
-            # Lightning then ends as on its own SIGTERM: after this step with its validation, or after the epoch.
+        remaining = self.timer.time_remaining()
+        is_asked = stop_signals.received is not None or (remaining is not None and remaining <= 0)
+        if trainer.strategy.reduce_boolean_decision(is_asked, all=False):
+            # Lightning then ends as it does on SIGTERM: after this step with its validation, or after the epoch. Its
+            # public flag, `should_stop`, gives up the rest of the epoch instead.
             trainer._signal_connector.received_sigterm = True
 
 
@@ -83,32 +83,30 @@ def _announce(number: int) -> None:
         say_at_once("Stopping at the end of this step (or validation). Once more stops at once.")
 
 
-def _in_last_epoch(trainer: Trainer) -> bool:
-    return trainer.current_epoch + 1 == trainer.max_epochs
-
-
 @contextmanager
 def resumable(trainer: Trainer, arguments: Sequence[str]) -> Iterator[None]:
-    """Run ``fit`` within; if it ends before all epochs are done, say where it stands and how to go on.
+    """Run ``fit`` within; if it ends before all epochs are done, say where it stands and how to continue.
 
     Args:
         trainer: Has a `Stopping` callback.
-        arguments: Those of the command line, which begin again where no checkpoint has been written.
+        arguments: Those of the command line, which start again if no checkpoint has been written.
     """
     os.environ[LAUNCHER] = str(os.getpid())
     try:
         yield
     except BaseException as error:
         stop_signals.listen(None)
-        by_time = isinstance(error, SIGTERMException) and stop_signals.received is None
-        last = _last_checkpoint(trainer)
-        if isinstance(error, (SystemExit, KeyboardInterrupt)) or stop_signals.received or (last and last.written):
-            _say(trainer, arguments, "max_time" if by_time else _cause(error))
-        if not by_time:
-            raise
+        if isinstance(error, SIGTERMException) and stop_signals.received is None:
+            _say_where_it_stands(trainer, arguments, "max_time")
+            return
+        is_stop = isinstance(error, (SystemExit, KeyboardInterrupt)) or stop_signals.received is not None
+        if is_stop or _last_checkpoint(trainer) is not None:
+            _say_where_it_stands(trainer, arguments, _cause(error))
+        raise
     else:
-        if 0 < trainer.max_steps <= trainer.global_step and not trainer.fast_dev_run and not finished(trainer):  # type: ignore[attr-defined]
-            _say(trainer, arguments, "max_steps")
+        is_at_limit = 0 < trainer.max_steps <= trainer.global_step
+        if is_at_limit and not is_dry_run(trainer) and not is_finished(trainer):
+            _say_where_it_stands(trainer, arguments, "max_steps")
     finally:
         os.environ.pop(LAUNCHER, None)
 
@@ -116,59 +114,56 @@ def resumable(trainer: Trainer, arguments: Sequence[str]) -> Iterator[None]:
 def _cause(error: BaseException) -> str:
     if is_orphan():
         return "the end of the command that it is a part of"
-    if stop_signals.received is not None:
-        return _CAUSES.get(stop_signals.received, "a closed terminal")
-    return "Ctrl-C" if isinstance(error.__context__, KeyboardInterrupt) else "an error"
+    # Lightning turns a KeyboardInterrupt into an exit.
+    interrupt = signal.SIGINT if isinstance(error.__context__, KeyboardInterrupt) else None
+    return _CAUSES.get(stop_signals.received or interrupt, "a closed terminal")
 
 
 def _last_checkpoint(trainer: Trainer) -> LastCheckpoint | None:
-    return next((callback for callback in trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint)), None)
+    """Return the callback that has written this run's last checkpoint, if one is written."""
+    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint)]
+    return next((callback for callback in callbacks if callback.written), None)
 
 
-def _say(trainer: Trainer, arguments: Sequence[str], cause: str) -> None:
+def _say_where_it_stands(trainer: Trainer, arguments: Sequence[str], cause: str) -> None:
     stop_signals.told = True
     if not trainer.is_global_zero:
         return
-    if cause == "max_time":  # Lightning shows it only at the end of all
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, RunSummary):
-                callback.on_fit_end(trainer, trainer.lightning_module)
+    if cause == "max_time":  # Lightning ends such a run without its last hook
+        for summary in [callback for callback in callbacks_of(trainer) if isinstance(callback, RunSummary)]:
+            summary.on_fit_end(trainer, trainer.lightning_module)
     last = _last_checkpoint(trainer)
-    epochs = last.epochs if last is not None and last.written else progress_of(trainer)[0]
+    epochs = progress_of(trainer)[0] if last is None else last.epochs
     of_all = f" of {trainer.max_epochs}" if trainer.max_epochs != -1 else ""
-    print(f"\nStopped by {cause} with {epochs}{of_all} epochs done.", end="\n" if in_stage() else "", flush=True)
-    if in_stage():
-        if is_orphan():  # else the command says it
-            print("The same command goes on from here.", flush=True)
-        return
-    if last is not None and last.written:
-        arguments = ["fit", "--ckpt_path", short_path(str(last.path))]
-        # The limit that ended this run would end the next one before its first step, or all too soon.
-        arguments += {"max_time": ["--trainer.max_time=null"], "max_steps": ["--trainer.max_steps=-1"]}.get(cause, [])
-        print(f" Resume with\n  {command(arguments)}", flush=True)
-    elif any(argument.startswith("--ckpt_path") for argument in arguments):
-        print(f" No new checkpoint is written yet. Resume with\n  {command(arguments)}", flush=True)
-    else:
-        print(" There is no checkpoint yet: nothing to resume from.", flush=True)
+    print(f"\nStopped by {cause} with {epochs}{of_all} epochs done.", end="", flush=True)
+    print(_how_to_continue(last, arguments, cause), flush=True)
+
+
+def _how_to_continue(last: LastCheckpoint | None, arguments: Sequence[str], cause: str) -> str:
+    if in_stage():  # the command says it, unless it is gone
+        return "\nThe same command goes on from here." if is_orphan() else ""
+    if last is not None:
+        resume = ["fit", "--ckpt_path", short_path(str(last.path)), *_LIFTED.get(cause, [])]
+        return f" Resume with\n  {command(resume)}"
+    if any(argument.startswith("--ckpt_path") for argument in arguments):
+        return f" No new checkpoint is written yet. Resume with\n  {command(arguments)}"
+    return " There is no checkpoint yet: nothing to resume from."
 
 
 def command(arguments: Sequence[str]) -> str:
     """Return the line for a shell that runs this program with other arguments."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    script = Path(sys.argv[0])
     if spec is not None and spec.name.startswith("lit_distill."):
-        program = [_python(), "-m", spec.name.removesuffix(".__main__")]
-    elif script.suffix == ".py":
-        program = [_python(), str(script)]
+        program = [_short_name(sys.executable), "-m", spec.name.removesuffix(".__main__")]
+    elif Path(sys.argv[0]).suffix == ".py":
+        program = [_short_name(sys.executable), sys.argv[0]]
     else:
-        found = shutil.which("lit-distill")
-        program = [str(script) if script.stem == "lit-distill" and script.exists() else "lit-distill"]
-        if found is not None and script.exists() and Path(found).samefile(script):
-            program = ["lit-distill"]
+        program = [_short_name(sys.argv[0])]
     return shlex.join([*program, *arguments])
 
 
-def _python() -> str:
-    """Return ``python`` where that is the interpreter that runs this, else its path."""
-    found = shutil.which("python")
-    return "python" if found is not None and os.path.samefile(found, sys.executable) else sys.executable
+def _short_name(path: str) -> str:
+    """Return the name of a program if a shell finds it under its name, else its path."""
+    name = Path(path).name
+    found = shutil.which(name)
+    return name if found is not None and os.path.abspath(found) == os.path.abspath(path) else path

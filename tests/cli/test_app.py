@@ -315,39 +315,6 @@ def test_without_validation_the_places_of_the_files_are_told(capsys) -> None:
     assert str(folder / "checkpoints" / "last.ckpt") in out
 
 
-def test_help_explains(capsys) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        main(["--help"])
-    assert exit_.value.code == 0
-    out = capsys.readouterr().out
-    listed = re.findall(r"^    (\w+) {2,}\w", out[out.index("subcommands:") :], re.MULTILINE)
-    assert listed == ["fit", "validate", "test", "predict", "distill", "export"]
-    assert "predict STUDENT PHOTO" in " ".join(out.split())
-    with pytest.raises(SystemExit) as exit_:
-        main(["fit", "--help"])
-    assert exit_.value.code == 0
-    out = capsys.readouterr().out
-    for option in (
-        "--model.alpha",
-        "--model.distillation",
-        "--retrospection",
-        "--data",
-        "--checkpoint.monitor",
-        "--debug",
-    ):
-        assert option in out
-    assert "Weight of the distillation loss, in 0..1." in out
-    assert out.count("\n") < 1000
-    with pytest.raises(SystemExit):
-        main(["fit", "--model.student.help=DistillableViT"])
-    out = capsys.readouterr().out
-    assert "--model.student.patch_size" in out
-    assert out.count("\n") < 200
-    with pytest.raises(SystemExit):
-        main(["--version"])
-    assert "lit-distill 0." in capsys.readouterr().out
-
-
 def interrupt(*flags: str) -> tuple[int, str, str]:
     """Start a long fit and send Ctrl-C once its first checkpoint is there."""
     command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", "digits", "--trainer.max_epochs=500", *flags]

@@ -79,7 +79,7 @@ CASES = {
     "--ckpt_path {run} --output {folder}": "{folder} exists and is not overwritten: choose another folder",
     "--ckpt_path {run} --output {folder} --overwrite": "{folder} is not an earlier export and is not overwritten",
     "--ckpt_path {run} --output no/such/folder": "there is no folder no/such for folder: make it first",
-    "--ckpt_path {run} --onx": "unknown option --onx; the nearest is --onnx",
+    "--ckpt_path {run} --onx": "unknown option --onx: did you mean '--onnx'?",
     "--ckpt_path {run} --head=best": "head: expected one of 'class', 'distill', 'mean_logits', 'mean_probs'",
 }
 # fmt: on

@@ -167,7 +167,7 @@ def test_no_name_and_no_pipe_loses_the_other_predictions(student: Path, tmp_path
         ("{student} broken/1.png", "cannot read the photo broken/1.png"),
         ("{student}", "name a photo or a folder after the student: predict STUDENT photo.jpg"),
         ("{student} {photo} --output=there.csv", "there.csv exists and is not overwritten"),
-        ("{student} {photo} --outptu=x.csv", "unknown option --outptu; the nearest is --output"),
+        ("{student} {photo} --outptu=x.csv", "unknown option --outptu: did you mean '--output'?"),
         ("{student} {photo} --trust=no_such_package", "cannot trust 'no_such_package'"),
     ],
 )

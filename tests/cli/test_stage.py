@@ -84,37 +84,6 @@ def test_a_signal_is_passed_on_and_its_code_is_returned(name: str, stage: Stage,
     assert list(stage.folder.iterdir()) == []  # the lock is gone too
 
 
-PARENT = """
-import os, subprocess, sys
-code = "from lit_distill.cli.signals import *; end_with_parent(); import pathlib, time, os;"
-code += "pathlib.Path('child').write_text(str(os.getpid())); time.sleep(600)"
-subprocess.run([sys.executable, "-c", code], env={**os.environ, "LIT_DISTILL_STAGE": str(os.getpid())})
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
-def test_a_run_does_not_outlive_a_command_that_is_killed(tmp_path) -> None:
-    parent = subprocess.Popen([sys.executable, "-c", PARENT], cwd=tmp_path)
-    until(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text())
-    child = int((tmp_path / "child").read_text())
-    parent.kill()
-    parent.wait()
-
-    def ended() -> bool:
-        return not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]
-
-    until(ended)
-    assert ended()
-
-
-def test_a_run_whose_command_is_gone_already_ends(monkeypatch) -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    monkeypatch.setenv(signals.STAGE, str(gone.pid))
-    with pytest.raises(Stopped):
-        signals.end_with_parent()
-
-
 def test_a_folder_in_use_is_named_with_its_holder(stage: Stage) -> None:
     stage.folder.mkdir(parents=True)
     other = Lock(stage.folder / ".lock")

@@ -170,7 +170,7 @@ def test_a_run_of_another_machine_goes_on_here_with_what_is_built_in(
     assert capsys.readouterr().err == ""
     main(["fit", "--ckpt_path", str(run), "--trainer.max_epochs=2", *QUIET])
     inside = run.parents[3].name
-    assert f"logger.init_args.save_dir={inside}, not /" in capsys.readouterr().err
+    assert f"note: using {inside}, not /" in capsys.readouterr().err
     assert Path(inside, "digits/version_0/checkpoints/last.ckpt").is_file()  # and not where the other machine has it
     assert not (run.parents[2] / "version_1").exists()
 

@@ -1,0 +1,144 @@
+"""The runs of ``distill``: which data, networks and rates suit a folder of photos."""
+
+from collections.abc import Collection
+import hashlib
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch import LightningDataModule
+from torch import nn
+
+from lit_distill.cli import sizing
+from lit_distill.cli.from_checkpoint import instantiated
+from lit_distill.cli.sizing import Description
+from lit_distill.datamodules import FilesDataModule, ImageDataModule
+from lit_distill.models.timm_net import timm_net, weights_at_hand
+from lit_distill.models.trust import build
+
+
+class SizedData(ImageDataModule):
+    """A data module that says how large its images are; somebody else's may be of any other class."""
+
+    image_size: int
+
+
+def plan_data(chosen: Namespace, given: Collection[str]) -> tuple[Description, SizedData]:
+    """Choose what nobody has chosen of the data.
+
+    Args:
+        chosen: The class and its arguments.
+        given: Names of the arguments that the user has given.
+
+    Returns:
+        The complete description, and the data module.
+
+    Raises:
+        ValueError: If the data does not say how many classes or pixels it has.
+    """
+    description = chosen.as_dict()
+    arguments = description["init_args"]
+    data = _made_data(description)
+    if isinstance(data, FilesDataModule):
+        size = arguments["image_size"] if "image_size" in given else sizing.image_size_of(data)
+        fitting = {
+            "image_size": size,
+            "augmentation": sizing.augmentation_for(size),
+            "batch_size": sizing.batch_size_for(len(data.splits["train"].files)),
+        }
+        arguments |= {name: value for name, value in fitting.items() if name not in given}
+        data = _made_data(description)
+    # A run that was cut off continues from any folder.
+    roots = {name: value for name, value in arguments.items() if name.endswith("root") and value is not None}
+    arguments |= {name: str(Path(root).resolve()) for name, root in roots.items()}
+    missing = [name for name in ("num_classes", "image_size") if getattr(data, name, None) is None]
+    if missing:
+        raise ValueError(f"{type(data).__name__} has no {missing[0]}, from which the networks are sized")
+    return description, data
+
+
+def _made_data(description: Description) -> SizedData:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    data: SizedData = instantiated(parser, {"data": description}).data  # or a foreign one with its attributes
+    return data
+
+
+def digests_of_photos(data: LightningDataModule) -> dict[str, dict[str, str]]:
+    """Return a digest of each training and validation photo, by split and name, after they have been read once."""
+    if not isinstance(data, FilesDataModule):
+        return {}
+    return {split: data.contents(split) for split in ("train", "val") if split in data.splits}
+
+
+def digest_of_teacher(path: str) -> str:
+    """Return what changes when a checkpoint or an exported folder does.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    exported = Path(path, "student.safetensors")
+    file = exported if exported.is_file() else Path(path)
+    if not file.is_file():
+        raise ValueError(f"there is no teacher at {path}: expected a checkpoint or an exported folder")
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def plan_teacher(choices: Namespace, data: SizedData) -> Description:
+    """Return the model of the teacher's run.
+
+    Raises:
+        ValueError: If there is no such network.
+    """
+    pretrained = _is_pretrained(choices.teacher_net, choices, data)
+    net = sizing.teacher_for(choices.teacher_net, data.image_size, _channels(data), pretrained)
+    make_network(net, data)
+    return {"student": net, "optimizer": _adamw(3e-4 if pretrained else 1e-3)}
+
+
+def plan_student(choices: Namespace, data: SizedData, teacher: str) -> Description:
+    """Return the model of the student's run, which learns from ``teacher``, a checkpoint or an exported folder."""
+    net, rate = sizing.student_for(data.image_size, _channels(data)), 1e-3
+    if choices.student:
+        pretrained = _is_pretrained(choices.student, choices, data)
+        net = sizing.timm_student(choices.student, _channels(data), pretrained)
+        rate = 2e-4 if pretrained else 1e-3
+    return {
+        "student": net,
+        "teacher": {"class_path": "lit_distill.FrozenTeacher", "init_args": {"model": teacher}},
+        "criterion": {"class_path": "torch.nn.CrossEntropyLoss", "init_args": {"label_smoothing": 0.1}},
+        "distillation": {"class_path": "lit_distill.HardDistillation"},
+        "optimizer": _adamw(rate),
+    }
+
+
+def retrospection_for(epochs: int) -> Description:
+    """Return the part of a configuration that turns retrospection on, if there are epochs enough for it."""
+    if epochs < 10:
+        return {}
+    name = "lit_distill.callbacks.LearningWithRetrospection"
+    return {"retrospection": {"class_path": name, "init_args": {"interval": 5}}}
+
+
+def make_network(description: Description, data: SizedData) -> nn.Module:
+    """Make a network, so that a name or a size that does not exist is found out now."""
+    arguments = {**description["init_args"], "num_classes": data.num_classes}
+    if description["class_path"].endswith("TimmStudent"):
+        extra = {key: value for key, value in arguments.items() if key == "in_chans"}
+        return timm_net(arguments["name"], data.num_classes, args=extra)
+    arguments["image_size"] = data.image_size
+    network: nn.Module = build({**description, "init_args": arguments}, "this command")
+    return network
+
+
+def _is_pretrained(name: str, choices: Namespace, data: SizedData) -> bool:
+    wanted = weights_at_hand(name) if choices.pretrained is None else choices.pretrained
+    return bool(wanted) and _channels(data) == 3  # as the photos that it was pretrained on
+
+
+def _channels(data: SizedData) -> int:
+    return getattr(data, "channels", 3)
+
+
+def _adamw(rate: float) -> Description:
+    return {"class_path": "torch.optim.AdamW", "init_args": {"lr": rate, "weight_decay": 0.05}}

@@ -1,0 +1,77 @@
+"""What ``distill`` prints: what it found, how long it takes, and what came of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+import shlex
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from lit_distill.cli.plan import SizedData
+from lit_distill.cli.stage import Stage
+from lit_distill.datamodules import FilesDataModule
+from lit_distill.datamodules.walk import printable
+from lit_distill.losses import HardDistillation
+from lit_distill.models import load_safely, load_student
+from lit_distill.models.card import card_of
+from lit_distill.module import LitDistiller
+
+_QUIET: dict[str, Any] = dict.fromkeys(
+    ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False
+)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in its largest unit, and in the next one too if it is of hours or days.
+
+    Example:
+        >>> [duration(seconds) for seconds in (45, 119, 150, 8000, 100000)]
+        ['45 seconds', '119 seconds', '2 minutes', '2 hours 13 minutes', '1 days 3 hours']
+    """
+    if seconds >= 86400:
+        return f"{seconds // 86400:.0f} days {seconds % 86400 // 3600:.0f} hours"
+    if seconds >= 3600:
+        return f"{seconds // 3600:.0f} hours {seconds % 3600 // 60:.0f} minutes"
+    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
+
+
+def data_line(root: str, data: SizedData) -> str:
+    """Return a line about the data: its folder, images, classes and size."""
+    count = f"{len(data.splits['train'].files)} images to train on, " if isinstance(data, FilesDataModule) else ""
+    names = list(map(str, getattr(data, "class_names", None) or []))
+    more = [f"... {len(names)} in all"] if len(names) > 5 else []
+    classes = ", ".join([*names[:5], *more])
+    shown = f" ({classes})" if names else ""
+    return f"{printable(root)}: {count}{data.num_classes} classes{shown}, seen at {data.image_size} px"
+
+
+def table(teachers: Sequence[Stage], student: Stage, exported: Path, data: SizedData, accelerator: str) -> str:
+    """Measure the exported student, and return what came of the runs and where it is."""
+    metrics = card_of(load_safely(student.checkpoint, "checkpoint"), student.checkpoint)["metrics"]
+    served: Any = load_student(exported)
+    head = served.card["head"]
+    trainer = Trainer(accelerator=accelerator, devices=1, **_QUIET)
+    # With a distillation loss, both heads are measured as they answer.
+    module = LitDistiller(served, distillation=HardDistillation(), head=head)
+    (validated,) = trainer.validate(module, datamodule=data, verbose=False)
+    rows = {
+        "teacher": metrics.get("val/teacher_accuracy"),
+        "student": validated[f"val/accuracy_{head}"],
+        "agreement of both": metrics.get("val/agreement"),
+    }
+    if isinstance(data, FilesDataModule) and "test" in data.splits:
+        (tested,) = trainer.test(module, datamodule=data, verbose=False)
+        rows["student, on the test folder"] = tested[f"test/accuracy_{head}"]
+    places: dict[str, object] = {"student": exported, "checkpoint": student.checkpoint, "configuration": student.config}
+    places |= {teacher.name: teacher.checkpoint for teacher in teachers}
+    places["of photos"] = f"lit-distill predict {shlex.quote(str(exported))} photo.jpg"
+    places["in Python"] = f"lit_distill.load_student({str(exported)!r})"
+    return "\n".join(
+        [
+            f"{'accuracy on the validation images':<38}{'last epoch':>12}",
+            "-" * 50,
+            *(f"{label:<38}{value:>12.2%}" for label, value in rows.items() if value is not None),
+            "",
+            *(f"{name:<15}{place}" for name, place in places.items()),
+        ]
+    )
