@@ -1,8 +1,8 @@
 """Data modules on keyed randomness: every sample is a pure function of (seed, view, index)."""
 
+from lit_distill.batch import Batch, IndexedSample
 from lit_distill.datamodules.augmentation import Augmentation, ImageTransform
 from lit_distill.datamodules.base import ImageDataModule
-from lit_distill.datamodules.batch import Batch
 from lit_distill.datamodules.cifar import CIFAR10DataModule, CIFAR100DataModule
 from lit_distill.datamodules.digits import DigitsDataModule
 from lit_distill.datamodules.dogs_vs_cats import DogsVsCatsDataModule
@@ -26,6 +26,7 @@ __all__ = [  # noqa: RUF022  # plainly sorted: CIFAR100 before CIFAR10
     "ImageNetDataModule",
     "ImageTransform",
     "IndexedDataset",
+    "IndexedSample",
     "KeyedSampler",
     "Mixing",
     "generators_of",

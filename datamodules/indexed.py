@@ -12,7 +12,7 @@ from torchvision.datasets import DatasetFolder
 from torchvision.datasets.vision import StandardTransform
 from torchvision.transforms import v2
 
-from lit_distill.datamodules.batch import Batch
+from lit_distill.batch import Batch, IndexedSample
 from lit_distill.datamodules.images import Files
 from lit_distill.keys import GENERATORS, Generator, derive_seed, kept, reseed
 
@@ -20,11 +20,12 @@ from lit_distill.keys import GENERATORS, Generator, derive_seed, kept, reseed
 class IndexedDataset(Dataset[Any]):
     """Wrap a map-style data set so that each sample carries its row.
 
-    ``(image, target)`` becomes `Batch`, which unpacks as ``image, target, index``; a dict gets the key ``"index"``.
+    ``(image, target)`` becomes ``(image, target, index)``, an `IndexedSample`; a dict gets the key ``"index"``.
 
     It is read with a plain index, or with the ``(view, index)`` that `KeyedSampler` yields. In the second case the
-    generators that the transforms draw from are seeded from ``(seed, view, index)`` first, and put back afterwards: the
-    sample is then the same whatever the worker, the rank or the moment that asks for it.
+    sample is the same whatever the worker, the rank or the moment that asks for it: the generators that the transforms
+    draw from are seeded from ``(seed, view, index)`` first, and put back afterwards. It then carries its view too:
+    ``(image, target)`` becomes a `Batch`, and a dict gets the keys ``"index"`` and ``"view"``.
 
     Wrap a data set as a whole: each ``IndexedDataset`` counts its rows from 0, so two that are joined share rows, and a
     part of one has the rows of the whole.
@@ -49,9 +50,9 @@ class IndexedDataset(Dataset[Any]):
         >>> import torch
         >>> data = IndexedDataset([(torch.zeros(1), 3), (torch.ones(1), 5)])
         >>> data[1]
-        Batch(image=tensor([1.]), target=5, index=1)
-        >>> data[(7, 1)].index  # view 7, say epoch 7, of sample 1
-        1
+        IndexedSample(image=tensor([1.]), target=5, index=1)
+        >>> data[(7, 1)]  # view 7, say epoch 7, of sample 1
+        Batch(image=tensor([1.]), target=5, index=1, view=7)
     """
 
     def __init__(
@@ -105,14 +106,15 @@ class IndexedDataset(Dataset[Any]):
     def _view(self, view: int, index: int) -> Any:
         row = self._row(index)
         reseed(derive_seed(self.seed, view, row), self.generators)
-        return self._sample(row)
+        sample = self._sample(row)
+        return {**sample, "view": view} if isinstance(sample, dict) else Batch(*sample, view)
 
     def _sample(self, row: int) -> Any:
         sample = self.dataset[row]
         if isinstance(sample, Mapping):
             return {**sample, "index": row}
         image, target, *_ = sample
-        return Batch(image, target, row)  # type: ignore[arg-type]  # one sample; collating makes the tensors
+        return IndexedSample(image, target, row)  # type: ignore[arg-type]  # one sample; collating makes the tensors
 
 
 def identities_of(dataset: Any) -> Tensor | None:

@@ -1,12 +1,14 @@
 """Distil a teacher into a vision transformer with PyTorch Lightning."""
 
 import lit_distill._early  # noqa: F401  # first: torch and Lightning take seconds to import
+from lit_distill.batch import Batch
 from lit_distill.losses import (
     DIST,
     DKD,
     HardDistillation,
     SoftDistillation,
     StandardizedDistillation,
+    WeightedLosses,
     dist_loss,
     dkd_loss,
     hard_distillation_loss,
@@ -21,6 +23,8 @@ from lit_distill.models import (
     DistillableViT,
     FrozenTeacher,
     StudentOutput,
+    Teacher,
+    TeacherOutput,
     TimmStudent,
     export_student,
     load_student,
@@ -33,6 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DIST",
     "DKD",
+    "Batch",
     "DigitsCNN",
     "DistillableViT",
     "FrozenTeacher",
@@ -41,8 +46,11 @@ __all__ = [
     "SoftDistillation",
     "StandardizedDistillation",
     "StudentOutput",
+    "Teacher",
+    "TeacherOutput",
     "TimmStudent",
     "WarmupCosine",
+    "WeightedLosses",
     "dist_loss",
     "dkd_loss",
     "export_student",

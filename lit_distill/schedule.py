@@ -118,6 +118,55 @@ def length_of(trainer: Trainer, interval: Interval) -> int:
     return int(steps)
 
 
+def restart(trainer: Trainer) -> None:
+    """Set the length of the run's `WarmupCosine` anew, unless a callback has put another schedule in its place."""
+    config = trainer.lr_scheduler_configs[0]
+    if isinstance(config.scheduler, WarmupCosine):
+        config.scheduler.start(length_of(trainer, "epoch" if config.interval == "epoch" else "step"))
+
+
+def peak_rate(trainer: Trainer | None) -> float:
+    """Return the learning rate of the first optimizer at its schedule's peak.
+
+    Raises:
+        AttributeError: If no trainer has made an optimizer yet.
+    """
+    group = _optimizers(trainer)[0].param_groups[0]
+    return float(group.get("initial_lr", group["lr"]))
+
+
+def set_peak_rate(trainer: Trainer | None, rate: float) -> None:
+    """Scale all learning rates so that the schedules peak at ``rate``; errors as of `peak_rate`."""
+    for optimizer in _optimizers(trainer):
+        for group in optimizer.param_groups:
+            group["lr"] *= rate / group.get("initial_lr", group["lr"])
+            group["initial_lr"] = rate
+    for scheduler in _schedulers(trainer):
+        scheduler.base_lrs = [rate] * len(scheduler.base_lrs)
+        scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+
+
+def apply_schedules(trainer: Trainer) -> None:
+    """Set the optimizers' learning rates to those of their schedules."""
+    for scheduler in _schedulers(trainer):
+        for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+
+
+def _optimizers(trainer: Trainer | None) -> list[Optimizer]:
+    if trainer is None or not trainer.optimizers:
+        raise AttributeError("there is no learning rate before a fit: the optimizer is made in it")
+    return trainer.optimizers
+
+
+def _schedulers(trainer: Trainer | None) -> list[LRScheduler]:
+    """Return the schedulers with a rate to scale, which ``ReduceLROnPlateau`` has not."""
+    schedulers = [] if trainer is None else [config.scheduler for config in trainer.lr_scheduler_configs]
+    return [
+        scheduler for scheduler in schedulers if isinstance(scheduler, LRScheduler) and hasattr(scheduler, "base_lrs")
+    ]
+
+
 def _accumulation(trainer: Trainer, epochs: int) -> list[int]:
     """Return how many batches make a step, in each epoch."""
     planned = next((c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)), None)  # type: ignore[attr-defined]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, distributed
 from typing_extensions import override
 
+from lit_distill.batch import Batch, IndexedSample
 from lit_distill.checkpoint import whole_file
-from lit_distill.datamodules import Batch
 from lit_distill.datamodules.walk import printable
 
 
@@ -88,7 +88,7 @@ class _Rows(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
-        if isinstance(batch, Batch):
+        if isinstance(batch, (Batch, IndexedSample)) and batch.index is not None:
             self.seen.append(batch.index.cpu())
 
 

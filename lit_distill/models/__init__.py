@@ -4,11 +4,12 @@ from lit_distill.models.class_groups import ClassGroups
 from lit_distill.models.classes import count_classes
 from lit_distill.models.digits_cnn import DigitsCNN
 from lit_distill.models.export import export_student
-from lit_distill.models.output import StudentOutput
+from lit_distill.models.output import StudentOutput, TeacherOutput
 from lit_distill.models.pixels import PixelInput
 from lit_distill.models.saved import load_student
 from lit_distill.models.serving import Prediction, predict
 from lit_distill.models.teacher import FrozenTeacher
+from lit_distill.models.teacher_base import Teacher
 from lit_distill.models.timm_student import TimmStudent
 from lit_distill.models.tokenizers import PatchTokenizer, TokensToToken
 from lit_distill.models.transformer import Attention, FeedForward, Transformer
@@ -26,6 +27,8 @@ __all__ = [
     "PixelInput",
     "Prediction",
     "StudentOutput",
+    "Teacher",
+    "TeacherOutput",
     "TimmStudent",
     "TokensToToken",
     "Transformer",

@@ -1,0 +1,70 @@
+"""Taps: what layers inside a network return, by their names."""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+from torch import Tensor, nn
+
+from lit_distill.checks import did_you_mean
+
+
+@contextmanager
+def tapped(network: nn.Module, layers: Collection[str]) -> Iterator[dict[str, Tensor]]:
+    """Collect what the layers of these dotted names return while the block runs.
+
+    Forward hooks do it, which the block's end removes. Names of no layer are left out. Of a layer that is called
+    several times the last output stays, and of one that returns a tuple the first part.
+
+    Example:
+        >>> import torch
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> with tapped(network, ["0"]) as features:
+        ...     logits = network(torch.ones(2, 1, 2, 2))
+        >>> features["0"].shape
+        torch.Size([2, 4])
+    """
+    features: dict[str, Tensor] = {}
+    found = {name: layer for name in layers if (layer := _find_layer(network, name)) is not None}
+    handles = [layer.register_forward_hook(partial(_keep_output, features, name)) for name, layer in found.items()]
+    try:
+        yield features
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def pick_feature(features: Mapping[str, Tensor], name: str, network: nn.Module, owner: str) -> Tensor:
+    """Return the feature of that name.
+
+    Args:
+        features: Those that the network returned, and those of `tapped`.
+        name: The one wanted.
+        network: Whose layers are named if there is no such feature.
+        owner: What the message calls the network.
+
+    Raises:
+        ValueError: If there is none; names the nearest.
+    """
+    if name in features:
+        return features[name]
+    if _find_layer(network, name) is not None:
+        raise ValueError(f"the {owner}'s layer {name!r} was not called, or returned no tensor: name another layer")
+    layers = [layer for layer, _ in network.named_modules() if layer]
+    near = did_you_mean(name, [*features, *layers], count=3, cutoff=0.0)
+    raise ValueError(f"the {owner} has no layer {name!r}; {near or 'it has no layers'}")
+
+
+def _find_layer(network: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return network.get_submodule(name)  # through torch.compile's wrappers too
+    except AttributeError:
+        return None
+
+
+def _keep_output(
+    features: dict[str, Tensor], name: str, layer: nn.Module, inputs: tuple[object, ...], output: object
+) -> None:
+    output = output[0] if isinstance(output, tuple) and output else output
+    if isinstance(output, Tensor):
+        features[name] = output
