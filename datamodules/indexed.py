@@ -107,7 +107,9 @@ class IndexedDataset(Dataset[Any]):
         row = self._row(index)
         reseed(derive_seed(self.seed, view, row), self.generators)
         sample = self._sample(row)
-        return {**sample, "view": view} if isinstance(sample, dict) else Batch(*sample, view)
+        if isinstance(sample, IndexedSample):
+            return Batch(*sample, view=view)  # type: ignore[arg-type]  # one sample; collating makes the tensors
+        return {**sample, "view": view}
 
     def _sample(self, row: int) -> Any:
         sample = self.dataset[row]

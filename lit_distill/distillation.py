@@ -8,47 +8,33 @@ from torch import Tensor, nn
 from lit_distill.batch import Batch
 from lit_distill.losses.weighted import WeightedLosses
 from lit_distill.models.output import StudentOutput, TeacherOutput
-from lit_distill.models.taps import pick_feature, tapped
+from lit_distill.models.taps import check_features, tapped
 from lit_distill.models.teacher_base import Teacher
 
 
 def ask_both(
-    teacher: Teacher, student: nn.Module, batch: Batch, distillation: nn.Module
-) -> tuple[TeacherOutput, StudentOutput]:
+    teacher: Teacher | None, student: nn.Module, batch: Batch, distillation: nn.Module | None
+) -> tuple[TeacherOutput | None, StudentOutput]:
     """Ask the teacher, then the student; their features hold all layers that the losses name.
 
     A loss names layers by its attributes ``student_layer`` and ``teacher_layer``: the dotted name of a submodule, or of
-    a feature that the network itself returns.
+    a feature that the network itself returns. Without distillation the teacher is not asked.
 
     Raises:
         ValueError: If a network has no layer of a name, or the teacher has no logits for a loss that needs them.
     """
-    losses = losses_of(distillation)
-    wanted = {
-        side: {name for loss in losses.values() if (name := _layer(loss, side)) is not None}
-        for side in ("teacher", "student")
-    }
-    with (
-        tapped(teacher.network, wanted["teacher"]) as teacher_layers,
-        tapped(student, wanted["student"]) as student_layers,
-    ):
+    if teacher is None or distillation is None:
+        return None, StudentOutput.of(student(batch.image))
+    teacher_layers, student_layers = _layers(distillation, "teacher_layer"), _layers(distillation, "student_layer")
+    with tapped(teacher.network, teacher_layers) as theirs, tapped(student, student_layers) as ours:
         answer = teacher(batch)
         output = StudentOutput.of(student(batch.image))
-    known = {**{name: layer.float() for name, layer in teacher_layers.items()}, **answer.features}
-    answer = answer._replace(features=known)
-    output = output._replace(features={**student_layers, **output.features})
-    for layer in wanted["teacher"]:
-        pick_feature(answer.features, layer, teacher.network, "teacher")
-    for layer in wanted["student"]:
-        pick_feature(output.features, layer, student, "student")
+    answer = answer._replace(features={name: layer.float() for name, layer in theirs.items()} | {**answer.features})
+    output = output._replace(features=ours | {**output.features})
+    check_features(answer.features, teacher_layers, teacher.network, "teacher")
+    check_features(output.features, student_layers, student, "student")
     if answer.logits is None:
-        for name, loss in losses.items():
-            if _layer(loss, "teacher") is None:
-                given = ", ".join(answer.features) or "nothing"
-                raise ValueError(
-                    f"{name} needs the teacher's logits, but the teacher {type(teacher).__name__} gives only features: "
-                    f"{given}; take a loss on features, or a teacher with classes"
-                )
+        _refuse_losses_on_logits(distillation, teacher, answer)
     return answer, output
 
 
@@ -61,10 +47,12 @@ def distillation_loss(
     """
 
     def value(loss: nn.Module) -> Tensor:
-        student_layer, teacher_layer = _layer(loss, "student"), _layer(loss, "teacher")
-        ours = student.distill_logits if student_layer is None else student.features[student_layer]
-        theirs = teacher.logits if teacher_layer is None else teacher.features[teacher_layer]
-        result: Tensor = loss(ours, theirs, target)
+        student_layer, teacher_layer = _layer(loss, "student_layer"), _layer(loss, "teacher_layer")
+        result: Tensor = loss(
+            student.distill_logits if student_layer is None else student.features[student_layer],
+            teacher.logits if teacher_layer is None else teacher.features[teacher_layer],
+            target,
+        )
         return result
 
     if not isinstance(distillation, WeightedLosses):
@@ -80,6 +68,25 @@ def losses_of(distillation: nn.Module) -> Mapping[str, nn.Module]:
     return {type(distillation).__name__: distillation}
 
 
-def _layer(loss: nn.Module, side: str) -> str | None:
-    layer = getattr(loss, f"{side}_layer", None)
+def uses_logits(distillation: nn.Module) -> bool:
+    """Tell whether a loss is about the student's logits, and not only about layers inside it."""
+    return any(_layer(loss, "student_layer") is None for loss in losses_of(distillation).values())
+
+
+def _layers(distillation: nn.Module, attribute: str) -> set[str]:
+    layers = {_layer(loss, attribute) for loss in losses_of(distillation).values()}
+    return {layer for layer in layers if layer is not None}
+
+
+def _layer(loss: nn.Module, attribute: str) -> str | None:
+    layer = getattr(loss, attribute, None)
     return layer if isinstance(layer, str) else None
+
+
+def _refuse_losses_on_logits(distillation: nn.Module, teacher: Teacher, answer: TeacherOutput) -> None:
+    needy = [name for name, loss in losses_of(distillation).items() if _layer(loss, "teacher_layer") is None]
+    if needy:
+        raise ValueError(
+            f"{', '.join(needy)} needs the teacher's logits, but the teacher {type(teacher).__name__} gives only "
+            f"features: {', '.join(answer.features) or 'none'}; take a loss on features, or a teacher with classes"
+        )

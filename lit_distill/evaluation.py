@@ -43,16 +43,19 @@ class Evaluation(nn.Module):
         count = self._counter.count(loaders[dataloader_idx], batch_idx, len(target), dataloader_idx)
         counted = StudentOutput(output.logits[:count], output.distill_logits[:count])
         teacher_logits = None if teacher_logits is None else teacher_logits[:count]
-        for metrics in (self.together, *self.by_loader[dataloader_idx : dataloader_idx + 1]):
-            metrics.update_with(counted, teacher_logits, target[:count])
+        for place, metrics in self._collections():
+            if place in ("together", f"by_loader.{dataloader_idx}"):
+                metrics.update_with(counted, teacher_logits, target[:count])
 
     def named_metrics(self) -> Iterator[tuple[str, str, Metric]]:
         """Yield each metric that has measured something: the name to log it under, its path in here, and the metric."""
-        parts = {"together": self.together, **{f"by_loader.{n}": part for n, part in enumerate(self.by_loader)}}
-        for place, metrics in parts.items():
+        for place, metrics in self._collections():
             for (name, metric), logged_name in zip(metrics.items(keep_base=True), metrics, strict=True):
                 if metric.update_called:
-                    yield logged_name, f"{place}.{name}", metric
+                    yield str(logged_name), f"{place}.{name}", metric
+
+    def _collections(self) -> Iterator[tuple[str, DistillationMetrics]]:
+        return ((name, part) for name, part in self.named_modules() if isinstance(part, DistillationMetrics))
 
     def _prepare(self, count: int) -> None:
         """Make metrics for each of ``count`` loaders, unless there are."""

@@ -1,7 +1,7 @@
 """What validation and testing measure."""
 
 from collections.abc import Callable
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor
@@ -81,4 +81,4 @@ class DistillationMetrics(MetricCollection):
             moved = fn(state)
             return moved if moved.dtype == state.dtype else state.to(moved.device)
 
-        return super()._apply(keep_dtype, recurse)
+        return cast(Self, super()._apply(keep_dtype, recurse))  # type: ignore[no-untyped-call]  # torchmetrics has no types here

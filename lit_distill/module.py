@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 import copy
+from functools import partial
 import inspect
 from pathlib import Path
 import sys
@@ -18,7 +19,7 @@ from typing_extensions import override
 from lit_distill.agreement import check_class_counts, check_learned_names
 from lit_distill.batch import Batch, image_of
 from lit_distill.checks import check_choice, check_fraction
-from lit_distill.distillation import ask_both, distillation_loss, losses_of
+from lit_distill.distillation import ask_both, distillation_loss, losses_of, uses_logits
 from lit_distill.evaluation import Evaluation
 from lit_distill.loading import checked, save_plain_hyperparameters, takes_teacher
 from lit_distill.losses.weighted import WeightedLoss, WeightedLosses
@@ -142,32 +143,35 @@ class LitDistiller(LightningModule):
         save_under_plain_names(self)
 
     @property
+    def trains_both_heads(self) -> bool:
+        """True if a distillation loss trains the second head, and not only layers inside the student."""
+        return self.distillation is not None and uses_logits(self.distillation)
+
+    @property
     def predicts(self) -> Head:
-        """The head that predicts: the class head where nothing has trained the other one."""
-        return "class" if self.distillation is None else self.head
+        """The head that predicts: the class head if nothing trains the other one."""
+        return self.head if self.trains_both_heads else "class"
 
     @override
     def forward(self, image: Tensor) -> StudentOutput:
-        """Return the student's logits; without distillation nothing trains its second head, which then has no say."""
+        """Return the student's logits; those of the class head stand in for a second head that nothing trains."""
         output = StudentOutput.of(self.student(image))
-        return output if self.distillation is not None else StudentOutput(output.logits, output.logits)
+        return output if self.trains_both_heads else StudentOutput(output.logits, output.logits)
 
     @override
     def training_step(self, batch: object, batch_idx: int) -> Tensor:
         batch = Batch.of(batch)
         self._note_images(batch.image)
-        if self.distillation is not None and self.teacher is not None:
-            answer, output = ask_both(self.teacher, self.student, batch, self.distillation)
-            criterion = self.criterion(output.logits.float(), batch.target)
-            distillation, terms = distillation_loss(self.distillation, answer, output, batch.target)
-            loss = (1 - self.alpha) * criterion + self.alpha * distillation
-            terms = {"criterion": criterion, "distillation": distillation, **terms}
-        else:
-            output = StudentOutput.of(self.student(batch.image))
-            criterion = self.criterion(output.logits.float(), batch.target)
+        answer, output = ask_both(self.teacher, self.student, batch, self.distillation)
+        loss: Tensor = self.criterion(output.logits.float(), batch.target)
+        terms = {"criterion": loss}
+        if not self.trains_both_heads:
             # DDP wants every parameter to take part: the sum of no row is 0 with gradient 0, even of infinite logits.
-            loss = criterion + output.distill_logits[:0].sum()
-            terms = {"criterion": criterion}
+            loss = loss + output.distill_logits[:0].sum()
+        if self.distillation is not None and answer is not None:
+            distillation, parts = distillation_loss(self.distillation, answer, output, batch.target)
+            loss = (1 - self.alpha) * loss + self.alpha * distillation
+            terms |= {"distillation": distillation, **parts}
         self._log_epoch_means(loss, terms, len(batch.image))
         return loss
 
@@ -280,7 +284,7 @@ class LitDistiller(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint |= self.kept_in_checkpoints
         signature = sign(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY))
-        heads = ["class"] if self.distillation is None else ["class", "distill"]
+        heads = ["class", "distill"] if self.trains_both_heads else ["class"]
         checkpoint[ABOUT] = {**self._about, "head": self.predicts, "trained_heads": heads, "signature": signature}
 
     @override
@@ -340,9 +344,9 @@ class LitDistiller(LightningModule):
         return copied
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's has no types
         if self.teacher is not None:
-            self.teacher._apply(fn)
+            self.teacher._apply(fn)  # type: ignore[no-untyped-call]  # torch's has no types
         return self
 
     def _note_images(self, image: Tensor) -> None:
@@ -351,17 +355,10 @@ class LitDistiller(LightningModule):
         self._about["image_dtype"] = "float" if image.is_floating_point() else "uint8"
 
     def _log_epoch_means(self, loss: Tensor, terms: Mapping[str, Tensor], batch_size: int) -> None:
-        values = {f"train/{name}": term.detach() for name, term in terms.items()}
-        self.log(
-            "train/loss",
-            loss.detach(),
-            prog_bar=True,
-            on_step=False,
-            on_epoch=True,
-            batch_size=batch_size,
-            sync_dist=True,
-        )
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=True)
+        log = partial(self.log, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=True)
+        log("train/loss", loss.detach(), prog_bar=True)
+        for name, term in terms.items():
+            log(f"train/{name}", term.detach())
 
     def _measure(self, evaluation: Evaluation, batch: object, batch_idx: int, dataloader_idx: int) -> None:
         batch = Batch.of(batch)

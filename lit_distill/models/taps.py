@@ -1,6 +1,6 @@
 """Taps: what layers inside a network return, by their names."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -34,25 +34,26 @@ def tapped(network: nn.Module, layers: Collection[str]) -> Iterator[dict[str, Te
             handle.remove()
 
 
-def pick_feature(features: Mapping[str, Tensor], name: str, network: nn.Module, owner: str) -> Tensor:
-    """Return the feature of that name.
+def check_features(features: Mapping[str, Tensor], layers: Iterable[str], network: nn.Module, owner: str) -> None:
+    """Check that there is a feature for each name.
 
     Args:
         features: Those that the network returned, and those of `tapped`.
-        name: The one wanted.
-        network: Whose layers are named if there is no such feature.
+        layers: The names wanted.
+        network: Whose layers the message names.
         owner: What the message calls the network.
 
     Raises:
         ValueError: If there is none; names the nearest.
     """
-    if name in features:
-        return features[name]
-    if _find_layer(network, name) is not None:
-        raise ValueError(f"the {owner}'s layer {name!r} was not called, or returned no tensor: name another layer")
-    layers = [layer for layer, _ in network.named_modules() if layer]
-    near = did_you_mean(name, [*features, *layers], count=3, cutoff=0.0)
-    raise ValueError(f"the {owner} has no layer {name!r}; {near or 'it has no layers'}")
+    for name in layers:
+        if name in features:
+            continue
+        if _find_layer(network, name) is not None:
+            raise ValueError(f"the {owner}'s layer {name!r} was not called, or returned no tensor: name another layer")
+        known = [*features, *(layer for layer, _ in network.named_modules() if layer)]
+        hint = did_you_mean(name, known, count=3, cutoff=0.0)
+        raise ValueError(f"the {owner} {type(network).__name__} has no layer {name!r}; {hint or 'it has no layers'}")
 
 
 def _find_layer(network: nn.Module, name: str) -> nn.Module | None:

@@ -119,14 +119,14 @@ class FrozenTeacher(Teacher):
         card = card if isinstance(card, dict) else {}
         self.head: Head = card.get("head", "mean_logits")
         names = card.get("class_names") if origin is None else origin.class_names
-        has_names = names is not None and len(names) == num_outputs
-        self.class_names = [str(name) for name in names] if has_names else None
+        names = [str(name) for name in names or ()]
+        self.class_names = names if len(names) == num_outputs else None
         self.register_buffer("order", None, persistent=False)
         self.precision = precision
         self.channels_last = channels_last
         self.model = model.requires_grad_(False)
         if channels_last:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+            self.model.to(memory_format=torch.channels_last)
         if precision is not None:
             self.model.to(_DTYPES[precision])
         self.eval()

@@ -100,9 +100,7 @@ def test_every_family_is_a_student(name: str, args: dict[str, Any]) -> None:
     assert isinstance(output, StudentOutput) == two
     again, _ = make(name, **args)
     again.load_state_dict(student.state_dict())
-    for ours, theirs in zip(
-        StudentOutput.of(output).heads, StudentOutput.of(again.eval()(image)).heads, strict=True
-    ):
+    for ours, theirs in zip(StudentOutput.of(output).heads, StudentOutput.of(again.eval()(image)).heads, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
