@@ -70,9 +70,9 @@ class LitDistiller(LightningModule):
         criterion: ``criterion(logits, target)`` to a scalar; by default cross-entropy. Label smoothing is
             ``torch.nn.CrossEntropyLoss(label_smoothing=0.1)``.
         distillation: ``distillation(distill_logits, teacher_logits, target)`` to a scalar, such as `HardDistillation`
-            or `SoftDistillation`. Or several by name, with a weight >= 0 if it is not 1:
-            ``{"hard": HardDistillation(), "soft": {"loss": SoftDistillation(3.0), "weight": 0.5}}``. A loss with the
-            attributes ``student_layer`` and ``teacher_layer``, dotted names of submodules, is called with what these
+            or `SoftDistillation`. Or several by name, each with a weight >= 0 unless that is 1:
+            ``{"hard": {"loss": HardDistillation()}, "soft": {"loss": SoftDistillation(3.0), "weight": 0.5}}``; see
+            `WeightedLosses`. A loss with the attributes ``student_layer`` and ``teacher_layer``, dotted names of submodules, is called with what these
             return instead of logits. None trains without a teacher, and the class head then answers alone.
         alpha: Weight of the distillation loss, in 0..1.
         optimizer: Makes the optimizer from parameter groups. Norms, biases, tokens, position embeddings and all other
@@ -114,7 +114,7 @@ class LitDistiller(LightningModule):
         student: nn.Module,
         teacher: nn.Module | None = None,
         criterion: nn.Module | None = None,
-        distillation: nn.Module | Mapping[str, nn.Module | WeightedLoss] | None = None,
+        distillation: Mapping[str, WeightedLoss] | nn.Module | None = None,
         alpha: float = 0.5,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.05),
         scheduler: LRSchedulerCallable | None = WarmupCosine,

@@ -51,7 +51,9 @@ def test_classes_of_any_integer_type_become_int64_and_probabilities_stay() -> No
     [(IMAGE, "a Tensor"), ((IMAGE,), "a tuple of Tensor"), ({"picture": IMAGE}, "a dict with picture"), (3, "a int")],
 )
 def test_says_what_is_no_batch(batch: Any, got: str) -> None:
-    with pytest.raises(ValueError, match=rf"expected a batch of \(image, target\), got {got}: return a pair of tensors"):
+    with pytest.raises(
+        ValueError, match=rf"expected a batch of \(image, target\), got {got}: return a pair of tensors"
+    ):
         Batch.of(batch)
 
 

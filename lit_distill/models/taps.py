@@ -13,8 +13,9 @@ from lit_distill.checks import did_you_mean
 def tapped(network: nn.Module, layers: Collection[str]) -> Iterator[dict[str, Tensor]]:
     """Collect what the layers of these dotted names return while the block runs.
 
-    Forward hooks do it, which the block's end removes. Names of no layer are left out. Of a layer that is called
-    several times the last output stays, and of one that returns a tuple the first part.
+    Forward hooks do it, and the end of the block removes them. A name of no layer is ignored. If a layer is called
+    several times, the last output stays; if it returns a tuple, the first part. A compiled network must be tapped from
+    its first training step on: torch does not look for hooks again once it has compiled that.
 
     Example:
         >>> import torch
@@ -50,7 +51,10 @@ def check_features(features: Mapping[str, Tensor], layers: Iterable[str], networ
         if name in features:
             continue
         if _find_layer(network, name) is not None:
-            raise ValueError(f"the {owner}'s layer {name!r} was not called, or returned no tensor: name another layer")
+            raise ValueError(
+                f"the {owner}'s layer {name!r} gave no tensor: it was not called, or the network had been trained "
+                "compiled before; name another layer, or compile the network anew"
+            )
         known = [*features, *(layer for layer, _ in network.named_modules() if layer)]
         hint = did_you_mean(name, known, count=3, cutoff=0.0)
         raise ValueError(f"the {owner} {type(network).__name__} has no layer {name!r}; {hint or 'it has no layers'}")

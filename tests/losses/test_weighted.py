@@ -28,7 +28,10 @@ def test_the_parameters_of_a_loss_are_its_own() -> None:
             {"hard": {"loss": HardDistillation(), "wieght": 1}},
             "distillation.hard has an unknown key 'wieght': did you mean 'weight'?",
         ),
-        ({"hard": {"weight": 1}}, "distillation.hard: expected a loss, or a mapping with 'loss' and 'weight', got no loss"),
+        (
+            {"hard": {"weight": 1}},
+            "distillation.hard: expected a loss, or a mapping with 'loss' and 'weight', got no loss",
+        ),
         ({"hard": "HardDistillation"}, "distillation.hard: expected a loss, or a mapping .*, got 'HardDistillation'"),
         ({"loss": HardDistillation()}, "distillation: 'loss' cannot name a loss: choose another word"),
         ({"keys": HardDistillation()}, "distillation: 'keys' cannot name a loss"),
