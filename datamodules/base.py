@@ -96,7 +96,7 @@ class ImageDataModule(LightningDataModule):
         """Return the keyed loader of the training set; its batches start at the epoch that training has reached."""
         seed = self._seed()
         leave_at_exit()
-        data = IndexedDataset(self.train_set, seed, rows=getattr(self.train_set, "rows", None))
+        data = IndexedDataset(self.train_set, seed, rows=getattr(self.train_set, "rows", None), with_view=True)
         if self.trainer is not None and self.trainer.world_size > 1:
             # The times of files may differ between machines, and all ranks are to agree on what has changed.
             data.identities = self.trainer.strategy.broadcast(data.identities)

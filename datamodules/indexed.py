@@ -24,8 +24,8 @@ class IndexedDataset(Dataset[Any]):
 
     It is read with a plain index, or with the ``(view, index)`` that `KeyedSampler` yields. In the second case the
     sample is the same whatever the worker, the rank or the moment that asks for it: the generators that the transforms
-    draw from are seeded from ``(seed, view, index)`` first, and put back afterwards. It then carries its view too:
-    ``(image, target)`` becomes a `Batch`, and a dict gets the keys ``"index"`` and ``"view"``.
+    draw from are seeded from ``(seed, view, index)`` first, and put back afterwards. With ``with_view`` it then carries
+    its view too: ``(image, target)`` becomes a `Batch`, and a dict gets the keys ``"index"`` and ``"view"``.
 
     Wrap a data set as a whole: each ``IndexedDataset`` counts its rows from 0, so two that are joined share rows, and a
     part of one has the rows of the whole.
@@ -38,6 +38,7 @@ class IndexedDataset(Dataset[Any]):
             ``torchvision.transforms.v2``; what their attribute ``generators`` says, as that of `Augmentation`'s does;
             else all, as for any other data set.
         rows: The rows to have, where some are left out, int64; sample n is then row ``rows[n]``.
+        with_view: Have keyed reads carry the view, which a teacher that looks answers up needs.
 
     Attributes:
         num_rows: Rows of ``dataset``, those left out among them.
@@ -51,8 +52,8 @@ class IndexedDataset(Dataset[Any]):
         >>> data = IndexedDataset([(torch.zeros(1), 3), (torch.ones(1), 5)])
         >>> data[1]
         IndexedSample(image=tensor([1.]), target=5, index=1)
-        >>> data[(7, 1)]  # view 7, say epoch 7, of sample 1
-        Batch(image=tensor([1.]), target=5, index=1, view=7)
+        >>> data[(7, 1)].index  # view 7, say epoch 7, of sample 1
+        1
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class IndexedDataset(Dataset[Any]):
         seed: int = 0,
         generators: Collection[Generator] | None = None,
         rows: Tensor | None = None,
+        with_view: bool = False,
     ) -> None:
         if (
             isinstance(dataset, IterableDataset)
@@ -77,6 +79,7 @@ class IndexedDataset(Dataset[Any]):
         self.seed = seed
         self.generators = generators_of(dataset) if generators is None else tuple(generators)
         self.rows = rows
+        self.with_view = with_view
         self.num_rows = len(dataset)
 
     @cached_property
@@ -107,6 +110,8 @@ class IndexedDataset(Dataset[Any]):
         row = self._row(index)
         reseed(derive_seed(self.seed, view, row), self.generators)
         sample = self._sample(row)
+        if not self.with_view:
+            return sample
         if isinstance(sample, IndexedSample):
             return Batch(*sample, view=view)  # type: ignore[arg-type]  # one sample; collating makes the tensors
         return {**sample, "view": view}

@@ -85,7 +85,7 @@ class Batch(NamedTuple):
             missing = "view" if self.view is None else "index"
             raise ValueError(
                 f"the batch has no {missing}, and a view and an index of each sample are needed: read the training set "
-                "with IndexedDataset and KeyedSampler, as the data modules do"
+                "with IndexedDataset(..., with_view=True) and KeyedSampler, as the data modules do"
             )
         return self.view, self.index
 

@@ -362,8 +362,9 @@ class LitDistiller(LightningModule):
 
     def _measure(self, evaluation: Evaluation, batch: object, batch_idx: int, dataloader_idx: int) -> None:
         batch = Batch.of(batch)
+        output: StudentOutput = self(batch.image)
         teacher_logits = None if self.teacher is None else self.teacher(batch).logits
-        evaluation.update(self._trainer, self(batch.image), teacher_logits, batch.target, batch_idx, dataloader_idx)
+        evaluation.update(self._trainer, output, teacher_logits, batch.target, batch_idx, dataloader_idx)
 
     def _log_measured(self, evaluation: Evaluation, attribute: str) -> None:
         if not evaluation.together["nll"].compute().isfinite():

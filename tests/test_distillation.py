@@ -151,7 +151,7 @@ def test_says_which_loss_needs_logits_and_what_the_teacher_gives() -> None:
     message = "hard needs the teacher's logits, but the teacher Wordless gives only features: pooled; take a loss on"
     with pytest.raises(ValueError, match=message):
         fit(distiller(terms, Wordless()))
-    with pytest.raises(ValueError, match="HardDistillation needs the teacher's logits.* gives only features: pooled"):
+    with pytest.raises(ValueError, match=r"HardDistillation needs the teacher's logits.* gives only features: pooled"):
         fit(distiller(HardDistillation(), Wordless()))
 
 

@@ -26,20 +26,23 @@ def test_a_sample_carries_its_row_and_can_be_unpacked() -> None:
 
 def test_a_dict_gets_the_row_as_a_key() -> None:
     data = IndexedDataset([{"x": 1.0, "y": 2}, {"x": 3.0, "y": 4}])
-    assert data[1] == {"x": 3.0, "y": 4, "index": 1}
+    assert data[1] == data[(5, 1)] == {"x": 3.0, "y": 4, "index": 1}
+    data.with_view = True
     assert data[(5, 1)] == {"x": 3.0, "y": 4, "index": 1, "view": 5}
 
 
 def test_a_keyed_sample_carries_its_view_too() -> None:
-    data = IndexedDataset(FakeData(5, (3, 4, 4), transform=v2.ToImage()))
+    data = IndexedDataset(FakeData(5, (3, 4, 4), transform=v2.ToImage()), with_view=True)
     sample = data[(7, 3)]
     assert isinstance(sample, Batch)
     assert (sample.index, sample.view) == (3, 7)
     batch = next(iter(DataLoader(data, 5, sampler=KeyedSampler(data, repeats=2, shuffle=False))))
     assert (batch.index.tolist(), batch.view.tolist()) == ([0, 0, 1, 1, 2], [0, 1, 0, 1, 0])
     assert batch.view.dtype == batch.index.dtype == torch.int64
-    _, _, index = next(iter(DataLoader(data, 5)))  # a stranger's loader
-    assert index.tolist() == list(range(5))
+    for with_view, sampler in ((True, None), (False, None), (False, KeyedSampler(data, shuffle=False))):
+        data.with_view = with_view
+        _, _, index = next(iter(DataLoader(data, 5, sampler=sampler)))  # a stranger's loop
+        assert index.tolist() == list(range(5))
 
 
 def test_a_keyed_read_depends_on_seed_view_and_row_and_nothing_else() -> None:
