@@ -1,10 +1,13 @@
-"""Whether student, teacher and data speak of the same classes."""
+"""Whether student, teacher, losses and data fit each other."""
 
 from collections.abc import Sequence
 
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from lit_distill.distillation import losses_of
 from lit_distill.models.classes import count_classes
+from lit_distill.models.output import Head
 from lit_distill.models.teacher_base import Teacher
 
 
@@ -59,3 +62,42 @@ def check_learned_names(learned: Sequence[str] | None, names: Sequence[str] | No
         f"the student has learned other classes than the data has: class {place} was {learned[place]!r} and is "
         f"{names[place]!r}; for new classes start anew, with the student's weights= if you like"
     )
+
+
+def check_teacher(teacher: Teacher | None, distillation: nn.Module | None, head: Head, is_reordered: bool) -> None:
+    """Check that a distillation loss has its teacher, and tell what else may not be meant.
+
+    Args:
+        teacher: The teacher.
+        distillation: The loss, or all of them.
+        head: What predicts.
+        is_reordered: Whether the teacher's classes are in another order than the data's.
+
+    Raises:
+        ValueError: If there is a loss and no teacher.
+    """
+    if distillation is not None and teacher is None:
+        raise ValueError(
+            f"{', '.join(losses_of(distillation))} needs a teacher, got teacher=None: give one, or set distillation to "
+            "None"
+        )
+    if distillation is None and head == "distill":
+        rank_zero_info("head=distill has no effect: without a distillation loss the class head answers")
+    if teacher is None:
+        return
+    if distillation is None:
+        rank_zero_info("there is a teacher but no distillation loss: nothing is learned from it")
+    if is_reordered:
+        rank_zero_info("teacher: its classes are in another order than the data's, and are matched by name")
+    for note in teacher.notes():
+        rank_zero_info(f"teacher: {note}")
+
+
+def refuse_shared_parameters(network: object, other: object) -> None:
+    """Raise ``ValueError`` if student and teacher share parameters: a teacher is frozen, and the student would be."""
+    if isinstance(network, nn.Module) and isinstance(other, nn.Module):
+        shared = {id(p) for p in network.parameters()} & {id(p) for p in other.parameters()}
+        if shared:
+            raise ValueError(
+                "student and teacher are one network, and a teacher is frozen: give copy.deepcopy of it as the teacher"
+            )

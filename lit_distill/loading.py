@@ -8,12 +8,15 @@ from types import FrameType
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.parsing import collect_init_args
+from torch import Tensor
 
 from lit_distill.models.described import check_arguments, parameters_of
 from lit_distill.models.saved import ABOUT
 from lit_distill.models.signature import is_own
 from lit_distill.models.trust import class_named, described_by, trusting, without_weights
 from lit_distill.models.weights import load_safely
+
+_ARGUMENTS = ("criterion.weight", "criterion.pos_weight")
 
 
 def save_plain_hyperparameters(module: LightningModule, frame: FrameType, objects: Iterable[str]) -> None:
@@ -66,6 +69,21 @@ def checked(path: Path, kind: type[LightningModule], trust: Iterable[str]) -> It
             _check_hyper_parameters(named, kind, path)
         with described_by(None if is_trusted else path):
             yield named
+
+
+def leave_out_of(state: dict[str, Tensor], module: LightningModule) -> None:
+    """Take out of a checkpoint's state what the module does not load from it.
+
+    That is the class weights of torch's losses, which are arguments: the new run's count. And the parameters of
+    distillation losses, if the module is loaded without distillation.
+    """
+    own_state = module.state_dict()
+    without_distillation = getattr(module, "distillation", None) is None
+    for name in list({**state, **own_state}):
+        if name in _ARGUMENTS or (name.startswith("distillation.") and without_distillation):
+            state.pop(name, None)
+            if name in own_state:
+                state[name] = own_state[name]
 
 
 def takes_teacher(kind: type[LightningModule], named: Mapping[str, object]) -> bool:

@@ -10,18 +10,18 @@ from typing import Any, Self
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lit_distill.agreement import check_class_counts, check_learned_names
+from lit_distill.agreement import check_class_counts, check_learned_names, check_teacher, refuse_shared_parameters
 from lit_distill.batch import Batch, image_of
 from lit_distill.checks import check_choice, check_fraction
-from lit_distill.distillation import ask_both, distillation_loss, losses_of, uses_logits
+from lit_distill.distillation import ask_both, distillation_loss, uses_logits
 from lit_distill.evaluation import Evaluation
-from lit_distill.loading import checked, save_plain_hyperparameters, takes_teacher
+from lit_distill.loading import checked, leave_out_of, save_plain_hyperparameters, takes_teacher
 from lit_distill.losses.weighted import WeightedLoss, WeightedLosses
 from lit_distill.models.finite import refuse_not_finite
 from lit_distill.models.output import HEADS, Head, StudentOutput
@@ -35,20 +35,13 @@ from lit_distill.schedule import (
     Interval,
     WarmupCosine,
     apply_schedules,
-    interval_of,
-    length_of,
     peak_rate,
     restart,
+    scheduler_config,
     set_peak_rate,
 )
 
 _OBJECTS = ("student", "teacher", "criterion", "distillation", "optimizer", "scheduler")
-
-# Tensors that are arguments of torch's losses: on loading, the new run's values count, not the checkpoint's.
-_ARGUMENTS = ("criterion.weight", "criterion.pos_weight")
-
-# A loss with parameters is part of training only: without distillation a checkpoint's are left out.
-_DISTILLATION = "distillation."
 
 
 class LitDistiller(LightningModule):
@@ -72,8 +65,9 @@ class LitDistiller(LightningModule):
         distillation: ``distillation(distill_logits, teacher_logits, target)`` to a scalar, such as `HardDistillation`
             or `SoftDistillation`. Or several by name, each with a weight >= 0 unless that is 1:
             ``{"hard": {"loss": HardDistillation()}, "soft": {"loss": SoftDistillation(3.0), "weight": 0.5}}``; see
-            `WeightedLosses`. A loss with the attributes ``student_layer`` and ``teacher_layer``, dotted names of submodules, is called with what these
-            return instead of logits. None trains without a teacher, and the class head then answers alone.
+            `WeightedLosses`. A loss with the attributes ``student_layer`` and ``teacher_layer``, dotted names of
+            submodules, is called with what these return instead of logits. None trains without a teacher, and the
+            class head then answers alone.
         alpha: Weight of the distillation loss, in 0..1.
         optimizer: Makes the optimizer from parameter groups. Norms, biases, tokens, position embeddings and all other
             vectors are in a group without weight decay. Adam and AdamW use their fused kernel unless ``fused`` or
@@ -221,26 +215,8 @@ class LitDistiller(LightningModule):
             self._about["class_names"] = names
         if stage == "fit":
             self._about["preprocessing"] = getattr(data, "preprocessing", None)
-            self._check_teacher(is_reordered)
+            check_teacher(self.teacher, self.distillation, self.head, is_reordered)
         check_class_counts(self.student, self.teacher, data, self.criterion)
-
-    def _check_teacher(self, is_reordered: bool) -> None:
-        """Refuse a distillation loss without a teacher, and say what else may not be meant."""
-        if self.distillation is not None and self.teacher is None:
-            raise ValueError(
-                f"{', '.join(losses_of(self.distillation))} needs a teacher, got teacher=None: "
-                "give one, or set distillation to None"
-            )
-        if self.distillation is None and self.head == "distill":
-            rank_zero_info("head=distill has no effect: without a distillation loss the class head answers")
-        if self.teacher is None:
-            return
-        if self.distillation is None:
-            rank_zero_info("there is a teacher but no distillation loss: nothing is learned from it")
-        if is_reordered:
-            rank_zero_info("teacher: its classes are in another order than the data's, and are matched by name")
-        for note in self.teacher.notes():
-            rank_zero_info(f"teacher: {note}")
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -248,14 +224,9 @@ class LitDistiller(LightningModule):
         use_fused_kernel(optimizer)
         if self.make_scheduler is None:
             return optimizer
-        scheduler = self.make_scheduler(optimizer)
-        interval = self.scheduler_interval or interval_of(scheduler)
-        if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
-            scheduler.start(length_of(self.trainer, interval))
-            self._schedule_follows_the_run = True
-        config: Any = {"scheduler": scheduler, "interval": interval}
-        if hasattr(scheduler, "monitor"):  # Lightning's ReduceLROnPlateau says what it watches
-            config["monitor"] = scheduler.monitor
+        config, self._schedule_follows_the_run = scheduler_config(
+            self.make_scheduler(optimizer), self.trainer, self.scheduler_interval
+        )
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     @property
@@ -289,11 +260,7 @@ class LitDistiller(LightningModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        own_state, state = self.state_dict(), checkpoint["state_dict"]
-        for name in list({**state, **own_state}):
-            if name in _ARGUMENTS or (name.startswith(_DISTILLATION) and self.distillation is None):
-                state.pop(name, None)
-                state |= {name: own_state[name]} if name in own_state else {}
+        leave_out_of(checkpoint["state_dict"], self)
         about = checkpoint.get(ABOUT) or {}
         check_learned_names(about.get("class_names"), self._about.get("class_names"))
         facts = {key: value for key, value in about.items() if key not in ("head", "trained_heads", "signature")}
@@ -323,7 +290,7 @@ class LitDistiller(LightningModule):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("student", "teacher"):
-            _refuse_shared(value, getattr(self, "teacher" if name == "student" else "student", None))
+            refuse_shared_parameters(value, getattr(self, "teacher" if name == "student" else "student", None))
         if name != "teacher":
             super().__setattr__(name, value)
             return
@@ -381,12 +348,3 @@ class LitDistiller(LightningModule):
 # a function that is called "<lambda>" alone.
 default_optimizer = inspect.signature(LitDistiller).parameters["optimizer"].default
 default_optimizer.__qualname__ = "default_optimizer"
-
-
-def _refuse_shared(network: object, other: object) -> None:
-    if isinstance(network, nn.Module) and isinstance(other, nn.Module):
-        shared = {id(p) for p in network.parameters()} & {id(p) for p in other.parameters()}
-        if shared:
-            raise ValueError(
-                "student and teacher are one network, and a teacher is frozen: give copy.deepcopy of it as the teacher"
-            )

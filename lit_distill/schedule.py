@@ -5,10 +5,14 @@ from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.cli import ReduceLROnPlateau
+from lightning.pytorch.utilities.types import LRSchedulerConfigType
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
 from typing_extensions import override
+
+from lit_distill.checks import check_at_least, check_fraction
 
 Interval = Literal["step", "epoch"]
 
@@ -47,18 +51,19 @@ class WarmupCosine(LRScheduler):
     ) -> None:
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup must be in [0, 1), got {warmup}")
-        if not 0 <= min_ratio <= 1:
-            raise ValueError(f"min_ratio must be in [0, 1], got {min_ratio}")
+        check_fraction(min_ratio=min_ratio)
+        check_at_least(1, total_steps=total_steps)
         self.warmup = warmup
         self.min_ratio = min_ratio
-        self.total_steps = _at_least_one(total_steps)
+        self.total_steps = total_steps
         self._is_told = total_steps is None
         super().__init__(optimizer)
 
     def start(self, total_steps: int) -> None:
         """Set the number of steps, unless it was given at construction, and the learning rates that follow from it."""
         if self._is_told:
-            self.total_steps = _at_least_one(total_steps)
+            check_at_least(1, total_steps=total_steps)
+            self.total_steps = total_steps
             self._last_lr = self.get_lr()
             for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
                 group["lr"] = rate
@@ -86,7 +91,7 @@ class WarmupCosine(LRScheduler):
         return self.min_ratio + (1 - self.min_ratio) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def interval_of(scheduler: Any) -> Interval:
+def interval_of(scheduler: object) -> Interval:
     """Return when a scheduler is made to step: these three of torch's and ours count steps, all others epochs."""
     return "step" if isinstance(scheduler, (WarmupCosine, OneCycleLR, CyclicLR)) else "epoch"
 
@@ -116,6 +121,26 @@ def length_of(trainer: Trainer, interval: Interval) -> int:
         other = "" if interval == "epoch" else " or max_steps"
         raise ValueError(f"WarmupCosine needs an end: set the trainer's max_epochs{other}, or total_steps")
     return int(steps)
+
+
+def scheduler_config(
+    scheduler: LRScheduler | ReduceLROnPlateau, trainer: Trainer, interval: Interval | None
+) -> tuple[LRSchedulerConfigType, bool]:
+    """Return what Lightning wants to know of a scheduler, and whether its length was taken from the run.
+
+    Args:
+        scheduler: The scheduler; a `WarmupCosine` without a length gets the run's.
+        trainer: The run.
+        interval: When it steps; None for `interval_of`.
+    """
+    interval = interval or interval_of(scheduler)
+    follows_the_run = isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None
+    if isinstance(scheduler, WarmupCosine) and follows_the_run:
+        scheduler.start(length_of(trainer, interval))
+    config: LRSchedulerConfigType = {"scheduler": scheduler, "interval": interval}
+    if isinstance(scheduler, ReduceLROnPlateau):
+        config["monitor"] = scheduler.monitor
+    return config, follows_the_run
 
 
 def restart(trainer: Trainer) -> None:
@@ -173,9 +198,3 @@ def _accumulation(trainer: Trainer, epochs: int) -> list[int]:
     if planned is None:
         return [trainer.accumulate_grad_batches] * epochs
     return [planned.get_accumulate_grad_batches(epoch) for epoch in range(epochs)]
-
-
-def _at_least_one(total_steps: int | None) -> int | None:
-    if total_steps is not None and total_steps < 1:
-        raise ValueError(f"total_steps must be >= 1, got {total_steps}")
-    return total_steps

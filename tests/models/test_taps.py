@@ -64,7 +64,7 @@ def test_taps_a_compiled_network_at_every_step(in_place: bool) -> None:
 
 def test_names_the_nearest_layers() -> None:
     network = Twice()
-    with pytest.raises(ValueError, match="the student Twice has no layer 'ad'; did you mean 'add' or 'idle'?"):
+    with pytest.raises(ValueError, match="the student Twice has no layer 'ad'; did you mean 'add' or 'idle'"):
         check_features({}, ["ad"], network, "student")
     with pytest.raises(ValueError, match="the teacher's layer 'idle' gave no tensor: it was not called, or"):
         check_features({}, ["idle"], network, "teacher")
