@@ -1,4 +1,4 @@
-"""Learning-rate schedules: their length, and when they step."""
+"""Learning-rate schedules: their length, when they step, and their peak."""
 
 import math
 from typing import Any, Literal
@@ -20,15 +20,15 @@ Interval = Literal["step", "epoch"]
 class WarmupCosine(LRScheduler):
     """Linear warm-up from zero, then half a cosine down to ``min_ratio``.
 
-    Layers that are thawed in the middle of a run begin with the rate that their group is added with, and follow the
-    schedule from then on.
+    A parameter group that is added in the middle of a run begins with its own rate and follows the schedule from then
+    on.
 
     Args:
         optimizer: The optimizer whose learning rates are scaled.
         warmup: Share of the steps that warm up, in [0, 1); at least one step is left for the cosine.
-        min_ratio: Share of the learning rate that is left at the end, in 0..1.
-        total_steps: Calls of ``step`` in the whole run, >= 1. None if `start` will tell it before the first of them:
-            `LitDistiller` does so with the trainer's number of steps or epochs.
+        min_ratio: Learning rate at the end, as a share of the peak, in 0..1.
+        total_steps: Calls of ``step`` in the whole run, >= 1. If None, call `start` before the first step, as
+            `LitDistiller` does with the trainer's number of steps or epochs.
 
     Raises:
         ValueError: If a value is out of range, or ``step`` is called before the number of steps is known.
@@ -56,12 +56,12 @@ class WarmupCosine(LRScheduler):
         self.warmup = warmup
         self.min_ratio = min_ratio
         self.total_steps = total_steps
-        self._is_told = total_steps is None
+        self._follows_the_run = total_steps is None
         super().__init__(optimizer)
 
     def start(self, total_steps: int) -> None:
-        """Set the number of steps, unless it was given at construction, and the learning rates that follow from it."""
-        if self._is_told:
+        """Set the number of steps, unless it was given at construction, and the resulting learning rates."""
+        if self._follows_the_run:
             check_at_least(1, total_steps=total_steps)
             self.total_steps = total_steps
             self._last_lr = self.get_lr()
@@ -78,8 +78,9 @@ class WarmupCosine(LRScheduler):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        # A resumed run has the length that it is given, not the one of the checkpoint.
-        return {key: value for key, value in super().state_dict().items() if key not in ("total_steps", "_is_told")}
+        # A resumed run has its own length, not the checkpoint's.
+        length = ("total_steps", "_follows_the_run")
+        return {key: value for key, value in super().state_dict().items() if key not in length}
 
     def _scale(self, step: int) -> float:
         if self.total_steps is None:
@@ -92,12 +93,12 @@ class WarmupCosine(LRScheduler):
 
 
 def interval_of(scheduler: object) -> Interval:
-    """Return when a scheduler is made to step: these three of torch's and ours count steps, all others epochs."""
+    """Return when a scheduler steps: `WarmupCosine`, ``OneCycleLR`` and ``CyclicLR`` by step, all others by epoch."""
     return "step" if isinstance(scheduler, (WarmupCosine, OneCycleLR, CyclicLR)) else "epoch"
 
 
 def length_of(trainer: Trainer, interval: Interval) -> int:
-    """Return the steps or epochs of a whole run, which is all its epochs: ``max_steps`` may only end it before.
+    """Return the steps or epochs of a whole run, which spans its ``max_epochs``; ``max_steps`` may end it earlier.
 
     Raises:
         ValueError: If the run has no end, or steps cannot be counted because the training loader has no length.

@@ -185,6 +185,8 @@ def test_the_mixed_batches_are_those_of_their_epoch_and_place_for_any_number_of_
         assert torch.equal(image, batch.image)
         assert torch.equal(target, batch.target)
         assert torch.equal(before.index, batch.index)
+        assert torch.equal(before.view, batch.view)
+        assert set(batch.view.tolist()) == {epoch}
         assert not torch.equal(image, before.image)
     for workers in (2, 4):
         assert_same(run(num_workers=workers).train_batches, mixed)
