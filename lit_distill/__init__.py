@@ -1,7 +1,6 @@
 """Distil a teacher into a vision transformer with PyTorch Lightning."""
 
 import lit_distill._early  # noqa: F401  # first: torch and Lightning take seconds to import
-from lit_distill.batch import Batch
 from lit_distill.losses import (
     DIST,
     DKD,
@@ -37,7 +36,6 @@ __version__ = "0.1.0"
 __all__ = [
     "DIST",
     "DKD",
-    "Batch",
     "DigitsCNN",
     "DistillableViT",
     "FrozenTeacher",

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 from toys import QUIET, trainer, weights
 
-from lit_distill import Batch, DigitsCNN, DistillableViT, HardDistillation, LitDistiller, SoftDistillation
+from lit_distill import DigitsCNN, DistillableViT, HardDistillation, LitDistiller, SoftDistillation
 from lit_distill.callbacks import DistillationWarmup
 from lit_distill.cli import main
-from lit_distill.datamodules import DigitsDataModule
+from lit_distill.datamodules import Batch, DigitsDataModule
 from lit_distill.models import Teacher, TeacherOutput
 
 

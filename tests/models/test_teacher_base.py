@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from toys import trainer
 
-from lit_distill import Batch, DigitsCNN, DistillableViT, FrozenTeacher, LitDistiller, SoftDistillation
+from lit_distill import DigitsCNN, DistillableViT, FrozenTeacher, LitDistiller, SoftDistillation
 from lit_distill.callbacks import TeacherCheck
-from lit_distill.datamodules import DigitsDataModule, IndexedDataset
+from lit_distill.datamodules import Batch, DigitsDataModule, IndexedDataset
 from lit_distill.models import Teacher, TeacherOutput
 
 
