@@ -16,21 +16,23 @@ from lit_distill.models.signature import is_own
 from lit_distill.models.trust import class_named, described_by, trusting, without_weights
 from lit_distill.models.weights import load_safely
 
+# Arguments of LitDistiller that are modules or functions, or are made of them.
+_OBJECTS = ("student", "teacher", "criterion", "distillation", "optimizer", "scheduler")
+# Tensors in a state dict that are arguments of torch's losses.
 _ARGUMENTS = ("criterion.weight", "criterion.pos_weight")
 
 
-def save_plain_hyperparameters(module: LightningModule, frame: FrameType, objects: Iterable[str]) -> None:
+def save_plain_hyperparameters(module: LightningModule, frame: FrameType) -> None:
     """Save the arguments of a module that a safely loaded file may hold: no modules, no functions.
 
     Args:
         module: Under construction.
         frame: Of the ``__init__`` that is running.
-        objects: Names of the arguments that are modules or functions, or are made of them.
     """
     # A subclass is made again from its own arguments; its code says what it gives to its base.
     constructors = collect_init_args(frame, [], classes=(type(module),))
     own_arguments = constructors[-1]
-    plain = {name for name, value in own_arguments.items() if name not in objects and not callable(value)}
+    plain = {name for name, value in own_arguments.items() if name not in _OBJECTS and not callable(value)}
     names = {name for arguments in constructors for name in arguments}
     module.save_hyperparameters(ignore=list(names - plain), frame=frame)
     for name, value in module.hparams.items():

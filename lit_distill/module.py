@@ -41,8 +41,6 @@ from lit_distill.schedule import (
     set_peak_rate,
 )
 
-_OBJECTS = ("student", "teacher", "criterion", "distillation", "optimizer", "scheduler")
-
 
 class LitDistiller(LightningModule):
     r"""Train a student on labels and on a frozen teacher.
@@ -120,7 +118,7 @@ class LitDistiller(LightningModule):
         if scheduler_interval is not None:
             check_choice(Interval, scheduler_interval=scheduler_interval)
         check_choice(HEADS, head=head)
-        save_plain_hyperparameters(self, sys._getframe(), _OBJECTS)
+        save_plain_hyperparameters(self, sys._getframe())
         self.student = student
         self.head: Head = head
         self.teacher = teacher  # type: ignore[assignment]  # `__setattr__` makes it a Teacher

@@ -199,8 +199,16 @@ def test_several_losses_in_yaml(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, 
     assert module.distillation.weights == {"soft": 1.0, "hard": 0.5}  # type: ignore[union-attr]
     assert module.distillation["soft"].temperature == 3.0  # type: ignore[index,union-attr]
     main(["test", "--ckpt_path", str(path), "--trainer.enable_progress_bar=false"])
-    (tmp_path / "more.yaml").write_text(YAML.replace("WEIGHT", "-1"))
-    capsys.readouterr()
-    with pytest.raises(SystemExit):
-        main(["fit", "--config", "digits", "--config", "more.yaml", *quiet])
-    assert "the weight of distillation.hard must be >= 0, got -1.0" in capsys.readouterr().err
+    for mistake, message in {
+        YAML.replace("WEIGHT", "-1"): "the weight of distillation.hard must be >= 0, got -1.0",
+        YAML.replace(
+            "weight: WEIGHT", "wieght: 1"
+        ): "unknown key 'wieght'; each of several losses is {loss: ..., weight",
+        YAML.replace("HardDistillation", "HardDistilation"): "no class 'HardDistilation'; the nearest known: HardDist",
+        "model: {distillation: {hard: {weight: 2}}}": "missing key 'loss'; each of several losses is {loss: ...,",
+    }.items():
+        (tmp_path / "more.yaml").write_text(mistake.replace("WEIGHT", "1"))
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            main(["fit", "--config", "digits", "--config", "more.yaml", *quiet])
+        assert message in capsys.readouterr().err
