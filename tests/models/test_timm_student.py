@@ -91,7 +91,7 @@ def test_every_family_is_a_student(name: str, args: dict[str, Any]) -> None:
     two = name in TIMMS_TWO or name in TOKEN
     assert isinstance(output, StudentOutput) == two
     assert heads.logits.shape == heads.distill_logits.shape == (2, 7)
-    assert torch.equal(*heads) != two
+    assert torch.equal(*heads.heads) != two
     if two:  # each head has parameters that the other knows nothing of
         assert any(not first[key].any() if key in first else True for key, _ in student.named_parameters())
 
