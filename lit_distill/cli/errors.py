@@ -120,10 +120,10 @@ def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
     missing = re.search(r"Expected a dot import path string: (\S+)", text)
     if missing:
         return where + _unknown_class(missing[1])
-    wrong_key = re.search(r"(Unexpected|Missing required) wrong_key: \{'(\w+)'", text)
+    wrong_key = re.search(r"(Unexpected|Missing required) keys: \{'(\w+)'", text)
     if wrong_key:
         problem = "unknown" if wrong_key[1] == "Unexpected" else "missing"
-        return f"{where}{problem} key {wrong_key[2]!r}; each of several losses is {{loss: ..., weight: ...}} under its name"
+        return f"{where}{problem} key {wrong_key[2]!r}; each of several losses is {{loss: ..., weight: ...}}"
     refused = re.search(r"(?:Option|Key) ['\"]([^'\"]+)['\"] is not (?:accepted|expected)", text)
     class_paths = re.findall(r"class_path '([\w.]+)'", text[: refused.start()]) if refused else []
     if refused and class_paths:  # the last is the innermost
