@@ -1,7 +1,5 @@
 """A distillation loss that grows over the first epochs."""
 
-from typing import Any
-
 from lightning.pytorch import Callback, LightningModule, Trainer
 import torch
 from torch import Tensor, nn
@@ -9,6 +7,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lit_distill.callbacks.criterion import find_submodule
+from lit_distill.checks import check_at_least
 
 
 class DistillationWarmup(Callback):
@@ -18,12 +17,14 @@ class DistillationWarmup(Callback):
 
     .. math:: \min(i / E, 1)
 
-    in the training step, so what is logged of it there is what was trained on; the criterion keeps its weight. Anywhere
-    else, and in calls without gradient, the value is left alone. A function of the epoch: there is nothing to resume.
+    in the training step, so the log shows the values that were trained on; the criterion keeps its weight. Anywhere
+    else, and in calls without gradient, the value stays as it is. The weight is a function of the epoch, so there is
+    nothing to resume.
 
     Args:
         epochs: E >= 1, the first epoch of full weight; 1 has no effect.
-        distillation: Dotted name of the distillation loss among the module's submodules.
+        distillation: Dotted name of the distillation loss among the module's submodules. If that is a ``ModuleDict`` of
+            losses, such as `WeightedLosses`, all of them are scaled; ``"distillation.<name>"`` scales one.
 
     Raises:
         ValueError: At construction if ``epochs`` is out of range; before the first step if there is no such submodule.
@@ -40,11 +41,10 @@ class DistillationWarmup(Callback):
 
     def __init__(self, epochs: int = 20, distillation: str = "distillation") -> None:
         super().__init__()
-        if epochs < 1:
-            raise ValueError(f"epochs must be >= 1, got {epochs}")
+        check_at_least(1, epochs=epochs)
         self.epochs = epochs
         self.distillation = distillation
-        self._handle: RemovableHandle | None = None
+        self._handles: list[RemovableHandle] = []
 
     def weight(self, epoch: int) -> float:
         """Return the weight in an epoch, counted from 1."""
@@ -54,15 +54,16 @@ class DistillationWarmup(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        self._release()  # of a fit that failed before it could clean up
+        self._release()  # after a fit that failed before it could clean up
 
-        def scale(loss: nn.Module, args: tuple[Any, ...], value: Tensor) -> Tensor | None:
+        def scale(loss: nn.Module, args: tuple[object, ...], value: Tensor) -> Tensor | None:
             if not (trainer.training and pl_module.training and torch.is_grad_enabled()):
                 return None
             return self.weight(trainer.current_epoch + 1) * value
 
         submodule = find_submodule(pl_module, self.distillation, "distillation")
-        self._handle = submodule.register_forward_hook(scale)
+        losses = list(submodule.values()) if isinstance(submodule, nn.ModuleDict) else [submodule]
+        self._handles = [loss.register_forward_hook(scale) for loss in losses]
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -73,6 +74,6 @@ class DistillationWarmup(Callback):
         self._release()
 
     def _release(self) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-        self._handle = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []

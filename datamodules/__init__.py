@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING
 
 from lit_distill._lazy import attach
+from lit_distill.batch import Batch, IndexedSample
 
 if TYPE_CHECKING:
     from lit_distill.datamodules.augmentation import Augmentation, ImageTransform
     from lit_distill.datamodules.base import ImageDataModule
-    from lit_distill.datamodules.batch import Batch
     from lit_distill.datamodules.cifar import CIFAR10DataModule, CIFAR100DataModule
     from lit_distill.datamodules.digits import DigitsDataModule
     from lit_distill.datamodules.dogs_vs_cats import DogsVsCatsDataModule
@@ -23,7 +23,6 @@ else:
         {
             "augmentation": ["Augmentation", "ImageTransform"],
             "base": ["ImageDataModule"],
-            "batch": ["Batch"],
             "cifar": ["CIFAR10DataModule", "CIFAR100DataModule"],
             "digits": ["DigitsDataModule"],
             "dogs_vs_cats": ["DogsVsCatsDataModule"],
@@ -35,7 +34,6 @@ else:
             "sampler": ["KeyedSampler"],
         },
     )
-
 
 __all__ = [  # noqa: RUF022  # plainly sorted: CIFAR100 before CIFAR10
     "Augmentation",
@@ -50,6 +48,7 @@ __all__ = [  # noqa: RUF022  # plainly sorted: CIFAR100 before CIFAR10
     "ImageNetDataModule",
     "ImageTransform",
     "IndexedDataset",
+    "IndexedSample",
     "KeyedSampler",
     "Mixing",
     "generators_of",

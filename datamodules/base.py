@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 from typing_extensions import override
 
+from lit_distill.batch import Batch
 from lit_distill.checks import check_at_least
-from lit_distill.datamodules.batch import Batch
 from lit_distill.datamodules.indexed import IndexedDataset
 from lit_distill.datamodules.mixing import Mixing
 from lit_distill.datamodules.resuming import Progress, ResumableLoader, ResumingSampler
@@ -102,7 +102,7 @@ class ImageDataModule(LightningDataModule):
         """Return the keyed loader of the training set; its batches start at the epoch that training has reached."""
         leave_at_exit()
         seed = self._seed()
-        data = IndexedDataset(self.train_set, seed, rows=getattr(self.train_set, "rows", None))
+        data = IndexedDataset(self.train_set, seed, rows=getattr(self.train_set, "rows", None), with_view=True)
         if self.trainer is None:
             return self._loader(data, self.batch_size, sampler=KeyedSampler(data, seed, repeats=self.repeats))
         # The times of files may differ between machines, but all ranks must agree on what has changed.

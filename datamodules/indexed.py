@@ -12,7 +12,7 @@ from torchvision.datasets import DatasetFolder
 from torchvision.datasets.vision import StandardTransform
 from torchvision.transforms import v2
 
-from lit_distill.datamodules.batch import Batch
+from lit_distill.batch import Batch, IndexedSample
 from lit_distill.datamodules.images import Files
 from lit_distill.keys import GENERATORS, Generator, derive_seed, kept, reseed
 
@@ -20,11 +20,12 @@ from lit_distill.keys import GENERATORS, Generator, derive_seed, kept, reseed
 class IndexedDataset(Dataset[Any]):
     """Wrap a map-style data set so that each sample carries its row.
 
-    ``(image, target)`` becomes `Batch`, which unpacks as ``image, target, index``; a dict gets the key ``"index"``.
+    ``(image, target)`` becomes ``(image, target, index)``, an `IndexedSample`; a dict gets the key ``"index"``.
 
     It is read with a plain index, or with the ``(view, index)`` that `KeyedSampler` yields. In the second case the
-    generators that the transforms draw from are seeded from ``(seed, view, index)`` first, and put back afterwards: the
-    sample is then the same whatever the worker, the rank or the moment that asks for it.
+    sample is the same whatever the worker, the rank or the moment that asks for it: the generators that the transforms
+    draw from are seeded from ``(seed, view, index)`` first, and put back afterwards. With ``with_view`` it then carries
+    its view too: ``(image, target)`` becomes a `Batch`, and a dict gets the keys ``"index"`` and ``"view"``.
 
     Wrap a data set as a whole: each ``IndexedDataset`` counts its rows from 0, so two that are joined share rows, and a
     part of one has the rows of the whole.
@@ -37,6 +38,7 @@ class IndexedDataset(Dataset[Any]):
             ``torchvision.transforms.v2``; what their attribute ``generators`` says, as that of `Augmentation`'s does;
             else all, as for any other data set.
         rows: The rows to have, where some are left out, int64; sample n is then row ``rows[n]``.
+        with_view: Have keyed reads carry the view, which a teacher that looks answers up needs.
 
     Attributes:
         num_rows: Rows of ``dataset``, those left out among them.
@@ -49,7 +51,7 @@ class IndexedDataset(Dataset[Any]):
         >>> import torch
         >>> data = IndexedDataset([(torch.zeros(1), 3), (torch.ones(1), 5)])
         >>> data[1]
-        Batch(image=tensor([1.]), target=5, index=1)
+        IndexedSample(image=tensor([1.]), target=5, index=1)
         >>> data[(7, 1)].index  # view 7, say epoch 7, of sample 1
         1
     """
@@ -60,6 +62,7 @@ class IndexedDataset(Dataset[Any]):
         seed: int = 0,
         generators: Collection[Generator] | None = None,
         rows: Tensor | None = None,
+        with_view: bool = False,
     ) -> None:
         if (
             isinstance(dataset, IterableDataset)
@@ -76,6 +79,7 @@ class IndexedDataset(Dataset[Any]):
         self.seed = seed
         self.generators = generators_of(dataset) if generators is None else tuple(generators)
         self.rows = rows
+        self.with_view = with_view
         self.num_rows = len(dataset)
 
     @cached_property
@@ -105,14 +109,19 @@ class IndexedDataset(Dataset[Any]):
     def _view(self, view: int, index: int) -> Any:
         row = self._row(index)
         reseed(derive_seed(self.seed, view, row), self.generators)
-        return self._sample(row)
+        sample = self._sample(row)
+        if not self.with_view:
+            return sample
+        if isinstance(sample, IndexedSample):
+            return Batch(*sample, view=view)  # type: ignore[arg-type]  # one sample; collating makes the tensors
+        return {**sample, "view": view}
 
     def _sample(self, row: int) -> Any:
         sample = self.dataset[row]
         if isinstance(sample, Mapping):
             return {**sample, "index": row}
         image, target, *_ = sample
-        return Batch(image, target, row)  # type: ignore[arg-type]  # one sample; collating makes the tensors
+        return IndexedSample(image, target, row)  # type: ignore[arg-type]  # one sample; collating makes the tensors
 
 
 def identities_of(dataset: Any) -> Tensor | None:

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from lit_distill.checks import check_at_least, check_fraction
 from lit_distill.keys import derive_seed, seeded
 
-# Apart from the keys of what the network draws, which are (seed, epoch, batch, rank) too.
+# Keeps these keys apart from those of the network's draws, which are (seed, epoch, batch, rank) too.
 _MIX = 0x313C
 
 
@@ -22,15 +23,15 @@ class Mixing:
     .. math:: \lambda \sim \mathrm{Beta}(\alpha, \alpha), \quad
         y = \lambda y_i + (1 - \lambda) y_{i-1}, \quad x = \lambda x_i + (1 - \lambda) x_{i-1} \ \text{(mixup)}
 
-    where i - 1 is the sample before in the batch, of the first the last, so that a batch may have any size. Cutmix
-    fills a box of :math:`1 - \lambda` of the area with the other image's pixels; the box ends at the image's edge, and
-    :math:`\lambda` in the target is the share that is left. Every target becomes probabilities, also that of a batch
-    that is not mixed. The arithmetic is torchvision's (``v2.MixUp``, ``v2.CutMix``).
+    where sample i - 1 is the one before in the batch, and the last one for the first, so that a batch may have any
+    size. Cutmix fills a box of :math:`1 - \lambda` of the area with the other image's pixels; the box ends at the
+    image's edge, and :math:`\lambda` in the target is the share that is left. Every target becomes probabilities, even
+    if its batch is not mixed. The arithmetic is torchvision's (``v2.MixUp``, ``v2.CutMix``).
 
-    All is a pure function of the batch and a key. Label smoothing is the criterion's:
+    The result is a pure function of the batch and a key. The criterion smooths labels:
     ``torch.nn.CrossEntropyLoss(label_smoothing=0.1)`` equals timm's ``Mixup(label_smoothing=0.1)`` with
-    ``SoftTargetCrossEntropy``. Distillation sees the same mixed image in student and teacher, and not the target: hard
-    labels are the teacher's likeliest class of that image, soft ones its softmax.
+    ``SoftTargetCrossEntropy``. Student and teacher see the same mixed image, and distillation does not use the target:
+    hard labels are the teacher's likeliest class of that image, soft ones its softmax.
 
     Args:
         mixup: :math:`\alpha` of mixup, 0 for none; 0.8 in DeiT.
@@ -62,14 +63,10 @@ class Mixing:
     switch_prob: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("mixup", "cutmix"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is a Beta distribution's alpha and must be >= 0, got {getattr(self, name)}")
+        check_at_least(0, mixup=self.mixup, cutmix=self.cutmix)
+        check_fraction(prob=self.prob, switch_prob=self.switch_prob)
         if self.mixup == self.cutmix == 0:
             raise ValueError("mixing needs mixup > 0 or cutmix > 0, got 0 and 0: for no mixing leave it out")
-        for name in ("prob", "switch_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a probability and must be in [0, 1], got {getattr(self, name)}")
 
     def __call__(
         self, image: Tensor, target: Tensor, num_classes: int, key: tuple[int, int, int, int]

@@ -1,4 +1,4 @@
-"""The optimizer's parameters, and the kernel that it steps with."""
+"""The optimizer's parameter groups, and its fused kernel."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from torch.optim import Adam, AdamW, Optimizer
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Return the trainable parameters in one or two groups: without weight decay, and with the optimizer's own.
+    """Return the trainable parameters in one or two groups: without weight decay, and with the optimizer's.
 
-    Norms, biases and all other vectors have no weight decay, nor what a submodule names in a method
-    ``no_weight_decay()``, as timm's networks name their tokens and position embeddings.
+    Norms, biases and all other vectors have no weight decay. Neither have the parameters that a submodule's method
+    ``no_weight_decay()`` names, as timm's networks name their tokens and position embeddings.
 
     Raises:
         ValueError: If no parameter requires a gradient.
@@ -25,7 +25,7 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
         for path, part in module.named_modules()
         for name in getattr(part, "no_weight_decay", set)()
     }
-    # The optimizer decides the rate itself: 1.0 only has timm sort the parameters.
+    # timm only sorts the parameters by this value; the optimizer has its own.
     sorted_groups = param_groups_weight_decay(module, weight_decay=1.0, no_weight_decay_list=exempt)
     groups = [
         {"params": group["params"], **({} if group["weight_decay"] else {"weight_decay": 0.0})}
@@ -38,10 +38,10 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
 
 
 def use_fused_kernel(optimizer: Optimizer) -> None:
-    """Have Adam and AdamW step with one kernel, unless they were told how to step, or a device has none.
+    """Have Adam and AdamW step with one kernel, unless an option says otherwise or a device has none.
 
-    This sets the groups' option only. An optimizer that is made with ``fused=True`` would also unscale the gradients
-    itself, and Lightning refuses to clip those.
+    This sets only the option of the groups. An optimizer that is made with ``fused=True`` would also unscale the
+    gradients itself, and Lightning refuses to clip those.
 
     Example:
         >>> import torch
@@ -55,6 +55,6 @@ def use_fused_kernel(optimizer: Optimizer) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if not all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters):
         return
-    for options in (*optimizer.param_groups, optimizer.defaults):  # those of groups that are added later, too
+    for options in (*optimizer.param_groups, optimizer.defaults):  # the defaults are for groups that are added later
         if options["fused"] is None and options["foreach"] is None and not options["differentiable"]:
             options["fused"] = True

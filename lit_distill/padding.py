@@ -9,10 +9,9 @@ from torch.utils.data import BatchSampler, DistributedSampler
 class SampleCounter:
     """Count each sample of a data set once, whatever the number of ranks.
 
-    So that all ranks make the same number of steps, PyTorch's ``DistributedSampler`` repeats the first samples at the
-    end of some ranks' share. Here the repeated ones are told by their position, so any loader with Lightning's sampler
-    will do: batches need no row numbers, and nothing is read from the device. A sampler of another class is taken at
-    its word: all of its samples count.
+    PyTorch's ``DistributedSampler`` repeats the first samples at the end of some ranks' share, so that all ranks make
+    the same number of steps. This counter recognises repeated samples by their position. So batches need no row
+    numbers, and the device is not waited for. All samples of any other kind of sampler count.
 
     Example:
         >>> from torch.utils.data import DataLoader
@@ -28,13 +27,13 @@ class SampleCounter:
         self._done: dict[int, int] = {}
 
     def count(self, loader: Any, batch_idx: int, size: int, dataloader_idx: int = 0) -> int:
-        """Return how many samples of this batch count, which are its first; call it once a batch, in order.
+        """Return how many samples of this batch count, its first ones; call this once a batch, in order.
 
         Args:
-            loader: What the batch came from.
-            batch_idx: Number of the batch on this rank, from 0; 0 begins a new pass.
+            loader: The loader of the batch.
+            batch_idx: Number of the batch on this rank, from 0, which begins a new pass.
             size: Samples in the batch.
-            dataloader_idx: Number of the loader, where there are several.
+            dataloader_idx: Number of the loader, if there are several.
         """
         before = self._done.get(dataloader_idx, 0) if batch_idx else 0
         self._done[dataloader_idx] = before + size
@@ -42,5 +41,5 @@ class SampleCounter:
         sampler: Any = batches.sampler if type(batches) is BatchSampler else None
         if type(sampler) not in (DistributedSampler, DistributedSamplerWrapper):
             return size
-        own = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))
-        return min(size, max(0, own - before))
+        share = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))
+        return min(size, max(0, share - before))

@@ -1,14 +1,18 @@
-"""Learning-rate schedules: their length, and when they step."""
+"""Learning-rate schedules: their length, when they step, and their peak."""
 
 import math
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.cli import ReduceLROnPlateau
+from lightning.pytorch.utilities.types import LRSchedulerConfigType
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
 from typing_extensions import override
+
+from lit_distill.checks import check_at_least, check_fraction
 
 Interval = Literal["step", "epoch"]
 
@@ -16,15 +20,15 @@ Interval = Literal["step", "epoch"]
 class WarmupCosine(LRScheduler):
     """Linear warm-up from zero, then half a cosine down to ``min_ratio``.
 
-    Layers that are thawed in the middle of a run begin with the rate that their group is added with, and follow the
-    schedule from then on.
+    A parameter group that is added in the middle of a run begins with its own rate and follows the schedule from then
+    on.
 
     Args:
         optimizer: The optimizer whose learning rates are scaled.
         warmup: Share of the steps that warm up, in [0, 1); at least one step is left for the cosine.
-        min_ratio: Share of the learning rate that is left at the end, in 0..1.
-        total_steps: Calls of ``step`` in the whole run, >= 1. None if `start` will tell it before the first of them:
-            `LitDistiller` does so with the trainer's number of steps or epochs.
+        min_ratio: Learning rate at the end, as a share of the peak, in 0..1.
+        total_steps: Calls of ``step`` in the whole run, >= 1. If None, call `start` before the first step, as
+            `LitDistiller` does with the trainer's number of steps or epochs.
 
     Raises:
         ValueError: If a value is out of range, or ``step`` is called before the number of steps is known.
@@ -47,18 +51,19 @@ class WarmupCosine(LRScheduler):
     ) -> None:
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup must be in [0, 1), got {warmup}")
-        if not 0 <= min_ratio <= 1:
-            raise ValueError(f"min_ratio must be in [0, 1], got {min_ratio}")
+        check_fraction(min_ratio=min_ratio)
+        check_at_least(1, total_steps=total_steps)
         self.warmup = warmup
         self.min_ratio = min_ratio
-        self.total_steps = _at_least_one(total_steps)
-        self._is_told = total_steps is None
+        self.total_steps = total_steps
+        self._follows_the_run = total_steps is None
         super().__init__(optimizer)
 
     def start(self, total_steps: int) -> None:
-        """Set the number of steps, unless it was given at construction, and the learning rates that follow from it."""
-        if self._is_told:
-            self.total_steps = _at_least_one(total_steps)
+        """Set the number of steps, unless it was given at construction, and the resulting learning rates."""
+        if self._follows_the_run:
+            check_at_least(1, total_steps=total_steps)
+            self.total_steps = total_steps
             self._last_lr = self.get_lr()
             for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
                 group["lr"] = rate
@@ -73,8 +78,9 @@ class WarmupCosine(LRScheduler):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        # A resumed run has the length that it is given, not the one of the checkpoint.
-        return {key: value for key, value in super().state_dict().items() if key not in ("total_steps", "_is_told")}
+        # A resumed run has its own length, not the checkpoint's.
+        length = ("total_steps", "_follows_the_run")
+        return {key: value for key, value in super().state_dict().items() if key not in length}
 
     def _scale(self, step: int) -> float:
         if self.total_steps is None:
@@ -86,13 +92,13 @@ class WarmupCosine(LRScheduler):
         return self.min_ratio + (1 - self.min_ratio) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def interval_of(scheduler: Any) -> Interval:
-    """Return when a scheduler is made to step: these three of torch's and ours count steps, all others epochs."""
+def interval_of(scheduler: object) -> Interval:
+    """Return when a scheduler steps: `WarmupCosine`, ``OneCycleLR`` and ``CyclicLR`` by step, all others by epoch."""
     return "step" if isinstance(scheduler, (WarmupCosine, OneCycleLR, CyclicLR)) else "epoch"
 
 
 def length_of(trainer: Trainer, interval: Interval) -> int:
-    """Return the steps or epochs of a whole run, which is all its epochs: ``max_steps`` may only end it before.
+    """Return the steps or epochs of a whole run, which spans its ``max_epochs``; ``max_steps`` may end it earlier.
 
     Raises:
         ValueError: If the run has no end, or steps cannot be counted because the training loader has no length.
@@ -118,15 +124,78 @@ def length_of(trainer: Trainer, interval: Interval) -> int:
     return int(steps)
 
 
+def scheduler_config(
+    scheduler: LRScheduler | ReduceLROnPlateau, trainer: Trainer, interval: Interval | None
+) -> tuple[LRSchedulerConfigType, bool]:
+    """Return what Lightning wants to know of a scheduler, and whether its length was taken from the run.
+
+    Args:
+        scheduler: The scheduler; a `WarmupCosine` without a length gets the run's.
+        trainer: The run.
+        interval: When it steps; None for `interval_of`.
+    """
+    interval = interval or interval_of(scheduler)
+    follows_the_run = isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None
+    if isinstance(scheduler, WarmupCosine) and follows_the_run:
+        scheduler.start(length_of(trainer, interval))
+    config: LRSchedulerConfigType = {"scheduler": scheduler, "interval": interval}
+    if isinstance(scheduler, ReduceLROnPlateau):
+        config["monitor"] = scheduler.monitor
+    return config, follows_the_run
+
+
+def restart(trainer: Trainer) -> None:
+    """Set the length of the run's `WarmupCosine` anew, unless a callback has put another schedule in its place."""
+    config = trainer.lr_scheduler_configs[0]
+    if isinstance(config.scheduler, WarmupCosine):
+        config.scheduler.start(length_of(trainer, "epoch" if config.interval == "epoch" else "step"))
+
+
+def peak_rate(trainer: Trainer | None) -> float:
+    """Return the learning rate of the first optimizer at its schedule's peak.
+
+    Raises:
+        AttributeError: If no trainer has made an optimizer yet.
+    """
+    group = _optimizers(trainer)[0].param_groups[0]
+    return float(group.get("initial_lr", group["lr"]))
+
+
+def set_peak_rate(trainer: Trainer | None, rate: float) -> None:
+    """Scale all learning rates so that the schedules peak at ``rate``; errors as of `peak_rate`."""
+    for optimizer in _optimizers(trainer):
+        for group in optimizer.param_groups:
+            group["lr"] *= rate / group.get("initial_lr", group["lr"])
+            group["initial_lr"] = rate
+    for scheduler in _schedulers(trainer):
+        scheduler.base_lrs = [rate] * len(scheduler.base_lrs)
+        scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+
+
+def apply_schedules(trainer: Trainer) -> None:
+    """Set the optimizers' learning rates to those of their schedules."""
+    for scheduler in _schedulers(trainer):
+        for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+
+
+def _optimizers(trainer: Trainer | None) -> list[Optimizer]:
+    if trainer is None or not trainer.optimizers:
+        raise AttributeError("there is no learning rate before a fit: the optimizer is made in it")
+    return trainer.optimizers
+
+
+def _schedulers(trainer: Trainer | None) -> list[LRScheduler]:
+    """Return the schedulers with a rate to scale, which ``ReduceLROnPlateau`` has not."""
+    schedulers = [] if trainer is None else [config.scheduler for config in trainer.lr_scheduler_configs]
+    return [
+        scheduler for scheduler in schedulers if isinstance(scheduler, LRScheduler) and hasattr(scheduler, "base_lrs")
+    ]
+
+
 def _accumulation(trainer: Trainer, epochs: int) -> list[int]:
     """Return how many batches make a step, in each epoch."""
     planned = next((c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)), None)  # type: ignore[attr-defined]
     if planned is None:
         return [trainer.accumulate_grad_batches] * epochs
     return [planned.get_accumulate_grad_batches(epoch) for epoch in range(epochs)]
-
-
-def _at_least_one(total_steps: int | None) -> int | None:
-    if total_steps is not None and total_steps < 1:
-        raise ValueError(f"total_steps must be >= 1, got {total_steps}")
-    return total_steps

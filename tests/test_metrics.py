@@ -12,8 +12,8 @@ def test_equal_their_definitions_over_several_batches() -> None:
     teacher, target = torch.randn(200, 4), torch.randint(4, (200,))
     metrics = DistillationMetrics(teacher=True)
     for part in (slice(0, 30), slice(30, 200)):
-        metrics.update_with(StudentOutput(*(logits[part] for logits in output)), teacher[part], target[part])
-    values = {name: metrics.metric(name).compute().item() for name in metrics}
+        metrics.update_with(StudentOutput(*(logits[part] for logits in output.heads)), teacher[part], target[part])
+    values = {name: value.item() for name, value in metrics.compute().items()}
     probs = (output.logits.softmax(1) + output.distill_logits.softmax(1)) / 2
 
     def accuracy(scores: torch.Tensor, labels: torch.Tensor = target) -> float:
@@ -43,7 +43,7 @@ def test_equal_their_definitions_over_several_batches() -> None:
 def test_soft_targets_count_as_their_largest_class() -> None:
     metrics, logits = DistillationMetrics(teacher=False), torch.eye(3)
     metrics.update_with(StudentOutput(logits, logits), None, torch.eye(3) * 0.8 + 0.05)
-    assert metrics.metric("accuracy_class").compute() == 1.0
+    assert metrics["accuracy_class"].compute() == 1.0
 
 
 def test_mean_of_softmaxes_is_stable_for_extreme_logits() -> None:
@@ -61,7 +61,7 @@ def measured(metrics: DistillationMetrics, count: int = 3000) -> dict[str, float
     for start in range(0, count, 30):
         part = slice(start, start + 30)
         metrics.update_with(StudentOutput(logits[part], other[part]), None, target[part])
-    return {name: metrics.metric(name).compute().item() for name in metrics}
+    return {name: metrics[name].compute().item() for name in metrics}
 
 
 @pytest.mark.parametrize("cast", [torch.bfloat16, torch.float16, torch.float64])

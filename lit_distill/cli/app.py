@@ -213,7 +213,7 @@ class DistillCLI(LightningCLI):
             check_folders(self.trainer, resumes=self.config_init[self.subcommand].ckpt_path is not None)
         teacher = self.model.teacher
         if teacher is not None:
-            rank_zero_only(print)(f"teacher: {type(teacher.model).__name__}({teacher.extra_repr()})")
+            rank_zero_only(print)(f"teacher: {type(teacher.network).__name__}({teacher.extra_repr()})")
 
     def fit(self, **kwargs: Any) -> None:
         """Train. If that ends early, say how to continue."""

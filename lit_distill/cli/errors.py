@@ -158,8 +158,14 @@ def _unknown_argument(path: str, name: str) -> str:
     return f"{path.rpartition('.')[2]} has no argument {name!r}: {did_you_mean(name, known, cutoff=0.0)}"
 
 
+def _wrong_key(problem: str, key: str) -> str:
+    problem = "unknown" if problem == "Unexpected" else "missing"
+    return f"{problem} key {key!r}; each of several losses is {{loss: ..., weight: ...}}"
+
+
 # What jsonargparse says of a class or an argument that does not exist, and who explains it.
 _EXPLANATIONS: dict[str, Callable[..., str]] = {
+    r"(Unexpected|Missing required) keys: \{'(\w+)'": _wrong_key,
     r"(?s).*class_path '([\w.]+)':\s+(?:Option|Key) ['\"]([^'\"]+)['\"] is not (?:accepted|expected)": (
         _unknown_argument
     ),

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, distributed
 from typing_extensions import override
 
+from lit_distill.batch import Batch, IndexedSample
 from lit_distill.cli.progress import callbacks_of
-from lit_distill.datamodules import Batch
 from lit_distill.datamodules.walk import printable
 from lit_distill.files import write_atomically
 
@@ -89,7 +89,7 @@ class _Rows(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: object, *args: object
     ) -> None:
-        if isinstance(batch, Batch):
+        if isinstance(batch, (Batch, IndexedSample)) and batch.index is not None:
             self.of_batches.append(batch.index.cpu())
 
 

@@ -7,6 +7,7 @@ from lit_distill.losses.retrospection import retrospection_loss, retrospection_w
 from lit_distill.losses.retrospective import retrospective_loss
 from lit_distill.losses.soft import SoftDistillation, soft_distillation_loss
 from lit_distill.losses.standardized import StandardizedDistillation, standardized_distillation_loss
+from lit_distill.losses.weighted import WeightedLosses
 
 __all__ = [
     "DIST",
@@ -14,6 +15,7 @@ __all__ = [
     "HardDistillation",
     "SoftDistillation",
     "StandardizedDistillation",
+    "WeightedLosses",
     "dist_loss",
     "dkd_loss",
     "hard_distillation_loss",

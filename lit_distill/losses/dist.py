@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_distill.losses._logits import as_float32, check_same_classes, check_temperature, check_weights
+from lit_distill.checks import check_at_least, check_positive
+from lit_distill.losses._logits import as_float32, check_same_classes
 
 _EPS = 1e-8
 
@@ -21,9 +22,9 @@ def dist_loss(
     .. math:: 2\,T^2 \left( \beta\,\frac{1}{B} \sum_b d(p^s_{b\cdot}, p^t_{b\cdot})
         + \gamma\,\frac{1}{K} \sum_k d(p^s_{\cdot k}, p^t_{\cdot k}) \right), \qquad d(u, v) = 1 - \rho(u, v)
 
-    with :math:`p = \mathrm{softmax}(z / T)`. Zero where the two networks agree. A vector without variation has
-    correlation zero and no gradient: so the second term of a batch of one sample is constant, and with two classes the
-    first knows only which is ahead. Computed in float32 whatever the input.
+    with :math:`p = \mathrm{softmax}(z / T)`. Zero if the two networks agree. A vector without variation has
+    correlation zero and no gradient. So the second term is constant for a batch of one sample, and with two classes the
+    first term knows only which class is ahead. Computed in float32 whatever the input.
 
     Args:
         student_logits: ``(B, K)``, any floating dtype, K >= 2.
@@ -49,8 +50,8 @@ def dist_loss(
         >>> round(dist_loss(logits, -logits).item(), 4)
         7.6747
     """
-    check_temperature(temperature)
-    check_weights(beta=beta, gamma=gamma)
+    check_positive(temperature=temperature)
+    check_at_least(0, beta=beta, gamma=gamma)
     check_same_classes(student_logits, teacher_logits, least=2)
     student = F.softmax(as_float32(student_logits) / temperature, dim=1)
     teacher = F.softmax(as_float32(teacher_logits.detach()) / temperature, dim=1)
@@ -59,10 +60,10 @@ def dist_loss(
     return 2 * temperature**2 * (beta * between_classes + gamma * between_samples)
 
 
-def _correlation(ours: Tensor, theirs: Tensor, dim: int) -> Tensor:
-    ours, theirs = ours - ours.mean(dim, keepdim=True), theirs - theirs.mean(dim, keepdim=True)
-    norms = torch.linalg.vector_norm(ours, dim=dim) * torch.linalg.vector_norm(theirs, dim=dim)
-    correlation: Tensor = (ours * theirs).sum(dim) / (norms + _EPS)
+def _correlation(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
+    student, teacher = (p - p.mean(dim, keepdim=True) for p in (student, teacher))
+    norms = torch.linalg.vector_norm(student, dim=dim) * torch.linalg.vector_norm(teacher, dim=dim)
+    correlation: Tensor = (student * teacher).sum(dim) / (norms + _EPS)
     return correlation
 
 
@@ -84,10 +85,11 @@ class DIST(nn.Module):
 
     def __init__(self, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0) -> None:
         super().__init__()
-        check_weights(beta=beta, gamma=gamma)
+        check_at_least(0, beta=beta, gamma=gamma)
         self.beta = beta
         self.gamma = gamma
-        self.temperature = check_temperature(temperature)
+        check_positive(temperature=temperature)
+        self.temperature = float(temperature)
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor:
         """Return the scalar loss of ``(B, K)`` student and teacher logits."""

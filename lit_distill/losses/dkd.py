@@ -1,10 +1,11 @@
-"""Decoupled knowledge distillation: the target's probability and the shape of the rest, weighted apart."""
+"""Decoupled knowledge distillation: separate weights for the target's probability and for the other classes."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_distill.losses._logits import as_float32, as_labels, check_same_classes, check_temperature, check_weights
+from lit_distill.checks import check_at_least, check_positive
+from lit_distill.losses._logits import as_float32, as_labels, check_same_classes
 
 
 def dkd_loss(
@@ -20,13 +21,13 @@ def dkd_loss(
     .. math:: T^2 \left( \alpha\,\mathrm{KL}(b^t \,\|\, b^s) + \beta\,\mathrm{KL}(\hat p^t \,\|\, \hat p^s) \right)
 
     with :math:`b = (p_y, 1 - p_y)`, the tempered probability of the target class against all others, and
-    :math:`\hat p`, the tempered softmax over the others alone. Zero, with zero gradient, where the two networks agree.
+    :math:`\hat p`, the tempered softmax over the others alone. Zero, with zero gradient, if the two networks agree.
     With two classes there is one other class, so the second term is zero. Computed in float32 whatever the input.
 
     Args:
         student_logits: ``(B, K)``, any floating dtype, K >= 2.
         teacher_logits: ``(B, K)``, any floating dtype; no gradient flows into them.
-        target: ``(B,)`` classes 0..K-1; of ``(B, K)`` probabilities the likeliest class is the target.
+        target: ``(B,)`` classes 0..K-1, or ``(B, K)`` probabilities, whose likeliest class is the target.
         alpha: Weight >= 0 of the target term.
         beta: Weight >= 0 of the other term.
         temperature: T > 0.
@@ -49,13 +50,13 @@ def dkd_loss(
         >>> round(dkd_loss(logits, -logits, torch.tensor([0])).item(), 4)
         4.928
     """
-    check_temperature(temperature)
-    check_weights(alpha=alpha, beta=beta)
+    check_positive(temperature=temperature)
+    check_at_least(0, alpha=alpha, beta=beta)
     check_same_classes(student_logits, teacher_logits, least=2)
     student = as_float32(student_logits) / temperature
     teacher = as_float32(teacher_logits.detach()) / temperature
     labels = as_labels(target)[:, None]
-    # The columns of the others, without a mask: boolean indexing would wait for the device.
+    # The other classes' columns as indices, not as a mask: boolean indexing would wait for the device.
     columns = torch.arange(student.shape[1] - 1, device=student.device)[None, :]
     others = columns + (columns >= labels)
     student_others, teacher_others = student.gather(1, others), teacher.gather(1, others)
@@ -68,7 +69,7 @@ def dkd_loss(
 
 
 def _binary(logits: Tensor, labels: Tensor, others: Tensor) -> Tensor:
-    """Return ``(B, 2)``: the logarithms of the target's probability and of all others' together."""
+    """Return ``(B, 2)``: the logarithms of the target's probability, and of the sum of all others."""
     ahead = logits.gather(1, labels) - others.logsumexp(dim=1, keepdim=True)
     return F.logsigmoid(torch.cat([ahead, -ahead], dim=1))
 
@@ -91,10 +92,11 @@ class DKD(nn.Module):
 
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:
         super().__init__()
-        check_weights(alpha=alpha, beta=beta)
+        check_at_least(0, alpha=alpha, beta=beta)
         self.alpha = alpha
         self.beta = beta
-        self.temperature = check_temperature(temperature)
+        check_positive(temperature=temperature)
+        self.temperature = float(temperature)
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor:
         """Return the scalar loss of ``(B, K)`` student and teacher logits."""

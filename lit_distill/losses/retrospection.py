@@ -5,16 +5,19 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_distill.losses._logits import as_float32, check_same_classes, check_temperature
+from lit_distill.checks import check_at_least, check_choice, check_fraction, check_positive
+from lit_distill.losses._logits import as_float32, check_same_classes
+
+_Reduction = Literal["batchmean", "none"]
 
 
 def retrospection_loss(
     logits: Tensor,
     soft_labels: Tensor,
     temperature: float = 5.0,
-    reduction: Literal["batchmean", "none"] = "batchmean",
+    reduction: _Reduction = "batchmean",
 ) -> Tensor:
-    r"""Kullback-Leibler divergence from remembered soft labels to today's tempered prediction.
+    r"""Kullback-Leibler divergence from remembered soft labels to the current tempered prediction.
 
     .. math:: \tau^2\, \mathrm{KL}(p \,\|\, \mathrm{softmax}(z / \tau)) = \tau^2 \sum_k p_k \log \frac{p_k}{q_k}
 
@@ -23,7 +26,7 @@ def retrospection_loss(
     Args:
         logits: ``(B, K)``, any floating dtype.
         soft_labels: ``(B, K)`` probabilities; no gradient flows into them.
-        temperature: tau > 0, the one that the soft labels were recorded with.
+        temperature: tau > 0, the temperature that the soft labels were recorded with.
         reduction: ``"batchmean"`` for the mean over rows, ``"none"`` for one value a row.
 
     Returns:
@@ -41,10 +44,9 @@ def retrospection_loss(
         >>> retrospection_loss(logits, torch.softmax(logits / 5, dim=1), temperature=5.0).abs() < 1e-5
         tensor(True)
     """
-    check_temperature(temperature)
+    check_positive(temperature=temperature)
     check_same_classes(logits, soft_labels, "soft labels")
-    if reduction not in ("batchmean", "none"):
-        raise ValueError(f"reduction must be 'batchmean' or 'none', got {reduction!r}")
+    check_choice(_Reduction, reduction=reduction)
     log_q = F.log_softmax(as_float32(logits) / temperature, dim=1)
     rows = F.kl_div(log_q, soft_labels.detach().to(log_q.dtype), reduction="none").sum(dim=1) * temperature**2
     return rows if reduction == "none" else rows.mean()
@@ -77,11 +79,8 @@ def retrospection_weight(epoch: int, interval: int, max_epochs: int, update_rate
         >>> [round(retrospection_weight(i, interval=5, max_epochs=20), 3) for i in (5, 6, 9, 10, 20)]
         [1.0, 0.775, 0.775, 0.55, 0.1]
     """
-    for name, value in {"epoch": epoch, "interval": interval, "max_epochs": max_epochs}.items():
-        if value < 1:
-            raise ValueError(f"{name} must be >= 1, got {value}")
-    if not 0 <= update_rate <= 1:
-        raise ValueError(f"update_rate must be in [0, 1], got {update_rate}")
+    check_at_least(1, epoch=epoch, interval=interval, max_epochs=max_epochs)
+    check_fraction(update_rate=update_rate)
     if epoch <= interval:
         return 1.0
     return 1.0 - update_rate * min(1.0, epoch // interval * interval / max_epochs)

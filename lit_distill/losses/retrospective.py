@@ -3,6 +3,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
+from lit_distill.checks import check_at_least
 from lit_distill.losses._logits import as_float32, check_same_classes
 
 
@@ -36,8 +37,7 @@ def retrospective_loss(logits: Tensor, past_logits: Tensor, target: Tensor, kapp
         >>> retrospective_loss(logits, logits, torch.tensor([0]), kappa=4.0)  # (4 + 1) * 2 * (1 - 0.8808)
         tensor(1.1920)
     """
-    if not 0 <= kappa < float("inf"):
-        raise ValueError(f"kappa must be >= 0, got {kappa}")
+    check_at_least(0, kappa=kappa)
     check_same_classes(logits, past_logits, "past logits")
     now = F.softmax(as_float32(logits), dim=1)
     past = F.softmax(as_float32(past_logits.detach()), dim=1)

@@ -5,7 +5,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_distill.losses._logits import as_float32, check_same_classes, check_temperature
+from lit_distill.checks import check_choice, check_positive
+from lit_distill.losses._logits import as_float32, check_same_classes
 
 Reduction = Literal["batchmean", "deit"]
 
@@ -18,7 +19,7 @@ def soft_distillation_loss(
     .. math:: \frac{T^2}{n} \sum_{b,k} p_{bk} \log \frac{p_{bk}}{q_{bk}}, \qquad
         p = \mathrm{softmax}(z_\text{teacher} / T),\; q = \mathrm{softmax}(z_\text{student} / T)
 
-    Zero, with zero gradient, where the two distributions are equal. Computed in float32 whatever the input.
+    Zero, with zero gradient, if the two distributions are equal. Computed in float32 whatever the input.
 
     Args:
         student_logits: ``(B, K)``, any floating dtype.
@@ -44,10 +45,9 @@ def soft_distillation_loss(
         >>> round(soft_distillation_loss(logits, -logits, temperature=2.0).item(), 4)
         1.8485
     """
-    check_temperature(temperature)
+    check_positive(temperature=temperature)
     check_same_classes(student_logits, teacher_logits)
-    if reduction not in ("batchmean", "deit"):
-        raise ValueError(f"reduction must be 'batchmean' or 'deit', got {reduction!r}")
+    check_choice(Reduction, reduction=reduction)
     log_q = F.log_softmax(as_float32(student_logits) / temperature, dim=1)
     log_p = F.log_softmax(as_float32(teacher_logits.detach()) / temperature, dim=1)
     total = F.kl_div(log_q, log_p, log_target=True, reduction="sum")
@@ -72,9 +72,9 @@ class SoftDistillation(nn.Module):
 
     def __init__(self, temperature: float = 1.0, reduction: Reduction = "batchmean") -> None:
         super().__init__()
-        self.temperature = check_temperature(temperature)
-        if reduction not in ("batchmean", "deit"):
-            raise ValueError(f"reduction must be 'batchmean' or 'deit', got {reduction!r}")
+        check_positive(temperature=temperature)
+        self.temperature = float(temperature)
+        check_choice(Reduction, reduction=reduction)
         self.reduction: Reduction = reduction
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor:

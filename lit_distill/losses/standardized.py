@@ -2,11 +2,12 @@
 
 from torch import Tensor, nn
 
-from lit_distill.losses._logits import as_float32, check_same_classes, check_temperature, check_weights
+from lit_distill.checks import check_at_least, check_positive
+from lit_distill.losses._logits import as_float32, check_same_classes
 from lit_distill.losses.soft import soft_distillation_loss
 
 _EPS = 1e-7
-_SMALLEST = 1e-30  # of a variance, whose root has no gradient at zero; 1e-15 beside the 1e-7 above
+_SMALLEST = 1e-30  # least variance: at zero its root has no gradient
 
 
 def standardized_distillation_loss(
@@ -17,9 +18,9 @@ def standardized_distillation_loss(
     .. math:: w\,T^2\,\mathrm{KL}(\mathrm{softmax}(\tilde z^t / T) \,\|\, \mathrm{softmax}(\tilde z^s / T)),
         \qquad \tilde z = \frac{z - \bar z}{10^{-7} + \sigma(z)}
 
-    with mean and standard deviation (of a sample: divided by K - 1) over a row's classes. So the student may have
-    logits of its own size. Zero where the two differ by shift and positive scale alone. With two classes they tell only
-    which is ahead. Computed in float32 whatever the input.
+    with mean and standard deviation (divided by K - 1) over the classes of a row. So the student's logits may have
+    another scale than the teacher's: the loss is zero if the two differ by a shift and a positive scale alone. With two
+    classes, standardised logits tell only which class is ahead. Computed in float32 whatever the input.
 
     Args:
         student_logits: ``(B, K)``, any floating dtype, K >= 2.
@@ -45,8 +46,8 @@ def standardized_distillation_loss(
         >>> round(standardized_distillation_loss(logits, -logits).item(), 4)
         11.5256
     """
-    check_temperature(temperature)
-    check_weights(weight=weight)
+    check_positive(temperature=temperature)
+    check_at_least(0, weight=weight)
     check_same_classes(student_logits, teacher_logits, least=2)
     student, teacher = _standardized(student_logits), _standardized(teacher_logits.detach())
     return weight * soft_distillation_loss(student, teacher, temperature)
@@ -54,7 +55,7 @@ def standardized_distillation_loss(
 
 def _standardized(logits: Tensor) -> Tensor:
     logits = as_float32(logits)
-    # The same for any divisor, which keeps the squares of the largest logits finite.
+    # Dividing by a row's largest value changes nothing, but keeps the squares of the largest logits finite.
     size = logits.detach().abs().amax(dim=1, keepdim=True).clamp(min=1)
     logits = logits / size
     deviation = logits.var(dim=1, keepdim=True).clamp(min=_SMALLEST).sqrt()
@@ -79,8 +80,9 @@ class StandardizedDistillation(nn.Module):
 
     def __init__(self, temperature: float = 2.0, weight: float = 9.0) -> None:
         super().__init__()
-        check_weights(weight=weight)
-        self.temperature = check_temperature(temperature)
+        check_at_least(0, weight=weight)
+        check_positive(temperature=temperature)
+        self.temperature = float(temperature)
         self.weight = weight
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor:

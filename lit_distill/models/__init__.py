@@ -9,11 +9,12 @@ if TYPE_CHECKING:
     from lit_distill.models.classes import count_classes
     from lit_distill.models.digits_cnn import DigitsCNN
     from lit_distill.models.export import export_student
-    from lit_distill.models.output import StudentOutput
+    from lit_distill.models.output import StudentOutput, TeacherOutput
     from lit_distill.models.pixels import PixelInput
     from lit_distill.models.saved import load_student
     from lit_distill.models.serving import Prediction, predict
     from lit_distill.models.teacher import FrozenTeacher
+    from lit_distill.models.teacher_base import Teacher
     from lit_distill.models.timm_student import TimmStudent
     from lit_distill.models.tokenizers import PatchTokenizer, TokensToToken
     from lit_distill.models.transformer import Attention, FeedForward, Transformer
@@ -27,11 +28,12 @@ else:
             "classes": ["count_classes"],
             "digits_cnn": ["DigitsCNN"],
             "export": ["export_student"],
-            "output": ["StudentOutput"],
+            "output": ["StudentOutput", "TeacherOutput"],
             "pixels": ["PixelInput"],
             "saved": ["load_student"],
             "serving": ["Prediction", "predict"],
             "teacher": ["FrozenTeacher"],
+            "teacher_base": ["Teacher"],
             "timm_student": ["TimmStudent"],
             "tokenizers": ["PatchTokenizer", "TokensToToken"],
             "transformer": ["Attention", "FeedForward", "Transformer"],
@@ -52,6 +54,8 @@ __all__ = [
     "PixelInput",
     "Prediction",
     "StudentOutput",
+    "Teacher",
+    "TeacherOutput",
     "TimmStudent",
     "TokensToToken",
     "Transformer",

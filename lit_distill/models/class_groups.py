@@ -1,6 +1,7 @@
-"""A teacher's classes, grouped to the student's."""
+"""Groups of a teacher's classes, one for each class of the student."""
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,8 @@ class ClassGroups(nn.Module):
 
     .. math:: \tilde z_k = \log \sum_{m \in G_k} e^{z_m}
 
-    so that :math:`\mathrm{softmax}(\tilde z)` adds the probabilities of a group up and shares out anew what is in none.
+    so that :math:`\mathrm{softmax}(\tilde z)` sums the probabilities within each group and renormalises over the
+    groups.
 
     Args:
         groups: For each class, by name or in order, the numbers of the teacher's classes, 0..M-1.
@@ -63,45 +65,44 @@ class ClassGroups(nn.Module):
         return out
 
     def order(self, names: Sequence[str]) -> None:
-        """Bring the groups into the order of these names.
+        """Put the groups in the order of these names.
 
-        A name that YAML takes for a value, such as ``yes`` or ``01`` without quotes, is known by that value.
+        YAML takes some names without quotes for values, such as ``yes`` or ``01``; these are matched by their value.
 
         Raises:
             ValueError: If they are not the groups' names.
         """
         if set(names) != set(self.names):
             read = {_as_yaml(name): name for name in names}
-            own = [name if name in names else read.get(_as_yaml(name), name) for name in self.names]
-            if sorted(own) != sorted(names):
+            matched = [name if name in names else read.get(_as_yaml(name), name) for name in self.names]
+            if sorted(matched) != sorted(names):
                 raise ValueError(
                     f"the teacher's classes are for {', '.join(self.names)}, the data has {', '.join(map(str, names))}"
                 )
-            self.names = own
+            self.names = matched
         places = [self.names.index(name) for name in names]
         self.names, self.members = list(names), [self.members[place] for place in places]
         self.index, self.padding = self.index[places], self.padding[places]
 
     def notes(self) -> list[str]:
-        """Say which of the teacher's classes are in more than one group, and which in none."""
-        where: dict[int, list[str]] = {}
+        """Return a line about the teacher's classes in more than one group, and one about those in none."""
+        groups_of: dict[int, list[str]] = {}
         for name, members in zip(self.names, self.members, strict=True):
             for member in members:
-                where.setdefault(member, []).append(name)
-        shared = {member: names for member, names in where.items() if len(names) > 1}
+                groups_of.setdefault(member, []).append(name)
         notes = []
+        shared = [member for member, names in groups_of.items() if len(names) > 1]
         if shared:
-            member, names = next(iter(shared.items()))
+            *names, last = groups_of[shared[0]]
             more = f"; {len(shared) - 1} more like it" if len(shared) > 1 else ""
-            many = ", ".join(names[:-1]) + f" and {names[-1]}"
             notes.append(
-                f"class {member} of the teacher is in the groups of {many}: its probability counts in each{more}"
+                f"class {shared[0]} of the teacher is in the groups of {', '.join(names)} and {last}: its probability "
+                f"counts in each{more}"
             )
-        if self.num_classes is not None:
-            unused = [m for m in range(self.num_classes) if m not in where]
-            if unused:
-                said = _ranges(unused)
-                notes.append(f"{len(unused)} of the {self.num_classes} classes of the teacher in no group: {said}")
+        unused = sorted(set(range(self.num_classes or 0)) - set(groups_of))
+        if unused:
+            ranges = _ranges(unused)
+            notes.append(f"{len(unused)} of the {self.num_classes} classes of the teacher in no group: {ranges}")
         return notes
 
 
@@ -114,11 +115,8 @@ def _as_yaml(name: str) -> str:
 
 
 def _ranges(numbers: Sequence[int], most: int = 4) -> str:
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    said = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
-    return ", ".join(said[:most]) + (", ..." if len(said) > most else "")
+    """Return sorted numbers as text, such as ``0-2, 5``."""
+    # Numbers in a row differ from their places by the same amount.
+    runs = [[k for _, k in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+    texts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    return ", ".join(texts[:most]) + (", ..." if len(texts) > most else "")

@@ -1,4 +1,6 @@
-"""How many classes a network tells apart."""
+"""Classes: how many a network tells apart, and how their names differ from others."""
+
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -18,3 +20,15 @@ def count_classes(model: nn.Module) -> int | None:
         return own
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     return linear[-1].out_features if linear else None
+
+
+def compare_names(teacher: Sequence[str], data: Sequence[str]) -> str:
+    """Return which names only the teacher has, and which only the data has.
+
+    Example:
+        >>> compare_names(["ant", "cow"], ["ant", "dog"])
+        'only the teacher has cow, only the data has dog'
+    """
+    sides = {"only the teacher has": set(teacher) - set(data), "only the data has": set(data) - set(teacher)}
+    lists = {side: sorted(names) for side, names in sides.items() if names}
+    return ", ".join(f"{side} {', '.join(names[:3])}{', ...' if names[3:] else ''}" for side, names in lists.items())

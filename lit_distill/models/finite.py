@@ -1,4 +1,4 @@
-"""Networks whose weights are lost."""
+"""Networks whose weights are NaN or infinite."""
 
 from itertools import chain
 
@@ -8,7 +8,7 @@ from torch import nn
 def not_finite(network: nn.Module) -> str | None:
     """Return the name of the first parameter with NaN or infinity in it, or buffer with NaN, or None.
 
-    A buffer may hold infinities on purpose, as an attention mask does. Reading the answer waits for the device.
+    A buffer may hold infinities on purpose, as an attention mask does. This waits for the device.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -24,7 +24,7 @@ def not_finite(network: nn.Module) -> str | None:
 
 
 def refuse_not_finite(network: nn.Module) -> None:
-    """Refuse a student whose weights are lost: all that it says is NaN, which ``argmax`` takes for the first class.
+    """Refuse a student with weights that are not finite: it answers with NaN, which ``argmax`` takes for class 0.
 
     Raises:
         ValueError: If a weight is NaN or infinite.

@@ -1,22 +1,41 @@
-"""What a student returns."""
+"""What students and teachers return."""
 
 from collections.abc import Mapping
 import math
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lit_distill.batch import describe
+from lit_distill.checks import check_choice
+
 Head = Literal["class", "distill", "mean_logits", "mean_probs"]
 HEADS: tuple[Head, ...] = get_args(Head)
+
+
+class TeacherOutput(NamedTuple):
+    """What a teacher answers to a batch, float32 and without a graph.
+
+    ``logits`` are ``(B, K)``, or None from a teacher without classes. ``features`` are tensors by name, which feature
+    losses can ask for.
+
+    Example:
+        >>> TeacherOutput(torch.zeros(2, 3)).features
+        {}
+    """
+
+    logits: Tensor | None
+    features: Mapping[str, Tensor] = {}
 
 
 class StudentOutput(NamedTuple):
     """The logits of a student's two heads, each ``(B, K)``.
 
     ``logits`` answer to the labels, ``distill_logits`` to the teacher. A student with one head returns a plain
-    tensor instead; [`StudentOutput.of`][] lets that head serve both.
+    tensor instead; [`StudentOutput.of`][] lets that head serve both. ``features`` are tensors by name, which feature
+    losses can ask for beside the outputs of the student's layers.
 
     Example:
         >>> StudentOutput.of(torch.zeros(2, 3)).distill_logits.shape
@@ -27,9 +46,10 @@ class StudentOutput(NamedTuple):
 
     logits: Tensor
     distill_logits: Tensor
+    features: Mapping[str, Tensor] = {}
 
     @classmethod
-    def of(cls, output: Any) -> "StudentOutput":
+    def of(cls, output: object) -> Self:
         """Accept what a network returns.
 
         Args:
@@ -46,10 +66,15 @@ class StudentOutput(NamedTuple):
         heads = heads * 2 if len(heads) == 1 else heads
         if len(heads) != 2 or not all(isinstance(head, Tensor) for head in heads):
             raise ValueError(
-                f"the network returned {_described(output)}, expected its logits (B, K): a tensor, a pair of them, or "
+                f"the network returned {describe(output)}, expected its logits (B, K): a tensor, a pair of them, or "
                 "a mapping or an object with logits"
             )
         return cls(*heads)
+
+    @property
+    def heads(self) -> tuple[Tensor, Tensor]:
+        """The logits of the two heads."""
+        return self.logits, self.distill_logits
 
     def combined(self, head: Head) -> Tensor:
         """Return the logits that ``head`` answers with, ``(B, K)``, float32: their softmax is the prediction.
@@ -61,27 +86,16 @@ class StudentOutput(NamedTuple):
         Raises:
             ValueError: If there is no such head.
         """
+        check_choice(HEADS, head=head)
         logits, distill_logits = self.logits.float(), self.distill_logits.float()
-        if head == "class":
-            return logits
-        if head == "distill":
-            return distill_logits
+        if head == "mean_probs":
+            both = torch.stack([F.log_softmax(logits, dim=1), F.log_softmax(distill_logits, dim=1)])
+            return torch.logsumexp(both, dim=0) - math.log(2)
         if head == "mean_logits":
             return (logits + distill_logits) / 2
-        if head != "mean_probs":
-            raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
-        both = torch.stack([F.log_softmax(logits, dim=1), F.log_softmax(distill_logits, dim=1)])
-        return torch.logsumexp(both, dim=0) - math.log(2)
+        return logits if head == "class" else distill_logits
 
     def log_probs(self, head: Head = "mean_probs") -> Tensor:
         """Return the logarithms of the predicted probabilities, ``(B, K)``, float32; ``head`` as in `combined`."""
         combined = self.combined(head)
         return combined if head == "mean_probs" else F.log_softmax(combined, dim=1)
-
-
-def _described(output: Any) -> str:
-    if isinstance(output, Mapping):
-        return f"a {type(output).__name__} with {', '.join(map(str, output)) or 'nothing'}"
-    if isinstance(output, (tuple, list)):
-        return f"a {type(output).__name__} of {', '.join(type(part).__name__ for part in output) or 'nothing'}"
-    return f"a {type(output).__name__}"

@@ -1,4 +1,4 @@
-"""Each network's own way in: pixels to the statistics and the size that it was trained with."""
+"""How a network gets its images: with the statistics and the size that it was trained with."""
 
 from collections.abc import Sequence
 import warnings
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
-# A float image of 0..1 may overshoot where it was resized; one of 0..255 has more than this unless it is black.
+# Resizing may take a float image of 0..1 beyond 1; an image of 0..255 exceeds this value unless it is black.
 _MOST = 10.0
 
 
@@ -16,8 +16,8 @@ class PixelInput(nn.Module):
 
     ``uint8`` becomes ``value / 255``; a float batch keeps its range. With ``input_size`` the image is resized
     (bilinear, antialiased) when its size differs; with ``mean`` and ``std`` it becomes ``(x - mean) / std`` a channel.
-    Without them it is taken as it comes. The statistics are buffers: they move and cast with the network, and are no
-    part of its state dict.
+    Without them it stays as it is. The statistics are buffers: they move and cast with the network, and are not in its
+    state dict.
 
     Args:
         mean: Per-channel mean in 0..1 units, or None.
@@ -28,9 +28,9 @@ class PixelInput(nn.Module):
         ``(B, C, H, W)`` to ``(B, C, *input_size)``.
 
     Raises:
-        ValueError: If only one of ``mean`` and ``std`` is given, their lengths differ, or a ``std`` is not positive; of
-            what is no batch of images, or has other channels, where there is something to be done to it; if the first
-            float batch has values of 0..255, which without ``mean`` is a warning.
+        ValueError: If only one of ``mean`` and ``std`` is given, their lengths differ, or a ``std`` is not positive. In
+            a call with ``mean`` or ``input_size``: if the input is no batch of images, or has other channels. If the
+            first float batch has values of 0..255; without ``mean`` that is a warning.
 
     Example:
         >>> PixelInput(mean=[0.5], std=[0.25])(torch.full((1, 1, 2, 2), 255, dtype=torch.uint8)).unique()
@@ -62,13 +62,13 @@ class PixelInput(nn.Module):
         self.register_buffer("std", _per_channel(std), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return the network's own view of ``image``."""
+        """Return ``image`` as the network was trained to see it."""
         if self.mean is not None or self.input_size is not None:
             check_batch(image, None if self.mean is None else len(self.mean))
         if not image.is_floating_point():
             image = image.to(self.scale.dtype) / self.scale
         elif not (self._first_is_seen or torch.compiler.is_compiling()):
-            self._first_is_seen = True  # to look at each batch would stop the device at each step
+            self._first_is_seen = True  # checking every batch would wait for the device at every step
             self._check_range(image)
         if self.input_size is not None and list(image.shape[-2:]) != self.input_size:
             image = tv.resize(image, self.input_size, antialias=True)
@@ -81,19 +81,19 @@ class PixelInput(nn.Module):
             return
         least, most = (float(value) for value in image.aminmax())
         if least >= 0 and most > _MOST:
-            said = f"float images must be in 0..1, got values up to {most:g}: divide them by 255, or keep them uint8"
+            message = f"float images must be in 0..1, got values up to {most:g}: divide them by 255, or keep them uint8"
             if self.mean is not None:
-                raise ValueError(said)
-            warnings.warn(f"{said}; without mean and std they are taken as they come", stacklevel=3)
+                raise ValueError(message)
+            warnings.warn(f"{message}; without mean and std they are taken as they come", stacklevel=3)
 
 
 def check_batch(image: Tensor, statistics: int | None = None) -> None:
-    """Raise ``ValueError`` unless ``image`` is ``(B, C, H, W)`` and each channel has one of so many ``statistics``."""
+    """Raise ``ValueError`` unless ``image`` is ``(B, C, H, W)`` and fits so many channels of ``statistics``."""
     shape = tuple(image.shape)
     if len(shape) != 4:
-        mend = "; of one image make a batch with image[None]" if len(shape) == 3 else ""
-        raise ValueError(f"expected a batch of images (B, C, H, W), got shape {shape}{mend}")
-    if statistics not in (None, 1, shape[1]) and shape[1] != 1:  # one value, or one channel, serves all of the other
+        hint = "; of one image make a batch with image[None]" if len(shape) == 3 else ""
+        raise ValueError(f"expected a batch of images (B, C, H, W), got shape {shape}{hint}")
+    if statistics not in (None, 1, shape[1]) and shape[1] != 1:  # a single value, or a single channel, broadcasts
         raise ValueError(f"expected images of {statistics} channels, as mean and std are for, got shape {shape}")
 
 

@@ -100,7 +100,7 @@ def test_calls_out_a_permutation_with_the_order_that_undoes_it() -> None:
 def test_long_groups_are_named_in_the_order_that_undoes_a_permutation() -> None:
     groups = {"cat": list(range(200)), "dog": list(range(200, 300)), "fox": [300]}
     teacher = FrozenTeacher(nn.Linear(2, 301), classes=groups)
-    assert teacher.others([1, 0, 2]) == "of the teacher's classes=, give cat those of dog, dog those of cat"
+    assert teacher.advice_to_reorder([1, 0, 2]) == "of the teacher's classes=, give cat those of dog, dog those of cat"
 
 
 def test_a_teacher_of_an_own_run_is_not_told_to_check_what_it_brings() -> None:

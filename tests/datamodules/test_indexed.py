@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from timm.data.auto_augment import rand_augment_transform
 import torch
-from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
 from torchvision import transforms as v1
 from torchvision.datasets import FakeData
 from torchvision.transforms import InterpolationMode, v2
 
-from lit_distill.datamodules import Batch, IndexedDataset, generators_of
+from lit_distill.datamodules import Batch, IndexedDataset, IndexedSample, KeyedSampler, generators_of
 
 
 def noisy(image: object) -> torch.Tensor:
@@ -20,13 +20,29 @@ def test_a_sample_carries_its_row_and_can_be_unpacked() -> None:
     data = IndexedDataset(FakeData(5, (3, 4, 4), transform=v2.ToImage()))
     sample = data[3]
     image, target, index = sample
-    assert isinstance(sample, Batch)
+    assert isinstance(sample, IndexedSample)
     assert (image.shape, target, index, len(data)) == ((3, 4, 4), data.dataset[3][1], 3, 5)
 
 
 def test_a_dict_gets_the_row_as_a_key() -> None:
     data = IndexedDataset([{"x": 1.0, "y": 2}, {"x": 3.0, "y": 4}])
     assert data[1] == data[(5, 1)] == {"x": 3.0, "y": 4, "index": 1}
+    data.with_view = True
+    assert data[(5, 1)] == {"x": 3.0, "y": 4, "index": 1, "view": 5}
+
+
+def test_a_keyed_sample_carries_its_view_too() -> None:
+    data = IndexedDataset(FakeData(5, (3, 4, 4), transform=v2.ToImage()), with_view=True)
+    sample = data[(7, 3)]
+    assert isinstance(sample, Batch)
+    assert (sample.index, sample.view) == (3, 7)
+    batch = next(iter(DataLoader(data, 5, sampler=KeyedSampler(data, repeats=2, shuffle=False))))
+    assert (batch.index.tolist(), batch.view.tolist()) == ([0, 0, 1, 1, 2], [0, 1, 0, 1, 0])
+    assert batch.view.dtype == batch.index.dtype == torch.int64
+    for with_view, sampler in ((True, None), (False, None), (False, KeyedSampler(data, shuffle=False))):
+        data.with_view = with_view
+        _, _, index = next(iter(DataLoader(data, 5, sampler=sampler)))  # a stranger's loop
+        assert index.tolist() == list(range(5))
 
 
 def test_a_keyed_read_depends_on_seed_view_and_row_and_nothing_else() -> None:

@@ -185,6 +185,8 @@ def test_the_mixed_batches_are_those_of_their_epoch_and_place_for_any_number_of_
         assert torch.equal(image, batch.image)
         assert torch.equal(target, batch.target)
         assert torch.equal(before.index, batch.index)
+        assert torch.equal(before.view, batch.view)
+        assert set(batch.view.tolist()) == {epoch}
         assert not torch.equal(image, before.image)
     for workers in (2, 4):
         assert_same(run(num_workers=workers).train_batches, mixed)
@@ -316,10 +318,10 @@ def test_retrospection_beside_mixing_is_one_line_that_says_what_to_do() -> None:
     ("arguments", "message"),
     [
         ({}, r"mixing needs mixup > 0 or cutmix > 0, got 0 and 0: for no mixing leave it out"),
-        ({"mixup": -0.1}, r"mixup is a Beta distribution's alpha and must be >= 0, got -0.1"),
-        ({"cutmix": float("nan")}, r"cutmix is a Beta distribution's alpha and must be >= 0, got nan"),
-        ({"mixup": 1.0, "prob": 1.1}, r"prob is a probability and must be in \[0, 1\], got 1.1"),
-        ({"mixup": 1.0, "switch_prob": -1.0}, r"switch_prob is a probability and must be in \[0, 1\], got -1.0"),
+        ({"mixup": -0.1}, r"mixup must be >= 0, got -0.1"),
+        ({"cutmix": float("nan")}, r"cutmix must be >= 0, got nan"),
+        ({"mixup": 1.0, "prob": 1.1}, r"prob must be in \[0, 1\], got 1.1"),
+        ({"mixup": 1.0, "switch_prob": -1.0}, r"switch_prob must be in \[0, 1\], got -1.0"),
     ],
 )
 def test_refuses_what_is_out_of_range(arguments: dict[str, float], message: str) -> None:

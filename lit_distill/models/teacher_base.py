@@ -1,0 +1,82 @@
+"""What all teachers have in common: they answer, and never learn."""
+
+from collections.abc import Sequence
+from typing import Self, overload
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lit_distill.batch import Batch
+from lit_distill.models.output import TeacherOutput
+
+
+class Teacher(nn.Module):
+    """Base of teachers: always in eval mode, frozen by `LitDistiller`, answers in float32 and without a graph.
+
+    A subclass implements ``forward``, from a `Batch` to a `TeacherOutput`. It is asked with the whole batch, so it can
+    ask several networks, or look an answer up by ``batch.view_and_index()``. A teacher without classes leaves
+    ``num_classes`` at None and returns features alone.
+
+    Attributes:
+        num_classes: Classes K of its logits, or None.
+
+    Example:
+        >>> class Ensemble(Teacher):
+        ...     def __init__(self, *networks):
+        ...         super().__init__()
+        ...         self.networks = nn.ModuleList(networks)
+        ...
+        ...     def forward(self, batch):
+        ...         logits = torch.stack([network(batch.image) for network in self.networks])
+        ...         return TeacherOutput(logits.mean(dim=0))
+        >>> teacher = Ensemble(nn.Flatten(), nn.Flatten())
+        >>> teacher(Batch(torch.ones(2, 1, 1, 3), torch.tensor([0, 1]))).logits.shape
+        torch.Size([2, 3])
+    """
+
+    num_classes: int | None = None
+
+    def forward(self, batch: Batch) -> TeacherOutput:
+        """Return the answer to a batch."""
+        raise NotImplementedError(f"{type(self).__name__} needs a method forward(batch) that returns a TeacherOutput")
+
+    @overload
+    def __call__(self, batch: Batch) -> TeacherOutput: ...
+    @overload
+    def __call__(self, batch: Tensor) -> Tensor: ...
+    @torch.no_grad()
+    def __call__(self, batch: Batch | Tensor) -> TeacherOutput | Tensor:
+        """Return what ``forward`` returns, in float32 and without a graph."""
+        if any(module.training for module in self.modules()):  # somebody reached past `train`
+            self.eval()
+        answer: TeacherOutput | Tensor = super().__call__(batch)
+        if isinstance(answer, Tensor):
+            return answer.float()
+        features = {name: feature.float() for name, feature in answer.features.items()}
+        return TeacherOutput(None if answer.logits is None else answer.logits.float(), features)
+
+    @property
+    def network(self) -> nn.Module:
+        """The network whose layers a feature loss can name."""
+        return self
+
+    def set_class_names(self, names: Sequence[str]) -> bool:
+        """Answer in the order of the data's classes, if the teacher knows its own by name.
+
+        Args:
+            names: Names of the data's classes, in their order.
+
+        Returns:
+            True if the teacher's own order is another one.
+        """
+        return False
+
+    def notes(self) -> list[str]:
+        """Return what a user may want to know before training with this teacher."""
+        return []
+
+    @override
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode: the student's data must not change the teacher's batch statistics."""
+        return super().train(False)
