@@ -22,7 +22,7 @@ IMAGE, TARGET, INDEX, VIEW = torch.rand(2, 3, 4, 4), torch.tensor([3, 5]), torch
         {"x": IMAGE, "y": TARGET},
         SimpleNamespace(image=IMAGE, label=TARGET, index=INDEX),
     ],
-    ids=str,
+    ids=["pair", "list", "IndexedSample", "tuple", "Batch", "names", "Hugging Face", "x and y", "object"],
 )
 def test_accepts_the_usual_forms(batch: Any) -> None:
     found = Batch.of(batch)

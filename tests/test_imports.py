@@ -32,10 +32,8 @@ def imported_by(source: str, modules: set[str]) -> set[str]:
     return imported & modules
 
 
-def find_circle(sources: dict[str, str], known: set[tuple[str, str]] = frozenset()) -> list[str]:
+def find_circle(sources: dict[str, str]) -> list[str]:
     graph = {name: imported_by(source, set(sources)) for name, source in sources.items()}
-    for importer, imported in known:
-        graph.get(importer, set()).discard(imported)
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
