@@ -342,10 +342,12 @@ def test_greyscale(tmp_path) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
+def _workers_have_ended() -> Iterator[None]:
+    before = multiprocessing.active_children()
     yield
     for process in multiprocessing.active_children():
-        process.join(5)
+        if process not in before:
+            process.join(5)
 
 
 def test_what_is_stored_is_plain(tmp_path) -> None:
