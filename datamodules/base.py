@@ -109,7 +109,7 @@ class ImageDataModule(LightningDataModule):
         data.identities = self.trainer.strategy.broadcast(data.identities)
         self._sampler = ResumingSampler(self.trainer, data, seed, self.repeats)
         self._sampler.begin(self._progress if self._resuming_trainer is self.trainer else {}, self.batch_size)
-        return self._loader(data, self.batch_size, sampler=self._sampler)
+        return self._loader(data, self.batch_size, kind=ResumableLoader, sampler=self._sampler)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return the loader of the validation set, in order."""
@@ -164,7 +164,12 @@ class ImageDataModule(LightningDataModule):
         return global_seed() if self.seed is None else self.seed
 
     def _loader(
-        self, data: IndexedDataset, batch_size: int, sampler: Sampler[Any] | None = None, **kwargs: Any
+        self,
+        data: IndexedDataset,
+        batch_size: int,
+        sampler: Sampler[Any] | None = None,
+        kind: type[DataLoader[Batch]] = DataLoader,
+        **kwargs: Any,
     ) -> DataLoader[Batch]:
         defaults: dict[str, Any] = {
             "num_workers": self.num_workers,
@@ -173,4 +178,4 @@ class ImageDataModule(LightningDataModule):
             # Its own generator: starting workers must not draw from the one that dropout uses.
             "generator": torch.Generator(),
         }
-        return ResumableLoader(data, batch_size, sampler=sampler, **{**defaults, **kwargs})
+        return kind(data, batch_size, sampler=sampler, **{**defaults, **kwargs})

@@ -118,11 +118,11 @@ def _argument_error(text: str) -> str:
         return f"expected {' or '.join(types)}, got {value}"
     innermost = max(lines, key=lambda line: len(line) - len(line.lstrip()))
     message = re.sub(r'^\s*(?:- )?(?:Parser key "[^"]+":\s*)?', "", innermost)
-    return re.sub(r"Expected an? (?:<class '([\w.]+)'>|typing\.Literal\[(.*)\])\. Got value:", _expected, message)
+    return re.sub(r"Expected an? (?:<class '([\w.]+)'>|typing\.Literal\[(.*)\])(\. Got value:)?", _expected, message)
 
 
 def _expected(match: re.Match[str]) -> str:
-    return f"expected {match[1] or 'one of ' + match[2]}, got"
+    return f"expected {match[1] or 'one of ' + match[2]}{', got' if match[3] else ''}"
 
 
 def _unknown_option(option: str, options: Iterable[str]) -> str:
@@ -166,10 +166,10 @@ def _wrong_key(problem: str, key: str) -> str:
 # What jsonargparse says of a class or an argument that does not exist, and who explains it.
 _EXPLANATIONS: dict[str, Callable[..., str]] = {
     r"(Unexpected|Missing required) keys: \{'(\w+)'": _wrong_key,
+    r"Expected a dot import path string: (\S+)": _unknown_class,
     r"(?s).*class_path '([\w.]+)':\s+(?:Option|Key) ['\"]([^'\"]+)['\"] is not (?:accepted|expected)": (
         _unknown_argument
     ),
     r"class_path '([\w.]+)':\s+No module named '([\w.]+)'": _failed_import,
     r"module '([\w.]+)' has no attribute '(\w+)'": _unknown_class,
-    r"Expected a dot import path string: (\S+)": _unknown_class,
 }

@@ -114,7 +114,7 @@ CASES = {
     "--trainer.callbacks+=SelfAdaptiveTraining --trainer.callbacks.start=-1": "start must be >= 0, got -1",
     "--data=ImageFolderDataModule --data.root=nope": "nope does not exist: expected train/<class>/",
     "--data=ImageFolderDataModule --data.root={folder}":
-        "has no folders: expected train/<class>/ with val/<class>/, or <class>/",
+        "has no folders of classes: expected train/<class>/ with val/<class>/, or <class>/",
     "--data=ImageFolderDataModule --data.root=x --data.split_seed=x": "data.split_seed: expected int, got x",
     "--trainer.logger=CSVLogger --trainer.logger.save_dir={other}/logs": "Not a directory; for logs choose another",
 }

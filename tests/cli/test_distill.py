@@ -209,7 +209,7 @@ MISTAKES = {
     "--epochs=many": "epochs: expected int, got many",
     "--data.augmentation.policy=rnd": "unknown policy 'rnd': did you mean 'rand'?",
     "--data.root=nope": "nope does not exist: expected train/<class>/",
-    "--data.val=nope": "val='nope' is none of the folders in my_photos: bird, cat, dog",
+    "--data.val=nope": "val must be 'bird', 'cat' or 'dog', got 'nope'",
     "--data.max_damaged=2": "max_damaged must be in [0, 1], got 2",
 }
 

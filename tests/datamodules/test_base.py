@@ -116,7 +116,7 @@ def test_two_ranks_see_as_a_set_what_one_process_sees(tmp_path) -> None:
     Trainer(**options).fit(Collect(str(tmp_path)), datamodule=FewDigits(batch_size=5, seed=7))
     two = {}
     for rank in range(2):
-        for epoch, images, _, rows in torch.load(tmp_path / f"{rank}.pt", weights_only=True):
+        for epoch, images, _, rows, _ in torch.load(tmp_path / f"{rank}.pt", weights_only=True):
             for row, image in zip(rows.tolist(), images, strict=True):
                 assert (epoch, row) not in two
                 two[epoch, row] = image

@@ -108,7 +108,7 @@ def test_another_number_of_ranks_takes_up_the_rest_of_the_epoch(tmp_path, first,
         Trainer(**options).fit(Collect(str(tmp_path)), FewDigits(rows, batch_size=batch_size, seed=7), **kwargs)
         parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
         steps = zip(*parts, strict=True)
-        return [(epoch, i) for step in steps for epoch, _, _, index in step for i in index.tolist()]
+        return [(epoch, i) for step in steps for epoch, _, _, index, _ in step for i in index.tolist()]
 
     whole, done = run(*first), 2 * first[0] * first[1]
     rest = run(*then, ckpt_path=tmp_path / "first" / "step=2.ckpt", weights_only=True)
