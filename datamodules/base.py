@@ -178,4 +178,4 @@ class ImageDataModule(LightningDataModule):
             # Its own generator: starting workers must not draw from the one that dropout uses.
             "generator": torch.Generator(),
         }
-        return kind(data, batch_size, sampler=sampler, **{**defaults, **kwargs})
+        return kind(data, batch_size=batch_size, sampler=sampler, **{**defaults, **kwargs})

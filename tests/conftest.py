@@ -45,6 +45,15 @@ def away() -> Iterator[Callable[..., Any]]:
     yield from _process()
 
 
+@pytest.fixture(scope="module")
+def fresh() -> Iterator[Callable[..., Any]]:
+    """Call a function in a process that no other module's tests have used.
+
+    For what forks a process that forks again: Lightning refuses that where this one has ever made a trainer.
+    """
+    yield from _process()
+
+
 @pytest.fixture(scope="session")
 def unforked() -> Iterator[Callable[..., Any]]:
     """Call a function in another process, the same one for all tests, which none of them may fork.

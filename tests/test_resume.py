@@ -11,13 +11,13 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def reference(away: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+def reference(fresh: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return the folder and the seconds of a case's run that nobody kills."""
     runs: dict[Case, tuple[Path, float]] = {}
 
     def run(case: Case) -> tuple[Path, float]:
         if case not in runs:
-            runs.update(away(script.references, tmp_path_factory.mktemp("reference"), [case]))
+            runs.update(fresh(script.references, tmp_path_factory.mktemp("reference"), [case]))
         return runs[case]
 
     return run
@@ -26,8 +26,8 @@ def reference(away: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [Case(1, 0, None), Case(1, 2, 3), Case(2, 0, 3)], ids=str)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_killed_from_outside_at_a_random_moment(away: Any, reference: Any, tmp_path, case: Case, seed: int) -> None:
-    _, found = away(script.trial, case, *reference(case), random.Random(seed), tmp_path / "run")
+def test_killed_from_outside_at_a_random_moment(fresh: Any, reference: Any, tmp_path, case: Case, seed: int) -> None:
+    _, found = fresh(script.trial, case, *reference(case), random.Random(seed), tmp_path / "run")
     assert found == []
 
 
@@ -44,11 +44,11 @@ def test_killed_from_outside_at_a_random_moment(away: Any, reference: Any, tmp_p
     ],
     ids=str,
 )
-def test_cut_off_after_some_steps(away: Any, reference: Any, tmp_path, case: Case, deaths: list[str]) -> None:
+def test_cut_off_after_some_steps(fresh: Any, reference: Any, tmp_path, case: Case, deaths: list[str]) -> None:
     whole, _ = reference(case)
     for death in [*deaths, None]:
         more = [] if death is None else [script.Die(int(death.rstrip("v")), death.endswith("v"))]
-        status = away(script.run, case, tmp_path, *more)
+        status = fresh(script.run, case, tmp_path, *more)
         assert (status == 0) == (death is None), (tmp_path / "log.txt").read_text()
         assert (tmp_path / "end.ckpt").exists() == (death is None)
     assert script.compare(case, tmp_path, whole) == []
