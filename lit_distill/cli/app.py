@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from jsonargparse.typing import register_type
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
 from lightning.pytorch.utilities import rank_zero_only
 import torch
@@ -28,7 +29,7 @@ from lit_distill.cli.checkpoints import BestCheckpoint, LastCheckpoint
 from lit_distill.cli.from_checkpoint import Origin, from_checkpoint
 from lit_distill.cli.outputs import keep_out_of_data
 from lit_distill.cli.predictions import write_predictions
-from lit_distill.cli.progress import is_dry_run
+from lit_distill.cli.progress import callbacks_of, is_dry_run
 from lit_distill.cli.run_config import SaveRunConfig, check_folders
 from lit_distill.cli.stopping import Stopping, resumable
 import lit_distill.datamodules
@@ -40,6 +41,11 @@ from lit_distill.module import LitDistiller
 
 # Arguments of the student that it has from its weights or from the data, unless they are given. Their values are in the
 # configuration, so that a checkpoint knows them when the weights' file is gone.
+# Callbacks that search before training, and what a resumed run does without the search.
+_SEARCHES: dict[type[Callback], str] = {
+    LearningRateFinder: "the checkpoint has the learning rate",
+    BatchSizeFinder: "set --data.batch_size to the size that it found",
+}
 _LINKED = ("num_classes", "image_size", "mean", "std", "img_size")
 # Those that weights of this project bring along, and what `origin_of` calls them.
 _OF_WEIGHTS = {"mean": "mean", "std": "std", "img_size": "input_size"}
@@ -121,7 +127,9 @@ class DistillCLI(LightningCLI):
         add_common_flags(parser)
         for name in _LINKED:
             target = f"model.student.init_args.{name}"
-            parser.link_arguments("data", target, compute_fn=partial(self._linked, name), apply_on="instantiate")
+            linked = partial(self._linked, name)
+            vars(linked)["__name__"] = name  # what --help shows
+            parser.link_arguments("data", target, compute_fn=linked, apply_on="instantiate")
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -208,12 +216,22 @@ class DistillCLI(LightningCLI):
         return [best, LastCheckpoint(best.dirpath, made.ckpt_path, **best.within)]
 
     def before_fit(self) -> None:
-        """Refuse to replace another run's logs, and say who teaches."""
+        """Refuse to replace another run's logs, leave out searches that are over, and say who teaches."""
+        if self.config_init[self.subcommand].ckpt_path is not None:
+            self._leave_out_searches()
         if self.trainer.is_global_zero and not is_dry_run(self.trainer):
             check_folders(self.trainer, resumes=self.config_init[self.subcommand].ckpt_path is not None)
         teacher = self.model.teacher
         if teacher is not None:
             rank_zero_only(print)(f"teacher: {type(teacher.network).__name__}({teacher.extra_repr()})")
+
+    def _leave_out_searches(self) -> None:
+        """Leave out callbacks that would search again, since Lightning then forgets the progress of the checkpoint."""
+        for callback in list(callbacks_of(self.trainer)):
+            if type(callback) in _SEARCHES:
+                callbacks_of(self.trainer).remove(callback)
+                name, instead = type(callback).__name__, _SEARCHES[type(callback)]
+                rank_zero_only(print)(f"note: {name} does not search again: {instead}", file=sys.stderr)
 
     def fit(self, **kwargs: Any) -> None:
         """Train. If that ends early, say how to continue."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningDataModule
 
+from lit_distill.checks import check_at_least
 from lit_distill.cli import plan
 from lit_distill.cli.arguments import command_parser, parse, substitute
 from lit_distill.cli.export import export
@@ -66,6 +67,7 @@ def distill(config: Namespace, given: Collection[str], both: Sequence[str], stud
         both: Flags of ``fit`` for both runs.
         students: Flags of ``fit`` for the student's run.
     """
+    check_at_least(1, epochs=config.epochs, teacher_epochs=config.teacher_epochs)
     began = time.monotonic()
     steps = max(0, int(config.trainer.fast_dev_run))
     with tempfile.TemporaryDirectory() if steps else nullcontext() as folder:

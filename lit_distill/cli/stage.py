@@ -28,6 +28,8 @@ from lit_distill.models import load_safely
 
 # Flags of ``fit`` that end a run early, with the value for no limit. A run that continues ends with the same result.
 LIMITS = {"--trainer.max_time=": "null", "--trainer.max_steps=": "-1"}
+# Flags that change what a run prints, and nothing else.
+_PRINTED = ("--trainer.enable_progress_bar", "--trainer.enable_model_summary")
 # Flags that would leave no checkpoint where the next stage looks for it, and their values that do no harm.
 _HARMLESS = {
     "--trainer.fast_dev_run": ("false", "0", "null"),
@@ -73,8 +75,8 @@ class Stage:
             option, _, value = flag.partition("=")
             if value.lower() not in _HARMLESS.get(option, [value.lower()]):
                 raise ValueError(f"{flag} leaves no checkpoint to go on from in {output}: leave it out")
-        # A limit is no part of it: a run that was ended by one continues with another.
-        lasting = [flag for flag in flags if not flag.startswith(tuple(LIMITS))]
+        # A limit is no part of what the run is made of: a run that ended at one continues with another.
+        lasting = [flag for flag in flags if not flag.startswith((*LIMITS, *_PRINTED))]
         self._made_of = json.dumps(
             {
                 "config": identified(config),
@@ -167,9 +169,9 @@ class Stage:
                 self._train([*_FIT, "--config", str(self.config), *self.flags])
             elif not _has_finished(begun):
                 print(f"\n{title}: going on from {begun}", flush=True)
-                # The checkpoint has the configuration and the flags, but the limits are this command's.
-                limits = [flag for flag in self.flags if flag.startswith(tuple(LIMITS))]
-                self._train([*_FIT, "--ckpt_path", str(begun), *map("".join, LIMITS.items()), *limits])
+                # The checkpoint has the configuration and the flags, but limits and output are this command's.
+                changing = [flag for flag in self.flags if flag.startswith((*LIMITS, *_PRINTED))]
+                self._train([*_FIT, "--ckpt_path", str(begun), *map("".join, LIMITS.items()), *changing])
             last = self._last()
             if not _has_finished(last):
                 raise ValueError(

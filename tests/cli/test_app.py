@@ -259,6 +259,18 @@ def test_resuming_with_the_checkpoint_alone_equals_an_uninterrupted_run(capsys) 
         assert torch.equal(resumed["callbacks"][memory][key], whole["callbacks"][memory][key])
 
 
+def test_a_resumed_run_does_not_search_for_its_learning_rate_again(capsys) -> None:
+    search = ["--trainer.callbacks+=LearningRateFinder", "--trainer.callbacks.num_training_steps=10"]
+    began = fit(*search, epochs=2) / "checkpoints" / "last.ckpt"
+    capsys.readouterr()
+    main(["fit", "--ckpt_path", str(began), *QUIET, "--trainer.max_epochs=3"])
+    assert "note: LearningRateFinder does not search again: the checkpoint has the learning" in capsys.readouterr().err
+    resumed, before = load(max(Path("logs").glob("*/version_*"))), torch.load(began, weights_only=True)
+    assert (resumed["epoch"], resumed["global_step"]) == (2, 9)
+    initial = [checkpoint["optimizer_states"][0]["param_groups"][0]["initial_lr"] for checkpoint in (resumed, before)]
+    assert initial[0] == initial[1]
+
+
 def test_a_flag_wins_over_the_checkpoint_and_a_line_says_so(capsys) -> None:
     last = fit("--model.distillation=SoftDistillation") / "checkpoints" / "last.ckpt"
     capsys.readouterr()

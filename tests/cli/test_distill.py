@@ -210,6 +210,8 @@ MISTAKES = {
     "--data.augmentation.policy=rnd": "unknown policy 'rnd': did you mean 'rand'?",
     "--data.root=nope": "nope does not exist: expected train/<class>/",
     "--data.val=nope": "val must be 'bird', 'cat' or 'dog', got 'nope'",
+    "--epochs=0": "epochs must be >= 1, got 0",
+    "--teacher_epochs=0": "teacher_epochs must be >= 1, got 0",
     "--data.max_damaged=2": "max_damaged must be in [0, 1], got 2",
 }
 
@@ -320,6 +322,7 @@ def test_one_folder_is_one_whatever_it_is_called(tmp_path, monkeypatch, capfd) -
     for path in Path("my_photos").rglob("*.png"):
         os.utime(path, (1, 1))  # the same content, such as of a backup that was played back
     assert made(monkeypatch, "--data.root=my_photos") == first
+    assert made(monkeypatch, "--data.root=my_photos", "--trainer.enable_progress_bar=false") == first
     assert "not done before" not in capfd.readouterr().err
     make_photos(Path("my_photos"), ["cat/new.png"], size=(36, 32), seed=5)
     assert made(monkeypatch, "--data.root=my_photos") != first
