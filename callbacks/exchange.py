@@ -54,9 +54,9 @@ class RowExchange:
         step = max(1, self.chunk // (world * width))
         for start in range(0, longest, step):
             size = min(step, longest - start)
-            mine = _pack(memory, earliest, row[start : start + size]).to(via)
+            packed = _pack(memory, earliest, row[start : start + size]).to(via)
             padded = torch.zeros(size, width, dtype=torch.uint8, device=via)
-            padded[: len(mine)] = mine
+            padded[: len(packed)] = packed
             received = _gather(padded, self.group)
             for other, (count, _) in enumerate(counts):
                 if other != rank and count > start:
@@ -104,10 +104,10 @@ def _merge(memory: SoftLabelMemory, earliest: Tensor, packed: Tensor, epoch: int
     earliest[row] = place
 
 
-def _gather(mine: Tensor, group: Group) -> Tensor:
+def _gather(packed: Tensor, group: Group) -> Tensor:
     """Return the tensors of all processes, ``(processes, *shape)``."""
-    everyones = mine.new_empty(distributed.get_world_size(group), *mine.shape)
-    distributed.all_gather_into_tensor(everyones.view(-1, *mine.shape[1:]), mine, group=group)
+    everyones = packed.new_empty(distributed.get_world_size(group), *packed.shape)
+    distributed.all_gather_into_tensor(everyones.view(-1, *packed.shape[1:]), packed, group=group)
     return everyones
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+import random
 import tempfile
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import distributed, multiprocessing, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_distill.datamodules import IndexedDataset, KeyedSampler
+from lit_distill.datamodules import Batch, DigitsDataModule, IndexedDataset, KeyedSampler
 
 
 class Foreign(LightningModule):
@@ -98,3 +99,76 @@ def make_photos(root: Path, names: Iterable[str], size: tuple[int, int] = (40, 3
         noise = generator.integers(0, 56, (size[1], size[0], 3))
         Image.fromarray((colour + noise).astype(np.uint8)).save(path)
     return root
+
+
+class Collect(LightningModule):
+    """Keeps the batches that it is given."""
+
+    def __init__(self, folder: str | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.batches: list[tuple[int, Batch]] = []
+        self.folder = folder
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        self.batches.append((self.current_epoch, batch))
+        return self.weight * batch.image.mean()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        assert batch.index.shape == batch.target.shape
+
+    def on_train_end(self) -> None:
+        if self.folder is not None:
+            torch.save([(epoch, *batch) for epoch, batch in self.batches], f"{self.folder}/{self.global_rank}.pt")
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class FewDigits(DigitsDataModule):
+    """The first rows of the digits."""
+
+    def __init__(self, rows: int = 48, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.rows = rows
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        self.train_set = torch.utils.data.Subset(self.train_set, range(self.rows))
+
+
+def epochs_of(persistent: bool = True, epochs: int = 2, **kwargs: Any) -> list[Any]:
+    class Data(FewDigits):
+        def _loader(self, *args: Any, **options: Any) -> Any:
+            return super()._loader(*args, persistent_workers=persistent and self.num_workers > 0, **options)
+
+    module = Collect()
+    trainer(max_epochs=epochs).fit(module, datamodule=Data(batch_size=10, seed=7, **kwargs))
+    return module.batches
+
+
+def assert_same(ours: list[Any], theirs: list[Any]) -> None:
+    assert len(ours) == len(theirs) > 0
+    for (epoch, batch), (other_epoch, other) in zip(ours, theirs, strict=True):
+        assert epoch == other_epoch
+        assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
+
+
+def photo(width: int = 90, height: int = 70, seed: int = 0, mode: str = "RGB") -> Image.Image:
+    """Smooth colours with some noise, so that every operation changes something."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((width, height), Image.BILINEAR)
+    noise = rng.integers(-20, 20, (height, width, 3))
+    return Image.fromarray((np.asarray(coarse).astype(int) + noise).clip(0, 255).astype(np.uint8)).convert(mode)
+
+
+def seed_all(seed: int) -> None:
+    torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)
+
+
+def both(ours: Any, theirs: Any, image: Image.Image, seed: int) -> tuple[Any, Any]:
+    results = []
+    for transform in (ours, theirs):
+        seed_all(seed)
+        results.append(transform(image.copy()))
+    return results[0], results[1]

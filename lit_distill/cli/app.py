@@ -267,8 +267,8 @@ def _is_restored(key: str) -> bool:
 def _with_atomic_checkpoints(trainer: Namespace) -> list[Any]:
     plugins = trainer.plugins or []
     plugins = plugins if isinstance(plugins, list) else [plugins]
-    own = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
-    return plugins if own else [*plugins, AtomicCheckpointIO()]
+    has_checkpoint_io = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
+    return plugins if has_checkpoint_io else [*plugins, AtomicCheckpointIO()]
 
 
 class _ShortHelp(DefaultHelpFormatter):

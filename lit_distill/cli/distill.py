@@ -39,9 +39,9 @@ def run(args: Sequence[str]) -> None:
     loose = [arg for arg in both + students if "=" not in arg]
     if loose:
         raise ValueError(f"{loose[0]} is passed on to fit, and needs its value in the same word: {loose[0]}=...")
-    own = [arg for arg in args if arg not in both and arg not in students]
-    config = parse(_parser(), ["--data=lit_distill.datamodules.ImageFolderDataModule", *own])
-    given = re.findall(r"--data\.(?:init_args\.)?(\w+)", "\n".join(own))
+    command_args = [arg for arg in args if arg not in both and arg not in students]
+    config = parse(_parser(), ["--data=lit_distill.datamodules.ImageFolderDataModule", *command_args])
+    given = re.findall(r"--data\.(?:init_args\.)?(\w+)", "\n".join(command_args))
     trust = [f"--trust={json.dumps(config.trust)}"] if config.trust else []
     named = re.findall(r"--model\.student(?:\.class_path)?=(\w+)\.", " ".join(students))
     with trusting([*config.trust, *named]):  # to name a student here is to trust it

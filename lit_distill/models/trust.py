@@ -118,8 +118,10 @@ def class_named(name: object, path: str | Path, packages: tuple[str, ...] = _BUI
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} needs {name}, which cannot be imported: {error}") from error
     # A built-in package has other people's classes within reach, as ``lit_distill.module.torch.utils...``.
-    own = _is_in(getattr(kind, "__module__", ""), packages) or name in packages or _is_in(text, _trusted.get())
-    refuse_unless(isinstance(kind, type) and own, path, f"it names {name}, which is none of the {_kinds(packages)}")
+    is_trusted = _is_in(getattr(kind, "__module__", ""), packages) or name in packages or _is_in(text, _trusted.get())
+    refuse_unless(
+        isinstance(kind, type) and is_trusted, path, f"it names {name}, which is none of the {_kinds(packages)}"
+    )
     checked: type = kind
     return checked
 

@@ -202,8 +202,8 @@ class DistillableViT(nn.Module):
             >>> saved = torch.load("ViT_LWR.pth")  # doctest: +SKIP
             >>> DistillableViT.from_vit_pytorch(saved, heads=8, attention_scale="dim")  # doctest: +SKIP
         """
-        told = read_arguments(convert_vit_pytorch(state_dict), heads, channels, patch_size, image_size)
-        student = cls(**{**told, **arguments}, attention_scale=attention_scale)
+        shape_arguments = read_arguments(convert_vit_pytorch(state_dict), heads, channels, patch_size, image_size)
+        student = cls(**{**shape_arguments, **arguments}, attention_scale=attention_scale)
         student._start_from(state_dict, "vit-pytorch's state dict", new_token=True)
         return student
 
@@ -228,8 +228,8 @@ class DistillableViT(nn.Module):
         except ValueError as error:
             if not of_vit_pytorch:
                 raise
-            told = ", ".join(f"{name}={value}" for name, value in read_arguments(weights, self.heads).items())
-            raise ValueError(f"{error}; make it with DistillableViT.from_vit_pytorch, or with {told}") from None
+            fitting = ", ".join(f"{name}={value}" for name, value in read_arguments(weights, self.heads).items())
+            raise ValueError(f"{error}; make it with DistillableViT.from_vit_pytorch, or with {fitting}") from None
 
     def _resampled(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the state dict with its position embedding for this network's number of patches."""

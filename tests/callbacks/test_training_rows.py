@@ -50,8 +50,8 @@ def test_a_split_that_is_drawn_anew_at_each_reload_is_said(soft: bool) -> None:
     run = trainer(max_epochs=4, callbacks=callback, reload_dataloaders_every_n_epochs=1)
     with pytest.warns(UserWarning, match=SAID.format(40)) as caught:
         run.fit(Foreign(), datamodule=Split(soft=soft))
-    said = [str(warning.message) for warning in caught if "another target" in str(warning.message)]
-    assert [line.partition(",")[0] for line in said] == ["in epoch 1", "in epoch 2", "in epoch 3"]
+    messages = [str(warning.message) for warning in caught if "another target" in str(warning.message)]
+    assert [line.partition(",")[0] for line in messages] == ["in epoch 1", "in epoch 2", "in epoch 3"]
     assert run.callback_metrics["pskd/unrecorded"] > (0.9 if soft else 0.5)
 
 
@@ -99,9 +99,9 @@ def ranks_report(folder: Any, ranks: int) -> Any:
         def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
             with warnings.catch_warnings(record=True, action="always") as caught:
                 super().on_train_epoch_end(trainer, pl_module)
-            said = [str(warning.message).partition(" than")[0] for warning in caught]
+            messages = [str(warning.message).partition(" than")[0] for warning in caught]
             path = f"{folder}/{trainer.current_epoch}-{trainer.global_rank}.pt"
-            torch.save((self.memory.state_dict()["epochs"].clone(), said), path)
+            torch.save((self.memory.state_dict()["epochs"].clone(), messages), path)
 
     folder.mkdir()
     data = IndexedDataset(toy_data())
@@ -113,7 +113,7 @@ def ranks_report(folder: Any, ranks: int) -> Any:
 
 def test_two_ranks_notice_and_forget_what_one_process_does(tmp_path) -> None:
     (one,) = ranks_report(tmp_path / "one", 1)
-    assert [said for _, said in one] == [[], [], ["in epoch 2, 6 of 30 rows had another target"], []]
+    assert [messages for _, messages in one] == [[], [], ["in epoch 2, 6 of 30 rows had another target"], []]
     assert (one[2][0][:, :6] == 0).all()
     assert (one[2][0][:, 6:].amax(0) == 3).all()
     for rank, epochs in enumerate(ranks_report(tmp_path / "two", 2)):

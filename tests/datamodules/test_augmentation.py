@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms as v1
 from torchvision.datasets import VisionDataset
 from torchvision.transforms import InterpolationMode, v2
+from toys import both, photo, seed_all
 
 from lit_distill.datamodules import Augmentation, IndexedDataset, KeyedSampler, generators_of
 from lit_distill.keys import GENERATORS
@@ -38,26 +39,6 @@ POLICIES = [
     "three-augment",
     "trivial-wide",
 ]
-
-
-def photo(width: int = 90, height: int = 70, seed: int = 0, mode: str = "RGB") -> Image.Image:
-    """Smooth colours with some noise, so that every operation changes something."""
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((width, height), Image.BILINEAR)
-    noise = rng.integers(-20, 20, (height, width, 3))
-    return Image.fromarray((np.asarray(coarse).astype(int) + noise).clip(0, 255).astype(np.uint8)).convert(mode)
-
-
-def seed_all(seed: int) -> None:
-    torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)
-
-
-def both(ours: Any, theirs: Any, image: Image.Image, seed: int) -> tuple[Any, Any]:
-    results = []
-    for transform in (ours, theirs):
-        seed_all(seed)
-        results.append(transform(image.copy()))
-    return results[0], results[1]
 
 
 class Photos(VisionDataset):

@@ -1,66 +1,10 @@
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 import pytest
 import torch
-from torch import nn
-from toys import QUIET, trainer
-
-from lit_distill.datamodules import Batch, DigitsDataModule
-
-
-class Collect(LightningModule):
-    """Keeps the batches that it is given."""
-
-    def __init__(self, folder: str | None = None) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(()))
-        self.batches: list[tuple[int, Batch]] = []
-        self.folder = folder
-
-    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        self.batches.append((self.current_epoch, batch))
-        return self.weight * batch.image.mean()
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        assert batch.index.shape == batch.target.shape
-
-    def on_train_end(self) -> None:
-        if self.folder is not None:
-            torch.save([(epoch, *batch) for epoch, batch in self.batches], f"{self.folder}/{self.global_rank}.pt")
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-class FewDigits(DigitsDataModule):
-    """The first rows of the digits."""
-
-    def __init__(self, rows: int = 48, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.rows = rows
-
-    def setup(self, stage: str | None = None) -> None:
-        super().setup(stage)
-        self.train_set = torch.utils.data.Subset(self.train_set, range(self.rows))
-
-
-def epochs_of(persistent: bool = True, epochs: int = 2, **kwargs: Any) -> list[Any]:
-    class Data(FewDigits):
-        def _loader(self, *args: Any, **options: Any) -> Any:
-            return super()._loader(*args, persistent_workers=persistent and self.num_workers > 0, **options)
-
-    module = Collect()
-    trainer(max_epochs=epochs).fit(module, datamodule=Data(batch_size=10, seed=7, **kwargs))
-    return module.batches
-
-
-def assert_same(ours: list[Any], theirs: list[Any]) -> None:
-    assert len(ours) == len(theirs) > 0
-    for (epoch, batch), (other_epoch, other) in zip(ours, theirs, strict=True):
-        assert epoch == other_epoch
-        assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
+from toys import QUIET, Collect, FewDigits, assert_same, epochs_of, trainer
 
 
 def test_a_resumed_run_goes_on_with_the_views_of_its_epoch(tmp_path) -> None:

@@ -21,28 +21,6 @@ def files(data: ImageFolderDataModule) -> dict[str, list[str]]:
     return {split: list(files) for split, (files, _) in data.splits.items()}
 
 
-MISTAKES = {
-    "nothing": (["other/cat/1.png"], "photos does not exist: expected train/<class>/ with"),
-    "a file": (["photos"], "photos is a file: expected train/<class>/"),
-    "no folders": (["photos/1.png", "photos/2.png"], "photos has no folders of classes: expected train/<class>/"),
-    "splits only": (
-        ["photos/val/cat/1.png"],
-        "photos has no folders of classes: expected train/<class>/ with val/<class>/, or <class>/",
-    ),
-    "no class folders": (["photos/train/1.png"], "train has no folders of classes"),
-    "one class": (["photos/cat/1.png", "photos/cat/2.png"], "one class only, 'cat': expected train/<class>/"),
-    "one deeper": (["photos/all/cat/1.png", "photos/all/dog/2.png"], "was all meant as the root?"),
-    "a class that val alone has": (
-        [*names("photos/train/"), *names("photos/val/"), "photos/val/dogs/1.png"],
-        "class 'dogs' has images to evaluate on and none to train on: did you mean 'dog'?",
-    ),
-    "two names of a split": (
-        [*names("photos/train/"), *names("photos/val/"), *names("photos/valid/")],
-        "has val and valid, both for val: keep one",
-    ),
-}
-
-
 def test_one_folder_is_split_by_class_the_same_way_again_and_again(tmp_path) -> None:
     make_photos(tmp_path, names(cats=50, dogs=20))
     first = files(folder(tmp_path))
