@@ -49,13 +49,14 @@ class CriterionHook:
         other = _HOOKS.get(criterion)
         if other is not None and other is not self and other.owner in trainer.callbacks:  # type: ignore[attr-defined]  # set late
             names = f"{type(other.owner).__name__} and {type(self.owner).__name__}"
-            raise ValueError(f"two retrospection callbacks on one criterion {self.criterion!r}, {names}: remove one")
-        if other is not None:  # a fit that failed early left it behind
+            raise ValueError(f"two callbacks replace the value of criterion {self.criterion!r}, {names}: remove one")
+        if other is not None:  # an earlier fit ended without its teardown
             other.remove()
         self._module = pl_module
         _HOOKS[criterion] = self
 
-        # A function, not a method: a copy of the module (an average of its weights) must not copy callback and table.
+        # A plain function: deep copies of the module share it, such as those that average weights. Copying a bound
+        # method would copy the callback and its table.
         def replace(*call: Any) -> Tensor | None:
             return self._replace(*call)
 

@@ -13,6 +13,7 @@ from lit_distill.callbacks.summary import checkpoint_paths
 from lit_distill.models.finite import not_finite
 
 _BATCHES = 2**40  # more than an epoch has
+_NEVER = torch.iinfo(torch.int64).max
 
 
 class DivergenceCheck(Callback):
@@ -75,30 +76,36 @@ class DivergenceCheck(Callback):
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.training:
-            self._check_weights(trainer, pl_module, alone=True)
+            self._check_weights(trainer, pl_module, this_rank_only=True)
 
-    def _check_weights(self, trainer: Trainer, pl_module: LightningModule, alone: bool = False) -> None:
-        """End the run if the weights are lost; on all ranks alike unless ``alone``."""
+    def _check_weights(self, trainer: Trainer, pl_module: LightningModule, this_rank_only: bool = False) -> None:
+        """End the run if the weights are NaN or infinite, else warn once an epoch of such a loss.
+
+        All ranks decide together, unless ``this_rank_only``: Lightning may save a checkpoint on one of them.
+        """
         name = not_finite(pl_module)
         first, lost = self._first, name is not None
-        if not alone:
-            first = trainer.strategy.reduce(first.clone(), reduce_op="max")
+        if not this_rank_only:
+            first = trainer.strategy.reduce(torch.where(first < 0, _NEVER, first), reduce_op="min")
+            first = torch.where(first == _NEVER, -1, first)
             lost = trainer.strategy.reduce_boolean_decision(lost, all=False)
         epoch, batch = divmod(int(first), _BATCHES)
-        loss_is_known = epoch >= 0
-        place = f"epoch {epoch}, batch {batch}" if loss_is_known else f"epoch {trainer.current_epoch}"
+        loss_was_bad = epoch >= 0
+        place = f"epoch {epoch}, batch {batch}" if loss_was_bad else f"epoch {trainer.current_epoch}"
         if lost:
             paths = checkpoint_paths(trainer)
             path = paths.get("last checkpoint", paths.get("best checkpoint"))
             event = (
-                "loss became NaN or infinite, and with it the weights" if loss_is_known else "weights became not finite"
+                "loss became NaN or infinite, and with it the weights"
+                if loss_was_bad
+                else "weights became NaN or infinite"
             )
             raise ValueError(
                 f"the run has diverged: in {place} (counted from 0) the {event}{f' ({name})' if name else ''}; "
                 "lower the learning rate or set the trainer's gradient_clip_val=1; "
                 + (f"the last checkpoint before is {path}" if path else "no checkpoint was saved before")
             )
-        if loss_is_known:
+        if loss_was_bad:
             self._first = torch.full_like(self._first, -1)
             self._first_on_host.fill_(-1)
             if self._warned_in != epoch:

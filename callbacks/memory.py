@@ -9,18 +9,18 @@ from torch import Tensor
 from lit_distill.checks import check_at_least
 
 
-def check_index(index: Tensor, rows: int) -> None:
-    """Check that ``index`` holds integers ``(B,)``, and on the host that they are in 0..rows-1.
+def check_index(index: Tensor, num_rows: int) -> None:
+    """Check that ``index`` holds integers ``(B,)``, and, if it is on the CPU, that they are in 0..num_rows-1.
 
     Raises:
-        ValueError: If not. Values on a device are not checked: that would wait for it.
+        ValueError: If not. Values on a GPU are not checked, because reading them would wait for it.
     """
     if index.dim() != 1 or index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
         raise ValueError(f"index must be integers of shape (B,), got {index.dtype} of shape {tuple(index.shape)}")
     if _is_on_host(index) and len(index):
         lowest, highest = (int(value) for value in index.aminmax())
-        if lowest < 0 or highest >= rows:
-            raise ValueError(f"index must be in 0..{rows - 1}, the training set's rows, got {lowest}..{highest}")
+        if lowest < 0 or highest >= num_rows:
+            raise ValueError(f"index must be in 0..{num_rows - 1}, the training set's rows, got {lowest}..{highest}")
 
 
 def _is_on_host(values: Tensor) -> bool:
@@ -136,16 +136,16 @@ class SoftLabelMemory:
         epochs = self._epochs.index_select(1, row)
         second_is_newer, again = epochs[1] > epochs[0], (epochs == epoch).any(dim=0)
         # The newest slot if it is of this epoch, else the other one.
-        place = torch.add(row, (second_is_newer == again).long(), alpha=self.num_samples)
+        flat_row = torch.add(row, (second_is_newer == again).long(), alpha=self.num_samples)
         # Equal indices write equal values, those of the first good one, so the order of the writes does not matter.
         found, first = ((row[:, None] == row) & good).max(dim=1)
         keep = again | ~found
         for table, part in zip(self._flat(), self._compress(soft_labels), strict=True):
             table.index_copy_(
-                0, place, torch.where(keep[:, None], table.index_select(0, place), part.index_select(0, first))
+                0, flat_row, torch.where(keep[:, None], table.index_select(0, flat_row), part.index_select(0, first))
             )
         stamps = self._epochs.flatten()
-        stamps.index_copy_(0, place, stamps.index_select(0, place).masked_fill(~keep, epoch))
+        stamps.index_copy_(0, flat_row, stamps.index_select(0, flat_row).masked_fill(~keep, epoch))
         self._refused[1] += (~usable).sum()
         if inside is not None:
             self._refused[0] += (~inside).sum()
@@ -153,27 +153,29 @@ class SoftLabelMemory:
         return good & ~keep
 
     def read(self, index: Tensor, epoch: int, where: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return what was remembered before ``epoch`` >= 1 for the rows ``index`` ``(B,)``.
+        """Return the newest soft labels recorded before ``epoch`` for the rows ``index`` ``(B,)``.
 
         Args:
             index: Integers in 0..N-1.
             epoch: >= 1.
-            where: ``(B,)`` bool; the others are returned as if nothing was recorded.
+            where: ``(B,)`` bool. Rows where it is False are returned as not recorded.
 
         Returns:
             Soft labels ``(B, K)``, float32, zeros where nothing was recorded; and ``(B,)`` bool, True where it was.
 
         Raises:
-            ValueError: As `record` does.
+            ValueError: If ``index`` is not integers ``(B,)``, or is on the CPU and outside the table. On a device, a
+                row outside the table is returned as not recorded.
         """
         row, inside = self._rows(index)
         epochs = self._epochs.index_select(1, row)
         first, second = (epochs * (epochs < epoch)).unbind()
-        place = torch.add(row, (second > first).long(), alpha=self.num_samples)
+        # The row in `_flat()`, which has the second slots below the first ones.
+        flat_row = torch.add(row, (second > first).long(), alpha=self.num_samples)
         recorded = torch.maximum(first, second) > 0
         for mask in (inside, where):
             recorded = recorded if mask is None else recorded & mask
-        soft_labels = self._expand([table.index_select(0, place) for table in self._flat()])
+        soft_labels = self._expand([table.index_select(0, flat_row) for table in self._flat()])
         return soft_labels * recorded[:, None], recorded
 
     def forget(self, rows: Tensor) -> None:

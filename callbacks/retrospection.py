@@ -103,9 +103,9 @@ class LearningWithRetrospection(SoftLabelCallback):
         if epoch > self.interval:
             soft_labels, recorded = self.recall(epoch)
             kl = retrospection_loss(logits, soft_labels, self.temperature, reduction="none")
-            truth = F.cross_entropy(logits.float(), target, reduction="none")
+            cross_entropy = F.cross_entropy(logits.float(), target, reduction="none")
             weight = self.weight(epoch)
-            mixed = weight * loss + (1 - weight) * torch.where(recorded, kl, truth).mean()
+            mixed = weight * loss + (1 - weight) * torch.where(recorded, kl, cross_entropy).mean()
             self.count(recorded, kl=kl)
         if epoch % self.interval == 0:
             self.remember(tempered_softmax(logits, self.temperature), epoch)

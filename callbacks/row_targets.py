@@ -47,10 +47,12 @@ class RowTargets:
         self._extremes = torch.stack([negative, self._known])
 
     def check(self, index: Tensor, target: Tensor) -> Tensor:
-        """Note the targets of a batch; return ``(B,)`` bool, False where the row had another one.
+        """Note the targets of a batch; return ``(B,)`` bool, False for rows that have had more than one.
+
+        Both of a row's targets count, so it stays False until `settle`.
 
         Args:
-            index: The rows, integers ``(B,)``; one outside the table is ignored.
+            index: The rows, integers ``(B,)``. One outside the table notes nothing, and its answer has no meaning.
             target: Classes ``(B,)``, or probabilities ``(B, K)``.
         """
         rows = self._known.shape[0]
@@ -59,6 +61,7 @@ class RowTargets:
         mark = fingerprint(target)
         marks = torch.where(index == row, torch.stack([-mark, mark]), _NONE)
         places = torch.cat([row, row + rows])
+        # The largest of -target and of target: the smallest and the largest of the row are equal if it has had one.
         flat = self._extremes.view(-1).scatter_reduce_(0, places, marks.view(-1), "amax")
         negative, greatest = flat.index_select(0, places).view(2, -1)
         same: Tensor = negative + greatest <= 0

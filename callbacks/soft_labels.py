@@ -30,7 +30,7 @@ class _Step:
 
     index: Tensor  # (B,), the rows
     finite: Tensor | None = None  # (B,) bool: whose logits are finite
-    same: Tensor | None = None  # (B,) bool: whose target is the one that the row had before
+    same_target: Tensor | None = None  # (B,) bool: whose target is the one that the row had before
     recalled: bool = False
 
 
@@ -131,7 +131,7 @@ class SoftLabelCallback(Callback, ABC):
         """
         memory, step = self._table_and_step()
         step.recalled = True
-        return memory.read(step.index, epoch, step.same)
+        return memory.read(step.index, epoch, step.same_target)
 
     def remember(self, soft_labels: Tensor, epoch: int) -> None:
         """Have ``soft_labels`` ``(B, K)`` remembered for this batch; rows of logits not finite are left out."""
@@ -167,7 +167,7 @@ class SoftLabelCallback(Callback, ABC):
         self._step = _Step(index)
 
     def _mix(self, loss: Tensor, logits: Tensor, target: Tensor, epoch: int) -> Tensor | None:
-        """Check what the criterion was called with, then let `mix` replace its value."""
+        """Validate the batch, make the table in the first step, and call `mix` with 0 in rows that are not finite."""
         step = self._step
         if step is None or logits.dim() != 2 or len(logits) != len(step.index):
             rows = 0 if step is None else len(step.index)
@@ -178,7 +178,7 @@ class SoftLabelCallback(Callback, ABC):
         if target.dim() != 1 and not self.soft_targets:
             raise ValueError(
                 f"{type(self).__name__} got targets of shape {tuple(target.shape)}, as mixup and cutmix make them, and "
-                "a mixed image is nobody's row: leave out mixing or this callback, or set soft_targets=True if the "
+                "a mixed image belongs to no row: leave out mixing or this callback, or set soft_targets=True if the "
                 "images are not mixed"
             )
         classes = logits.shape[1]
@@ -188,8 +188,8 @@ class SoftLabelCallback(Callback, ABC):
             raise ValueError(f"the remembered soft labels have {self.memory.num_classes} classes, the logits {classes}")
         if self.targets is None:
             self.targets = RowTargets(self._rows.count, logits.device)
-        step.same = self.targets.check(step.index, target)
-        # Rows that are not finite get no gradient from here and are not remembered; the criterion handles them.
+        step.same_target = self.targets.check(step.index, target)
+        # Rows with NaN or infinite logits get no gradient from this callback and are not recorded.
         step.finite = logits.detach().sum(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32)).isfinite()
         mixed = self.mix(loss, torch.where(step.finite[:, None], logits, 0), target, epoch)
         if mixed is None and step.recalled:
@@ -283,7 +283,7 @@ class SoftLabelCallback(Callback, ABC):
                 f"the checkpoint is from {self._world_size} processes, this run has {trainer.world_size}: its "
                 "remembered soft labels are all there, but the run will not repeat the other one's bits"
             )
-        source = self._rows.source(rows_before)
+        source = self._rows.previous_rows(rows_before)
         if source is not None:
             self.memory = self.memory.rearranged(source)
             self.targets = None if self.targets is None else self.targets.rearranged(source)

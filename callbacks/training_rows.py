@@ -40,13 +40,13 @@ class TrainingRows:
         # The times of files may differ between machines, and all ranks are to agree on what has changed.
         return cls(count, trainer.strategy.broadcast(getattr(dataset, "identities", None)))
 
-    def source(self, before: "TrainingRows") -> Tensor | None:
-        """Return the row that each sample had ``before``, ``(N,)`` int64, -1 for a new one; None if all have theirs.
+    def previous_rows(self, before: "TrainingRows") -> Tensor | None:
+        """Return the row that each sample had ``before``, ``(N,)`` int64, -1 for a new sample, and log the change.
 
-        Says what has changed.
+        None if no row has to move: the identities are equal, or unknown while the counts match.
 
         Raises:
-            ValueError: If there are fewer rows, and nothing tells which are gone.
+            ValueError: If there are fewer rows than before, and no identities tell which are gone.
         """
         if self.identities is not None and before.identities is not None:
             if torch.equal(self.identities, before.identities):
@@ -56,8 +56,8 @@ class TrainingRows:
             gone, new = before.count - kept, self.count - kept
             rank_zero_info(
                 f"the training set has changed since the checkpoint: {kept} of its {before.count} samples are still "
-                f"there and keep their soft labels, those of {gone} are forgotten, and {new} samples are new (files "
-                "are known by content if they are read before training, else by name, size and time)"
+                f"there and keep their soft labels, those of {gone} are forgotten, and {new} samples are new "
+                "(files are matched by content if they are read before training, else by name, size and time)"
             )
             return source
         if self.count == before.count:

@@ -128,15 +128,16 @@ class Augmentation:
             draws.update(policy_generators(self.policy))
             for mode in steps:
                 steps[mode] = [*before, make_policy(self.policy, size, mode, self.interpolation), *after]
-        return ImageTransform(steps, resize, erase, draws, self.enough(size) if self.crop == "resized" else None)
+        side = self.sufficient_side(size) if self.crop == "resized" else None
+        return ImageTransform(steps, resize, erase, draws, side)
 
-    def enough(self, size: int) -> int:
-        """Return the shorter side in pixels from which random resized crops of ``size`` lose next to nothing.
+    def sufficient_side(self, size: int) -> int:
+        """Return the shorter side to which a photo can be shrunk before random resized crops of ``size``.
 
-        It is where the smallest crop still has ``size`` pixels, and three times ``size`` at least: 4.1 times with the
-        defaults. Crops from photos of 1000 to 3000 px that were shrunk to it differ from crops of the whole photo by
-        0.2 to 0.3 levels of 255 on average; from photos of twice ``size`` it would be up to 1.9, and saving a crop as a
-        JPEG of quality 95 changes it by 4 (``benchmarks/shrinking.py``). Whole photos would take ten times the memory.
+        At this side the smallest crop still has ``size`` pixels a side. It is at least three times ``size``: 4.1 times
+        with the defaults. Measured on photos of 1000 to 3000 px (``benchmarks/shrinking.py``), it changes crops by 0.2
+        to 0.3 of 255 levels on average; twice ``size`` would change them by up to 1.9, and a JPEG of quality 95 changes
+        them by 4. Photos that are not shrunk take ten times the memory.
         """
         return math.ceil(size * max(3.0, math.sqrt(max(*self.ratio, 1 / self.ratio[0]) / self.scale[0])))
 
@@ -173,7 +174,7 @@ class ImageTransform:
         resize: Comes first, where the shorter side has another length.
         finish: Comes last, on the tensor.
         generators: The generators that are drawn from, for `IndexedDataset` to seed.
-        enough: Pixels that the shorter side of an image need not exceed, or None if the transform wants all.
+        sufficient_side: Pixels that the shorter side of an image need not exceed, or None if the transform wants all.
 
     Raises:
         ValueError: When called with an image of another mode.
@@ -185,10 +186,10 @@ class ImageTransform:
         resize: ShorterSide | None = None,
         finish: Callable[[Tensor], Tensor] | None = None,
         generators: Collection[Generator] = (),
-        enough: int | None = None,
+        sufficient_side: int | None = None,
     ) -> None:
         self.steps = steps
-        self.resize, self.finish, self.enough = resize, finish, enough
+        self.resize, self.finish, self.sufficient_side = resize, finish, sufficient_side
         self.generators = tuple(name for name in GENERATORS if name in generators)
 
     def __call__(self, image: Image.Image) -> Tensor:

@@ -57,7 +57,7 @@ class FilesDataModule(ImageDataModule):
     their row; ``mean`` and ``std`` of the training images are taken; and the decoded pixels stay in memory, shared by
     all workers and all ranks of a machine, if they fit. Whether they do changes no pixel. Validation, test and
     prediction see each photo as `read_image` and `Augmentation.evaluate` make it, to the bit; for training with random
-    resized crops a large photo is shrunk as it is read, to what is `Augmentation.enough`.
+    resized crops a large photo is shrunk as it is read, to what is `Augmentation.sufficient_side`.
 
     Args:
         image_size: Side of the square images in pixels.
@@ -174,7 +174,7 @@ class FilesDataModule(ImageDataModule):
         mode: Mode = "L" if self.channels == 1 else "RGB"
         if split == "train":
             train = self.augmentation.train(self.image_size)
-            return ImageFiles(files, targets, train, mode, train.enough, train.resize)
+            return ImageFiles(files, targets, train, mode, train.sufficient_side, train.resize)
         evaluate = self.augmentation.evaluate(self.image_size, self.channels)
         return ImageFiles(files, targets, evaluate, mode, resize=evaluate.resized)
 
@@ -194,7 +194,10 @@ class FilesDataModule(ImageDataModule):
         return data
 
     def _read(self, split: Split) -> None:
-        """Read all files, and keep their pixels if they are to be kept and fit."""
+        """Scan a split, unless its scan is known, and decode its images into memory if they fit.
+
+        A known scan is read again only to decode.
+        """
         data = self._files(split)
         budget = int(self.decode_memory * free_memory()) if split != "predict" else 0
         known = self._scans.get(split)
@@ -285,15 +288,16 @@ def once_a_machine(trainer: Trainer | None, make: Callable[[], DecodedImages | N
     if trainer is None or trainer.world_size == 1:
         return make()
     images: DecodedImages | None = None
-    answer: Any = None  # its images, or the error that it met
+    local_answer: Any = None  # what describes the images, or the error that making them met
     if trainer.local_rank == 0:
         try:
             images = make()
-            answer = images and (images.path, images.sizes, images.mode)  # another machine must not map it
+            # Plain fields: unpickling a DecodedImages maps its file, which other machines do not have.
+            local_answer = images and (images.path, images.sizes, images.mode)
         except Exception as error:  # the others wait below, and must not wait for ever
-            answer = error
+            local_answer = error
     answers: list[Any] = [None] * trainer.world_size
-    distributed.all_gather_object(answers, (trainer.node_rank, trainer.local_rank, answer))
+    distributed.all_gather_object(answers, (trainer.node_rank, trainer.local_rank, local_answer))
     answer = {machine: answer for machine, process, answer in answers if process == 0}[trainer.node_rank]
     if isinstance(answer, Exception):
         raise answer

@@ -102,10 +102,13 @@ def image_of(batch: object) -> Tensor:
     return image
 
 
-def _find(batch: object, place: int, name: str) -> Tensor | None:
-    """Return the part of a batch at a place or under one of the usual names, if it is a tensor."""
+def _find(batch: object, position: int, name: str) -> Tensor | None:
+    """Return the element at ``position`` of a tuple or list, else the first usual name of ``name`` that there is.
+
+    None if that is missing or no tensor.
+    """
     if isinstance(batch, (tuple, list)):
-        found = batch[place] if place < len(batch) else None
+        found = batch[position] if position < len(batch) else None
     elif isinstance(batch, Mapping):
         found = next((batch[key] for key in _NAMES[name] if key in batch), None)
     else:

@@ -46,9 +46,9 @@ def read_image(
     Evaluation is this without ``shrink``, followed by `Preprocessing`: validation, test and prediction see the same
     pixels.
 
-    Palettes, CMYK and greyscale are converted; 16 bits become 8 (``value / 257``); 32 bits and floats do by their
-    largest value, which tells whether they are 0..1 (floats), 0..255, 0..65535 or more; what is transparent lies on
-    white; of an animation the first frame counts; the turn that a camera noted (EXIF) is made.
+    Palettes, CMYK and greyscale are converted; 16 bits become 8 (``value / 257``); 32-bit and float images are
+    scaled by the range that their largest value tells: 0..1 (floats), 0..255, 0..65535 or more; what is transparent
+    lies on white; of an animation the first frame counts; the turn that a camera noted (EXIF) is made.
 
     Args:
         file: A path, or a file opened for reading bytes.
@@ -184,9 +184,9 @@ def _eight_bits(image: Image.Image, mode: Mode) -> Image.Image:
 
 
 def _levels(values: Array, mode: str) -> Array:
-    """Return what has more than 8 bits, or is of floats, as levels of 0..255."""
+    """Scale values of 16 or 32 bits, or floats, to 0..255."""
     values = np.nan_to_num(values, nan=0, posinf=0, neginf=0)
-    # Nothing but the values tells what 32 bits hold. Twice the limits: resampling may have overshot them a little.
+    # The largest value tells the range of 32-bit and float images. Limits are doubled: resampling can overshoot.
     largest = 65535.0 if mode.startswith("I;16") else float(values.max(initial=0))
     if mode == "F" and largest <= 1:
         return values * 255

@@ -117,7 +117,7 @@ class Stage:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other commands out of the folder. Wait until a run in it whose command is gone has ended.
+        """Lock the folder. If a command was killed but its run is still going, wait for that run to end.
 
         Raises:
             ValueError: If another command is at work in it.
@@ -169,7 +169,8 @@ class Stage:
                 self._train([*_FIT, "--config", str(self.config), *self.flags])
             elif not _has_finished(begun):
                 print(f"\n{title}: going on from {begun}", flush=True)
-                # The checkpoint has the configuration and the flags, but limits and output are this command's.
+                # The checkpoint has the configuration and the flags. Limits and what is printed come from this command:
+                # the stored limits are reset first.
                 changing = [flag for flag in self.flags if flag.startswith((*LIMITS, *_PRINTED))]
                 self._train([*_FIT, "--ckpt_path", str(begun), *map("".join, LIMITS.items()), *changing])
             last = self._last()

@@ -23,7 +23,7 @@ _PACKAGES = (
     *(f"lightning.pytorch.callbacks.{name}" for name in ("EarlyStopping", "LearningRateMonitor", "EMAWeightAveraging")),
     *(f"lightning.pytorch.callbacks.{name}" for name in ("StochasticWeightAveraging", "GradientAccumulationScheduler")),
 )
-# What a parser takes for numbers, nothing or files, and for neither a class nor any text.
+# Types for which a parser never builds a class.
 _NO_CLASS = (int, float, bool, complex, bytes, NoneType, Path)
 _DICTS = (dict, OrderedDict)
 _VALUES = (NoneType, bool, int, float, str, list, tuple, *_DICTS)
@@ -69,7 +69,7 @@ def check_value(value: object, annotation: object, where: str, path: str | Path)
     refuse_unless(kind in _VALUES, path, f"{where} is a {kind.__name__}")
     if isinstance(value, str):
         fine = _takes_text(annotation, value)
-        refuse_unless(fine, path, f"{where} is the text {value!r}, where a class or a number is expected")
+        refuse_unless(fine, path, f"{where} is the text {value!r}, which could be read as a class")
     elif isinstance(value, (list, tuple)):
         for part in value:
             check_value(part, annotation, where, path)
@@ -105,7 +105,10 @@ def _check_class(value: Mapping[str, object], where: str, path: str | Path) -> N
 
 
 def _takes_text(annotation: object, text: str) -> bool:
-    """Tell whether a parser takes text for text, and not for the name or the description of a class."""
+    """Tell whether a parser cannot read the text as a class.
+
+    The first type that is not in `_NO_CLASS` decides; if there is none, any text is safe. For ``Any`` plain words are.
+    """
     first = next((leaf for leaf in _leaves(annotation) if leaf not in _NO_CLASS), str)
     return bool(_WORDS.fullmatch(text)) if first is Any else first is str or get_origin(first) is Literal
 

@@ -322,7 +322,7 @@ def test_says_before_the_first_step_what_is_missing() -> None:
     check_refused("needs the number of epochs .* got max_epochs=-1", lwr(), max_epochs=-1, max_steps=3)
     with pytest.raises(RuntimeError, match="more than one stateful callback"):  # Lightning's own refusal
         trainer(callbacks=[lwr(), lwr(temperature=3.0)])
-    check_refused("two retrospection callbacks on one criterion", [lwr(), Watch()])
+    check_refused("two callbacks replace the value of criterion", [lwr(), Watch()])
     unwrapped = DataLoader(toy_data(), batch_size=8)
     check_refused(
         "a list, has no tensor at index='index': wrap the training set in .*IndexedDataset", lwr(), loader=unwrapped

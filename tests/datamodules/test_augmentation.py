@@ -282,10 +282,10 @@ def test_refuses_what_is_out_of_range_or_unknown(arguments: dict[str, Any], mess
 )
 def test_the_smallest_random_crop_has_its_pixels(options: dict[str, Any], expected: int) -> None:
     recipe = Augmentation(**options)
-    assert recipe.enough(224) == recipe.train(224).enough == expected
+    assert recipe.sufficient_side(224) == recipe.train(224).sufficient_side == expected
     side = math.sqrt(recipe.scale[0] * expected**2 / max(recipe.ratio[1], 1 / recipe.ratio[0]))
     assert side >= 224
-    assert Augmentation(crop="padded").train(224).enough is None
+    assert Augmentation(crop="padded").train(224).sufficient_side is None
 
 
 @pytest.mark.parametrize("side", [500, 900])
@@ -296,7 +296,7 @@ def test_random_crops_of_a_shrunk_photo_are_those_of_the_whole(side: int) -> Non
     file = io.BytesIO()
     coarse.resize((side * 4 // 3, side), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
     recipe, size = Augmentation(), 64
-    whole, shrunk = read_image(file), read_image(file, shrink=recipe.enough(size))
+    whole, shrunk = read_image(file), read_image(file, shrink=recipe.sufficient_side(size))
     assert shrunk.size < whole.size
     torch.manual_seed(0)
     found = []

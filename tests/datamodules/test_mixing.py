@@ -308,7 +308,7 @@ def test_retrospection_beside_mixing_is_one_line_that_says_what_to_do() -> None:
     student = DistillableViT(8, 4, 10, dim=16, depth=1, heads=2, mlp_dim=16, dim_head=8, channels=1)
     run_of = trainer(max_epochs=2, callbacks=LearningWithRetrospection(1))
     with pytest.raises(
-        ValueError, match=r"nobody's row: leave out mixing or this callback, or set soft_targets=True"
+        ValueError, match=r"belongs to no row: leave out mixing or this callback, or set soft_targets=True"
     ) as caught:
         run_of.fit(LitDistiller(student), FewDigits())
     assert "\n" not in str(caught.value)

@@ -48,7 +48,7 @@ def test_what_this_project_writes_is_fine() -> None:
         ({"student": {"class_path": "\u00e9vil.Net"}}, "it names \u00e9vil.Net"),
         ({"student": {"class_path": "Net"}}, "it names Net, and a file may only name"),
         ({"student": {"class_path": "evil.Net\n"}}, "it names evil.Net"),
-        ({"student": "evil.Net"}, "LitDistiller.student is the text 'evil.Net', where a class"),
+        ({"student": "evil.Net"}, "LitDistiller.student is the text 'evil.Net', which could be read as a class"),
         ({"student": "{class_path: evil.Net}"}, "is the text"),
         ({"student": "student.yaml"}, "is the text 'student.yaml'"),
         ({"criterion": "class_path:\tevil.Net"}, "is the text"),
