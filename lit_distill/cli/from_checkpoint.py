@@ -1,6 +1,7 @@
 """Start from the configuration of the run that ``--ckpt_path`` is from."""
 
 from collections.abc import Collection, Mapping, Sequence
+import copy
 import json
 from pathlib import Path
 import sys
@@ -139,7 +140,7 @@ def _teacher_if_there(teacher: object) -> object:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--teacher", type=Module | None)
     try:
-        instantiated(parser, {"teacher": teacher})
+        instantiated(parser, {"teacher": copy.deepcopy(teacher)})  # parsing writes into lists
     except Exception as error:  # files, classes and whole packages may be gone
         print(f"note: going on without the teacher, its accuracy and agreement: {one_line(error)}")
         return None
