@@ -56,8 +56,8 @@ class RunSummary(Callback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        heads = getattr(pl_module, "distillation", None) is not None
-        parts = [self.table(heads, getattr(pl_module, "head", None))] if self.last else []
+        heads = getattr(pl_module, "trains_both_heads", False)
+        parts = [self.table(heads, getattr(pl_module, "predicts", None))] if self.last else []
         if self.last and self.last.get("step", trainer.global_step) != trainer.global_step:
             parts.append(
                 f"note: the last validation was at step {self.last['step']:.0f} of {trainer.global_step}: the column "

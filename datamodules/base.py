@@ -157,8 +157,8 @@ class ImageDataModule(LightningDataModule):
         step = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         key = self._seed(), trainer.current_epoch, step, trainer.global_rank
         image, target = self.mixing(batch.image, batch.target, self.num_classes, key)
-        # The precision plugin has seen the batch before there were floats in it.
-        return batch._replace(image=trainer.precision_plugin.convert_input(image), target=target)
+        # The precision plugin has seen the batch before there were floats in it. A mixed image is no view of its row.
+        return batch._replace(image=trainer.precision_plugin.convert_input(image), target=target, view=None)
 
     def _seed(self) -> int:
         return global_seed() if self.seed is None else self.seed

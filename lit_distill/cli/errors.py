@@ -40,12 +40,12 @@ _MEANINGS = {
     ),
     r"No space left on device": "no space left on the disk: free some and run the same command again",
     # From here on they are jsonargparse's.
-    r'(?s)Parser key "([\w.]+)".*a callable class: the following arguments are required: (\w+).*': (
-        r"\1: its argument \2 is required: add --\1.\2=VALUE"
-    ),
     r"arguments are required: photos": "name a photo or a folder after the student: predict STUDENT photo.jpg",
     r"(?s)required.*\broot\b|\broot\b.* required": "required: --data.root, the folder of your photos",
     r"required: \S*model\.student.*": "required: --model.student; or begin with a recipe, such as --config digits",
+    r'(?s)Parser key "([\w.]+)".*arguments are required: (\w+(?:, \w+)*)(?:\n.*|$)': (
+        r"\1: required: \2; add --\1.NAME=VALUE for each"
+    ),
     r"arguments are required: (?:(?:fit|validate|test|predict)\.)?(.+)": r"required: --\1",
 }
 # Lines of jsonargparse about the other branches of a union. They are never the mistake itself.

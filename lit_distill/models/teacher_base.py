@@ -56,6 +56,11 @@ class Teacher(nn.Module):
         features = {name: feature.float() for name, feature in answer.features.items()}
         return TeacherOutput(None if answer.logits is None else answer.logits.float(), features)
 
+    @override
+    def extra_repr(self) -> str:
+        """Say what the first line of a run says about the teacher."""
+        return f"classes={self.num_classes}"
+
     @property
     def network(self) -> nn.Module:
         """The network whose layers a feature loss can name."""

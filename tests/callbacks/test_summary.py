@@ -1,7 +1,6 @@
 from typing import Any
 
 import pytest
-import torch
 from toys import Foreign, toy_loader, trainer
 
 from lit_distill.callbacks import RunSummary
@@ -19,7 +18,7 @@ class Scores(Foreign):
 def test_tells_the_last_and_the_best_epoch_apart(capsys) -> None:
     summary = RunSummary()
     module = Scores()
-    module.distillation, module.head = torch.nn.Identity(), "mean_probs"
+    module.trains_both_heads, module.predicts = True, "mean_probs"
     trainer(max_epochs=3, callbacks=summary).fit(module, toy_loader(), toy_loader(8))
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["epoch,", "counted", "from", "0", "2", "1"] in rows
@@ -31,7 +30,7 @@ def test_tells_the_last_and_the_best_epoch_apart(capsys) -> None:
 
 def test_without_distillation_the_student_has_one_accuracy(capsys) -> None:
     module = Scores()
-    module.head = "class"
+    module.predicts = "class"
     trainer(max_epochs=3, callbacks=RunSummary()).fit(module, toy_loader(), toy_loader(8))
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [row for row in rows if "student" in row] == [["student", "accuracy", "60.00%", "80.00%"]]

@@ -16,7 +16,8 @@ import torch
 from toys import make_photos
 import yaml
 
-from lit_distill import DigitsCNN, FrozenTeacher, LitDistiller
+from lit_distill import DigitsCNN, FrozenTeacher, LitDistiller, Teacher, TeacherOutput
+from lit_distill.batch import Batch
 from lit_distill.callbacks import LearningWithRetrospection
 from lit_distill.checkpoint import AtomicCheckpointIO
 from lit_distill.cli import main
@@ -62,6 +63,30 @@ class Plain(torch.nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.net(image)
         return out
+
+
+class Several(Teacher):
+    """A teacher of somebody's own, with a list of networks."""
+
+    def __init__(self, networks: list[torch.nn.Module]) -> None:
+        super().__init__()
+        self.networks = torch.nn.ModuleList(networks)
+        self.num_classes = 10
+
+    def forward(self, batch: Batch) -> TeacherOutput:
+        return TeacherOutput(torch.stack([network(batch.image) for network in self.networks]).mean(dim=0))
+
+
+def test_a_teacher_with_a_list_of_networks_comes_back_for_test(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "somebodys", sys.modules[__name__])
+    monkeypatch.setattr(Several, "__module__", "somebodys")
+    network = "{class_path: lit_distill.DigitsCNN, init_args: {pretrained: true}}"
+    teacher = f"{{class_path: somebodys.Several, init_args: {{networks: [{network}, {network}]}}}}"
+    Path("several.yaml").write_text(f"model: {{teacher: {teacher}}}")
+    folder = fit("--config=several.yaml")
+    assert "teacher: Several(classes=10)\n" in capsys.readouterr().out
+    main(["test", "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), *QUIET])
+    assert "test/teacher_accuracy" in capsys.readouterr().out
 
 
 def test_a_student_need_not_take_num_classes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,7 @@ CASES = {
     "--model.distillation=SoftDistilation": "no class 'SoftDistilation': did you mean 'SoftDistillation'",
     "--model.distillation=lit_distill.SoftDistilation": "did you mean 'SoftDistillation'",
     "--model.optimizer=torch.optim.AdamWW": "no class 'torch.optim.AdamWW': did you mean 'AdamW'",
-    "--model.scheduler=StepLR": "scheduler: its argument step_size is required: add --model.scheduler.step_size=V",
+    "--model.scheduler=StepLR": "model.scheduler: required: step_size; add --model.scheduler.NAME=VALUE for each",
     "--data=DigitDataModule": "no class 'DigitDataModule': did you mean 'DigitsDataModule'",
     "--model.aplha=0.5": "unknown option --model.aplha: did you mean '--model.alpha'?",
     "--retrospection.intervall=3": "has no argument 'intervall': did you mean 'interval'?",

@@ -174,7 +174,7 @@ def assert_same(ours: list[Any], theirs: list[Any]) -> None:
     assert len(ours) == len(theirs) > 0
     for (*place, batch), (*other_place, other) in zip(ours, theirs, strict=True):
         assert place == other_place
-        assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(batch[:3], other[:3], strict=True))
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")  # on two cores
@@ -185,8 +185,8 @@ def test_the_mixed_batches_are_those_of_their_epoch_and_place_for_any_number_of_
         assert torch.equal(image, batch.image)
         assert torch.equal(target, batch.target)
         assert torch.equal(before.index, batch.index)
-        assert torch.equal(before.view, batch.view)
-        assert set(batch.view.tolist()) == {epoch}
+        assert set(before.view.tolist()) == {epoch}
+        assert batch.view is None  # a teacher that looks up the view of a row must not answer for a mixed image
         assert not torch.equal(image, before.image)
     for workers in (2, 4):
         assert_same(run(num_workers=workers).train_batches, mixed)
