@@ -48,10 +48,10 @@ def onnx_errors(student: nn.Module, shape: tuple[int, int, int], folder: Path) -
     image = torch.rand(16, *shape)
     with torch.no_grad():
         output = StudentOutput.of(student(image))
-    expected = (output.log_probs().exp(), *output)
+    expected = (output.log_probs().exp(), *output.heads)
     got = session.run(["probabilities", "logits", "distill_logits"], {"image": image.numpy()})
     errors = [float((torch.from_numpy(b) - a).abs().max()) for a, b in zip(expected, got, strict=True)]
-    return errors[0], max(errors[1:]), float(torch.stack(output).abs().max())
+    return errors[0], max(errors[1:]), float(torch.stack(output.heads).abs().max())
 
 
 def checkpoint_ratio(student: nn.Module, shape: tuple[int, int, int], folder: Path) -> tuple[float, float]:

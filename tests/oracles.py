@@ -72,7 +72,7 @@ def onnx_differences(student: nn.Module, described: dict[str, Any], shape: list[
             got = session.run(["probabilities", "logits", "distill_logits"], {"image": image.numpy()})
             with torch.no_grad():
                 output = StudentOutput.of(student.eval()(image))
-            expected = (output.log_probs(head).exp(), *output)
+            expected = (output.log_probs(head).exp(), *output.heads)
             differences += [float((torch.from_numpy(b) - a).abs().max()) for a, b in zip(expected, got, strict=True)]
     return differences
 

@@ -92,7 +92,8 @@ def test_one_answer_everywhere(flags: list[str], one_folder: Path, monkeypatch, 
             shown = [float(row[f"p({kind})"]) for kind in ("bird", "cat", "dog")]
             assert values == pytest.approx(shown, abs=2e-5)
     for row in rows:
-        kind, values = unforked(onnx_says, exported / "student.onnx", Path("my_photos", row["file"]))
+        places = (path.resolve() for path in (exported / "student.onnx", Path("my_photos", row["file"])))
+        kind, values = unforked(onnx_says, *places)
         assert kind == row["class"]
         assert values == pytest.approx([float(row[f"p({kind})"]) for kind in ("bird", "cat", "dog")], abs=1e-4)
     main(["predict", str(exported), *(f"my_photos/{row['file']}" for row in rows)])
