@@ -96,7 +96,7 @@ class DistillCLI(LightningCLI):
             parser_kwargs={
                 **kwargs,
                 "description": _DESCRIPTION,
-                "version": version("lit-distill"),
+                "version": f"lit-distill {version('lit-distill')}",
                 **{name: dict(kwargs) for name in self.subcommands()},
             },
             args=self.arguments,
