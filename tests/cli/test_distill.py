@@ -339,8 +339,8 @@ def test_from_within_the_photos_everything_goes_beside_them(tmp_path, monkeypatc
         assert made(monkeypatch, f"--data.root={root}") == outside
     with pytest.raises(SystemExit):
         main(["distill", "--data.root=..", "--output=here"])
-    said = capfd.readouterr().err
-    assert f"here is in the data folder: choose another --output, such as {tmp_path / 'here'}" in said
+    printed = capfd.readouterr().err
+    assert f"here is in the data folder: choose another --output, such as {tmp_path / 'here'}" in printed
     assert {path.name for path in (tmp_path / "my_photos").iterdir()} == {"bird", "cat", "dog", ".lit_distill"}
 
 

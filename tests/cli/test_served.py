@@ -126,11 +126,11 @@ def test_photos_and_folders_are_predicted_and_written(student: Path, tmp_path, c
     (tmp_path / "new" / "notes.txt").write_text("no photo, and no mistake")
     (tmp_path / "new" / "4.png").write_text("no photo, but it says so")
     main(["predict", str(student), "new", "new/3.bmp"])
-    said = capsys.readouterr()
-    files = [line.split()[0] for line in said.out.strip().split("\n")]
+    printed = capsys.readouterr()
+    files = [line.split()[0] for line in printed.out.strip().split("\n")]
     assert files == ["new/3.bmp", "new/a/1.png", "new/a/b/2.jpg", "new/3.bmp"]
-    assert re.search(r"^new/3.bmp +(cat|dog) \d+\.\d\d%  (cat|dog) \d+\.\d\d%$", said.out, re.MULTILINE)
-    assert "left out: cannot read the photo new/4.png" in said.err
+    assert re.search(r"^new/3.bmp +(cat|dog) \d+\.\d\d%  (cat|dog) \d+\.\d\d%$", printed.out, re.MULTILINE)
+    assert "left out: cannot read the photo new/4.png" in printed.err
     main(["predict", str(student), "new", "--output=out.csv"])
     rows = list(csv.DictReader(Path("out.csv").read_text().splitlines()))
     assert [row["file"] for row in rows] == ["new/3.bmp", "new/a/1.png", "new/a/b/2.jpg"]
@@ -147,9 +147,9 @@ def test_no_name_and_no_pipe_loses_the_other_predictions(student: Path, tmp_path
     Path("new/gone.png").symlink_to("nowhere")
     os.mkfifo("new/pipe.png")
     main(["predict", str(student), "new"])
-    said = capsys.readouterr()
-    assert [line.split()[0] for line in said.out.splitlines()] == ["new/b.png", "new/caf\\xe9.png"]
-    assert said.err == (
+    printed = capsys.readouterr()
+    assert [line.split()[0] for line in printed.out.splitlines()] == ["new/b.png", "new/caf\\xe9.png"]
+    assert printed.err == (
         "new: left out: 1 broken link, gone.png; 1 pipe, socket or device, pipe.png; "
         "1 link to what is read already, up\n"
     )
@@ -182,6 +182,6 @@ def test_a_mistake_is_one_line(student: Path, tmp_path, monkeypatch, capsys, arg
     Path("there.csv").touch()
     with pytest.raises(SystemExit, match="1"):
         main(["predict", *args.format(student=student, photo="photo.png").split()])
-    said = capsys.readouterr()
-    assert said.err.strip().split("\n")[-1].startswith(f"error: {message}")
-    assert said.out == ""
+    printed = capsys.readouterr()
+    assert printed.err.strip().split("\n")[-1].startswith(f"error: {message}")
+    assert printed.out == ""

@@ -44,13 +44,13 @@ def alone(stage: Stage, code: str) -> None:
 
 
 def test_a_run_that_was_killed_is_said_with_what_it_probably_was(stage: Stage, capfd) -> None:
-    for number, said in ((9, "signal 9 (SIGKILL): out of memory?"), (11, "signal 11 (SIGSEGV): the same")):
+    for number, printed in ((9, "signal 9 (SIGKILL): out of memory?"), (11, "signal 11 (SIGSEGV): the same")):
         with pytest.raises(SystemExit) as end:
             alone(stage, f"import os; os.kill(os.getpid(), {number})")
         assert end.value.code == 128 + number
         (line,) = capfd.readouterr().err.splitlines()
         assert line.startswith("error: the teacher's run was killed by ")
-        assert said in line
+        assert printed in line
         assert line.endswith("the same command goes on from here")
 
 
@@ -194,8 +194,8 @@ def test_what_differs_from_the_nearest_other_run_is_said(tmp_path, monkeypatch, 
     ):
         leaves(monkeypatch, made, finished=True)
         made.run("teacher", CONFIG)
-    said = capfd.readouterr().err.splitlines()
-    assert said == [
+    printed = capfd.readouterr().err.splitlines()
+    assert printed == [
         "note: not done before: 1 photo is new (c), 1 photo is changed (b), --teacher_epochs is 40 instead of 50, "
         "--trainer.precision is 64 instead of 32",
         "note: not done before: 1 photo is gone (b), --trainer.precision is not given instead of 64",

@@ -141,13 +141,13 @@ def test_damaged_files_are_left_out_named_once_and_the_others_keep_their_row(
     data = module(tmp_path, max_damaged=0.5, num_workers=workers, decode_memory=decode_memory)
     with warnings.catch_warnings(record=True, action="always") as caught:
         images, targets, index = epoch(data)
-    said = [str(warning.message) for warning in caught]
-    assert [line.partition(": t")[0].partition(": v")[0] for line in said] == [
+    messages = [str(warning.message) for warning in caught]
+    assert [line.partition(": t")[0].partition(": v")[0] for line in messages] == [
         "left out: 3 of 31 files for train are no readable images",
         "left out: 1 of 9 files for val are no readable images",
     ]
-    assert all(name in said[0] for name in ("train/c0/03.png (", "train/c1/04.jpg (", "train/c0/zz-notes.png ("))
-    assert "val/c1/2.png" in said[1]
+    assert all(name in messages[0] for name in ("train/c0/03.png (", "train/c1/04.jpg (", "train/c0/zz-notes.png ("))
+    assert "val/c1/2.png" in messages[1]
     rows = [row for row, name in enumerate(data.splits["train"].files) if name not in broken and "notes" not in name]
     assert sorted(index.tolist()) == rows
     assert len(data.train_set) == 31  # type: ignore[arg-type]
