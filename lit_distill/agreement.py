@@ -6,7 +6,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lit_distill.distillation import losses_of
-from lit_distill.models.classes import count_classes
+from lit_distill.models.classes import count_classes, match_names
 from lit_distill.models.output import Head
 from lit_distill.models.teacher_base import Teacher
 
@@ -52,26 +52,26 @@ def check_learned_names(learned: Sequence[str] | None, names: Sequence[str] | No
     Example:
         >>> check_learned_names(["cat", "dog"], ["dog", "cat"])
         Traceback (most recent call last):
-        ValueError: the student has learned other classes than the data has: class 0 was 'cat' and is 'dog'; for new...
+        ValueError: the student knows the classes in another order than the data has: class 0 was 'cat' and is 'dog'; ...
     """
-    if learned is None or names is None or list(learned) == list(names):
+    if learned is None or names is None:
         return
-    pairs = enumerate(zip(learned, names, strict=False))
-    place = next((k for k, (old, new) in pairs if old != new), min(len(learned), len(names)) - 1)
-    raise ValueError(
-        f"the student has learned other classes than the data has: class {place} was {learned[place]!r} and is "
-        f"{names[place]!r}; for new classes start anew, with the student's weights= if you like"
-    )
+    advice = "for new classes start anew, with the student's weights= if you like"
+    for number, place in enumerate(match_names(learned, names, "student", advice)):
+        if number != place:
+            raise ValueError(
+                "the student knows the classes in another order than the data has: "
+                f"class {number} was {learned[number]!r} and is {names[number]!r}; {advice}"
+            )
 
 
-def check_teacher(teacher: Teacher | None, distillation: nn.Module | None, head: Head, is_reordered: bool) -> None:
+def check_teacher(teacher: Teacher | None, distillation: nn.Module | None, head: Head) -> None:
     """Check that a distillation loss has its teacher, and tell what else may not be meant.
 
     Args:
         teacher: The teacher.
         distillation: The loss, or all of them.
         head: What predicts.
-        is_reordered: Whether the teacher's classes are in another order than the data's.
 
     Raises:
         ValueError: If there is a loss and no teacher.
@@ -87,8 +87,6 @@ def check_teacher(teacher: Teacher | None, distillation: nn.Module | None, head:
         return
     if distillation is None:
         rank_zero_info("there is a teacher but no distillation loss: nothing is learned from it")
-    if is_reordered:
-        rank_zero_info("teacher: its classes are in another order than the data's, and are matched by name")
     for note in teacher.notes():
         rank_zero_info(f"teacher: {note}")
 

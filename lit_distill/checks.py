@@ -78,3 +78,14 @@ def listed(values: Iterable[object]) -> str:
     """Return ``"'a', 'b' or 'c'"``."""
     *most, last = (repr(value) for value in values)
     return f"{', '.join(most)} or {last}" if most else last
+
+
+def some_of(values: Iterable[object], count: int = 3) -> str:
+    """Return the first values, and dots in place of the others.
+
+    Example:
+        >>> some_of(range(5))
+        '0, 1, 2, ...'
+    """
+    texts = [str(value) for value in values]
+    return ", ".join([*texts[:count], *["..."] * (len(texts) > count)])

@@ -208,12 +208,13 @@ class LitDistiller(LightningModule):
         names = None if names is None else [str(name) for name in names]
         if stage != "fit":
             check_learned_names(self._about.get("class_names"), names)
-        is_reordered = self.teacher is not None and names is not None and self.teacher.set_class_names(names)
         if names is not None:
             self._about["class_names"] = names
+            if self.teacher is not None:
+                self.teacher.set_class_names(names)
         if stage == "fit":
             self._about["preprocessing"] = getattr(data, "preprocessing", None)
-            check_teacher(self.teacher, self.distillation, self.head, is_reordered)
+            check_teacher(self.teacher, self.distillation, self.head)
         check_class_counts(self.student, self.teacher, data, self.criterion)
 
     @override

@@ -7,6 +7,8 @@ import re
 from typing import Any
 import warnings
 
+from torch import nn
+
 # What a checkpoint says beside its weights: class names and the shape of the images it was trained on.
 ABOUT = "lit_distill_about"
 
@@ -40,6 +42,11 @@ def card_of(checkpoint: object, path: str | Path) -> dict[str, Any]:
         },
     }
     return _with_trained_head(card)
+
+
+def card_on(student: nn.Module) -> dict[str, Any]:
+    """Return the card that `load_student` puts on a student; empty on other networks."""
+    return getattr(student, "card", None) or {}
 
 
 def read_card(folder: Path) -> dict[str, Any]:

@@ -1,11 +1,17 @@
 """Groups of a teacher's classes, one for each class of the student."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import chain
+import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 import yaml
+
+from lit_distill.checks import some_of
+from lit_distill.models.classes import match_names
 
 
 class ClassGroups(nn.Module):
@@ -31,78 +37,65 @@ class ClassGroups(nn.Module):
         ['1 of the 4 classes of the teacher in no group: 3']
     """
 
+    index: Tensor
+
     def __init__(self, groups: Mapping[str, Sequence[int]] | Sequence[Sequence[int]], num_classes: int | None) -> None:
         super().__init__()
-        named = isinstance(groups, Mapping)
-        pairs = list(groups.items()) if isinstance(groups, Mapping) else [(str(k), g) for k, g in enumerate(groups)]
-        if not pairs:
+        self.named = isinstance(groups, Mapping)
+        by_name = dict(groups) if isinstance(groups, Mapping) else dict(enumerate(groups))
+        if not by_name:
             raise ValueError("classes must have a group of the teacher's classes for each class, got none")
-        for name, members in pairs:
+        end = math.inf if num_classes is None else num_classes
+        for name, members in by_name.items():
             if not members:
                 raise ValueError(f"classes: {name} has no class of the teacher, it needs one or more")
-            lacking = [m for m in members if m < 0 or (num_classes is not None and m >= num_classes)]
+            lacking = [member for member in members if not 0 <= member < end]
             if lacking:
-                raise ValueError(
-                    f"classes: {name} names class {lacking[0]}, but the teacher has "
-                    f"{'no class below 0' if num_classes is None else f'classes 0..{num_classes - 1}'}"
-                )
-        self.named = named
-        self.names = ["null" if name is None else str(name) for name, _ in pairs]
-        self.members = [list(dict.fromkeys(int(m) for m in members)) for _, members in pairs]
+                raise ValueError(f"classes: {name} names class {lacking[0]}, but the teacher has classes 0..{end - 1}")
+        self.names = ["null" if name is None else str(name) for name in by_name]  # as YAML has the name null
+        self.members = [list(dict.fromkeys(members)) for members in by_name.values()]
+        self.places = list(range(len(self.names)))  # of the groups now, as they were given
         self.num_classes = num_classes
-        longest = max(map(len, self.members))
-        index = torch.tensor([group + group[:1] * (longest - len(group)) for group in self.members])
-        padding = torch.tensor([[False] * len(group) + [True] * (longest - len(group)) for group in self.members])
+        index = pad_sequence([torch.tensor(members) for members in self.members], batch_first=True, padding_value=-1)
         self.register_buffer("index", index, persistent=False)
-        self.register_buffer("padding", padding, persistent=False)
-
-    index: Tensor
-    padding: Tensor
 
     def forward(self, logits: Tensor) -> Tensor:
         """Return the groups' logits."""
-        out: Tensor = logits[:, self.index].masked_fill(self.padding, -torch.inf).logsumexp(dim=2)
-        return out
+        return logits[:, self.index].masked_fill(self.index < 0, -torch.inf).logsumexp(dim=2)
 
     def order(self, names: Sequence[str]) -> None:
-        """Put the groups in the order of these names.
+        """Put the groups in the order of these names, unless they have no names.
 
         YAML takes some names without quotes for values, such as ``yes`` or ``01``; these are matched by their value.
 
         Raises:
             ValueError: If they are not the groups' names.
         """
-        if set(names) != set(self.names):
-            read = {_as_yaml(name): name for name in names}
-            matched = [name if name in names else read.get(_as_yaml(name), name) for name in self.names]
-            if sorted(matched) != sorted(names):
-                raise ValueError(
-                    f"the teacher's classes are for {', '.join(self.names)}, the data has {', '.join(map(str, names))}"
-                )
-            self.names = matched
-        places = [self.names.index(name) for name in names]
+        if not self.named:
+            return
+        by_value = {_as_yaml(name): name for name in names}
+        own_names = [name if name in names else by_value.get(_as_yaml(name), name) for name in self.names]
+        advice = "give it classes= with the numbers of its classes for each of the data's"
+        places = match_names(own_names, names, "teacher", advice)
         self.names, self.members = list(names), [self.members[place] for place in places]
-        self.index, self.padding = self.index[places], self.padding[places]
+        self.places, self.index = [self.places[place] for place in places], self.index[places]
 
     def notes(self) -> list[str]:
-        """Return a line about the teacher's classes in more than one group, and one about those in none."""
-        groups_of: dict[int, list[str]] = {}
-        for name, members in zip(self.names, self.members, strict=True):
-            for member in members:
-                groups_of.setdefault(member, []).append(name)
+        """Return a line about another order, about the teacher's classes in several groups, and about those in none."""
         notes = []
-        shared = [member for member, names in groups_of.items() if len(names) > 1]
+        if self.places != sorted(self.places):
+            notes.append("its classes are in another order than the data's, and are matched by name")
+        counts = Counter(chain(*self.members))
+        shared = [member for member, count in counts.items() if count > 1]
         if shared:
-            *names, last = groups_of[shared[0]]
-            more = f"; {len(shared) - 1} more like it" if len(shared) > 1 else ""
+            names = [name for name, members in zip(self.names, self.members, strict=True) if shared[0] in members]
             notes.append(
-                f"class {shared[0]} of the teacher is in the groups of {', '.join(names)} and {last}: its probability "
-                f"counts in each{more}"
+                f"{len(shared)} of the teacher's classes in several groups, such as class {shared[0]} in those of "
+                f"{', '.join(names)}: its probability counts in each"
             )
-        unused = sorted(set(range(self.num_classes or 0)) - set(groups_of))
+        unused = [member for member in range(self.num_classes or 0) if member not in counts]
         if unused:
-            ranges = _ranges(unused)
-            notes.append(f"{len(unused)} of the {self.num_classes} classes of the teacher in no group: {ranges}")
+            notes.append(f"{len(unused)} of the {self.num_classes} classes of the teacher in no group: {some_of(unused)}")
         return notes
 
 
@@ -112,11 +105,3 @@ def _as_yaml(name: str) -> str:
         return repr(yaml.safe_load(name))
     except (yaml.YAMLError, ValueError):
         return repr(name)
-
-
-def _ranges(numbers: Sequence[int], most: int = 4) -> str:
-    """Return sorted numbers as text, such as ``0-2, 5``."""
-    # Numbers in a row differ from their places by the same amount.
-    runs = [[k for _, k in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
-    texts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
-    return ", ".join(texts[:most]) + (", ..." if len(texts) > most else "")

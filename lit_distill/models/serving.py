@@ -1,12 +1,13 @@
 """Classes and probabilities of photos, computed as in the test."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from PIL import Image
 import torch
 from torch import Tensor, nn
 
+from lit_distill.models.card import card_on
 from lit_distill.models.output import StudentOutput
 from lit_distill.photos import Photo, as_image
 from lit_distill.preprocessing import Preprocessing
@@ -56,7 +57,7 @@ def predict(
         >>> classes[0] in ("cat", "dog"), probabilities.shape
         (True, torch.Size([1, 2]))
     """
-    card = _card(student)
+    card = card_on(student)
     several = photos if isinstance(photos, Sequence) and not isinstance(photos, str) else [photos]
     if not several:
         raise ValueError("expected one photo or more, got none")
@@ -88,15 +89,10 @@ def preprocessing_of(student: nn.Module) -> Preprocessing:
     Raises:
         ValueError: If the card does not say it.
     """
-    described = _card(student).get("preprocessing")
+    described = card_on(student).get("preprocessing")
     if described is None:
         raise ValueError(
             "the student's card does not say how a photo becomes its input: export it again, or in Python give "
             "transform=, from a Pillow image to a (C, H, W) tensor"
         )
     return Preprocessing.of(described)
-
-
-def _card(student: nn.Module) -> dict[str, Any]:
-    card: Any = getattr(student, "card", None)
-    return card or {}

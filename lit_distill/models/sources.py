@@ -1,9 +1,9 @@
 """Networks by name: timm's, torchvision's, yours by a dotted path, and those of a checkpoint."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import timm
 from torch import Tensor, nn
@@ -11,9 +11,11 @@ import torchvision.models
 from torchvision.models import WeightsEnum
 
 from lit_distill.checks import did_you_mean
-from lit_distill.models.pixels import as_pair
-from lit_distill.models.saved import load_student
-from lit_distill.models.timm_net import timm_net
+from lit_distill.models.card import card_on
+from lit_distill.models.output import Head
+from lit_distill.models.pixels import PixelInput, as_pair
+from lit_distill.models.saved import load_student, origin_of
+from lit_distill.models.timm_net import Arguments, timm_net
 from lit_distill.models.trust import file_that_names, module_named, refuse_unless
 from lit_distill.models.weights import load_strictly, pick, read_state_dict
 
@@ -21,7 +23,7 @@ Source = Literal["file", "torchvision", "dotted path", "timm"]
 
 
 class Network(NamedTuple):
-    """A network with the statistics and the size of its training data, as far as its source tells them.
+    """A network and what its weights were trained on, as far as their source tells.
 
     ``channels`` are those of the images if the network was made for others than its training data had.
     """
@@ -31,6 +33,8 @@ class Network(NamedTuple):
     std: Sequence[float] | None = None
     input_size: Sequence[int] | None = None
     channels: int | None = None
+    class_names: Sequence[str] = ()
+    head: Head = "mean_logits"
 
 
 class _Request(NamedTuple):
@@ -40,7 +44,7 @@ class _Request(NamedTuple):
     weights: str | Path | None
     num_classes: int | None
     input_size: tuple[int, int] | None
-    args: Mapping[str, Any]
+    args: Arguments
 
 
 def source_of(name: str, weights: str | Path | None = None) -> Source:
@@ -59,27 +63,46 @@ def source_of(name: str, weights: str | Path | None = None) -> Source:
     return "dotted path" if not known and ("." in name or ":" in name) else "timm"
 
 
-def named_network(
-    name: str,
+def find_network(
+    model: str | nn.Module,
     weights: str | Path | None,
     num_classes: int | None,
     input_size: int | Sequence[int] | None,
-    args: Mapping[str, Any],
+    args: Arguments,
 ) -> Network:
-    """Make the network that the arguments of `FrozenTeacher` name.
+    """Make the network that the arguments of `FrozenTeacher` ask for, or load the weights into the one they give.
 
     Raises:
         ValueError: If there is none of that name, or the weights do not fit it.
     """
-    size = None if input_size is None else as_pair(input_size, "input_size")
-    return _SOURCES[source_of(name, weights)](_Request(name, weights, num_classes, size, args))
+    origin = None if weights is None else origin_of(weights)
+    if isinstance(model, str):
+        size = None if input_size is None else as_pair(input_size, "input_size")
+        network = _SOURCES[source_of(model, weights)](_Request(model, weights, num_classes, size, args))
+    elif args:
+        raise ValueError("model_args go with the name of a model, got them with a module")
+    else:
+        network = Network(_with_weights(model, weights))
+    if origin is None:
+        card = card_on(network.model)
+        return network._replace(class_names=card.get("class_names") or (), head=card.get("head", network.head))
+    if any(isinstance(part, PixelInput) and part.mean is not None for part in network.model.modules()):
+        origin = origin._replace(mean=None, std=None)  # it normalises images itself
+    names = origin.class_names or ()
+    return network._replace(mean=origin.mean, std=origin.std, input_size=origin.input_size, class_names=names)
+
+
+def _with_weights(model: nn.Module, weights: str | Path | None) -> nn.Module:
+    if weights is not None:
+        load_strictly(model, pick(read_state_dict(weights), next(iter(model.state_dict()), "")), weights)
+    return model
 
 
 def _from_file(request: _Request) -> Network:
     if request.weights is not None or request.args:
         raise ValueError(f"weights and model_args go with the name of a model, got them with the file {request.name}")
-    student: Any = load_student(request.name)
-    channels, *size = student.card.get("image_shape") or (None,)
+    student = load_student(request.name)
+    channels, *size = card_on(student).get("image_shape") or (None,)
     return Network(student, input_size=size or None, channels=channels)
 
 
@@ -129,13 +152,12 @@ def _from_torchvision(request: _Request) -> Network:
 
 def _weights_of_torchvision(choices: type[WeightsEnum], weights: str | Path | None) -> WeightsEnum | None:
     """Return torchvision's own weights of that name, or None for a file."""
-    name = str(weights or "DEFAULT").removeprefix("torchvision.models.")
-    full_names = {f"{choices.__name__}.{member}": member for member in choices.__members__}
-    member = full_names.get(name, name)
-    if member in choices.__members__:
-        return choices[member]
-    if "_Weights." in name:
-        raise ValueError(f"torchvision has no weights {name} for this model; it has {', '.join(full_names)}")
+    name = str(weights or "DEFAULT").removeprefix("torchvision.models.").removeprefix(f"{choices.__name__}.")
+    if name in choices.__members__:
+        return choices[name]
+    if "_Weights." in str(weights):
+        known = ", ".join(f"{choices.__name__}.{member}" for member in choices.__members__)
+        raise ValueError(f"torchvision has no weights {weights} for this model; it has {known}")
     return None
 
 
@@ -166,9 +188,7 @@ def _from_dotted_path(request: _Request) -> Network:
         raise ValueError(f"cannot make {name} with {args or 'no arguments'}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"{name} makes a {type(model).__name__}, expected a torch.nn.Module")
-    if weights is not None:
-        load_strictly(model, pick(read_state_dict(weights), next(iter(model.state_dict()), "")), weights)
-    return Network(model)
+    return Network(_with_weights(model, weights))
 
 
 def _named_callable(name: str) -> Callable[..., object]:

@@ -10,16 +10,14 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lit_distill.batch import Batch
-from lit_distill.checks import check_choice
+from lit_distill.checks import check_choice, some_of
 from lit_distill.models.class_groups import ClassGroups
-from lit_distill.models.classes import compare_names, count_classes
+from lit_distill.models.classes import count_classes
 from lit_distill.models.output import Head, StudentOutput, TeacherOutput
 from lit_distill.models.pixels import PixelInput
-from lit_distill.models.saved import Origin, origin_of
-from lit_distill.models.sources import Network, named_network
+from lit_distill.models.sources import find_network
 from lit_distill.models.teacher_base import Teacher
 from lit_distill.models.trust import trusting
-from lit_distill.models.weights import load_strictly, pick, read_state_dict
 
 Precision = Literal["32", "bf16", "fp16"]
 _DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -85,55 +83,36 @@ class FrozenTeacher(Teacher):
         trust: str | Iterable[str] = (),
     ) -> None:
         super().__init__()
-        if precision is not None:
-            check_choice(Precision, precision=precision)
+        check_choice([None, *_DTYPES], precision=precision)
         name = model if isinstance(model, str) else type(model).__name__
-        origin = None if weights is None else origin_of(weights)
-        if isinstance(model, str):
-            with trusting(trust):
-                network = named_network(model, weights, num_classes, input_size, dict(model_args or {}))
-        else:
-            if model_args:
-                raise ValueError("model_args go with the name of a model, got them with a module")
-            if weights is not None:
-                first_name = next(iter(model.state_dict()), "")
-                load_strictly(model, pick(read_state_dict(weights), first_name), weights)
-            network = Network(model)
-        model, channels = network.model, network.channels
+        with trusting(trust):
+            network = find_network(model, weights, num_classes, input_size, model_args or {})
+        self.model = network.model.requires_grad_(False)
         if mean is None and std is None:
-            mean, std = _statistics(network, origin)
-            if origin is None and mean is not None and channels not in (None, len(mean)):
+            mean, std = network.mean, network.std
+            if mean is not None and network.channels not in (None, len(mean)):
                 raise ValueError(f"{name} was made for {len(mean)} channels: give mean and std for yours")
-        trained_size = network.input_size if origin is None else origin.input_size
-        self.trained_size = None if trained_size is None else list(trained_size)
+        self.trained_size = None if network.input_size is None else list(network.input_size)
         self.pixels = PixelInput(mean, std, self.trained_size if input_size is None else input_size)
-        model_classes = getattr(model, "num_classes", None)
-        if num_classes is not None and isinstance(model_classes, int) and num_classes != model_classes:
-            raise ValueError(
-                f"num_classes is {num_classes}, but the teacher {type(model).__name__} has {model_classes}"
-            )
-        num_outputs = num_classes or count_classes(model)
-        self.groups = None if classes is None else ClassGroups(classes, num_outputs)
-        self.num_classes = num_outputs if self.groups is None else len(self.groups.names)
-        card = getattr(model, "card", None)  # of `load_student`
-        card = card if isinstance(card, dict) else {}
-        self.head: Head = card.get("head", "mean_logits")
-        names = card.get("class_names") if origin is None else origin.class_names
-        names = [str(name) for name in names or ()]
-        self.class_names = names if len(names) == num_outputs else None
-        self.register_buffer("order", None, persistent=False)
+        if num_classes not in (None, own_classes := getattr(self.model, "num_classes", num_classes)):
+            raise ValueError(f"num_classes is {num_classes}, but the teacher {type(self.model).__name__} has {own_classes}")
+        self.num_classes = num_classes or count_classes(self.model)
+        if classes is None and len(network.class_names) == self.num_classes:
+            classes = {name: [number] for number, name in enumerate(network.class_names)}
+        self.groups = None if classes is None else ClassGroups(classes, self.num_classes)
+        if self.groups is not None:
+            self.num_classes = len(self.groups.names)
+        self.head: Head = network.head
         self.precision = precision
         self.channels_last = channels_last
-        self.model = model.requires_grad_(False)
         if channels_last:
             self.model.to(memory_format=torch.channels_last)
         if precision is not None:
             self.model.to(_DTYPES[precision])
         self.eval()
         if self.pixels.input_size is not None:
-            self._try(name, channels or self._channels())
-
-    order: Tensor | None
+            channels = network.channels or _channels(self.model) if mean is None else len(mean)
+            self._try(name, torch.zeros(1, channels, *self.pixels.input_size))
 
     @property
     @override
@@ -142,30 +121,27 @@ class FrozenTeacher(Teacher):
 
     @override
     def notes(self) -> list[str]:
-        notes = [] if self.groups is None else self.groups.notes()
+        return [*([] if self.groups is None else self.groups.notes()), *self._size_notes()]
+
+    def _size_notes(self) -> list[str]:
         trained, asked = self.trained_size, self.pixels.input_size
-        if trained is not None and asked is not None and trained != asked:
-            notes.append(
-                f"trained at {_as_text(trained)} px and asked at {_as_text(asked)}: for its own leave input_size out "
-                "(null)"
-            )
-        return notes
+        if trained is None or asked is None or trained == asked:
+            return []
+        sizes = f"trained at {_as_text(trained)} px and asked at {_as_text(asked)}"
+        return [f"{sizes}: for its own leave input_size out (null)"]
 
     def advice_to_reorder(self, places: Sequence[int]) -> str:
         """Return how to set ``classes`` so that the class now at ``places[k]`` comes to place k."""
-        if self.groups is None:
-            order = list(range(len(places))) if self.order is None else self.order.tolist()
-            groups = ", ".join(str([order[place]]) for place in places[:20]) + (", ..." if places[20:] else "")
-            return f"give the teacher classes=[{groups}]"
-        names, members = self.groups.names, [self.groups.members[place] for place in places]
-        advice = f"give the teacher classes={dict(zip(names, members, strict=True)) if self.groups.named else members}"
+        groups = self.groups or ClassGroups([[place] for place in range(len(places))], None)
+        members = [groups.members[place] for place in places]
+        advice = f"give the teacher classes={dict(zip(groups.names, members, strict=True)) if groups.named else members}"
         if len(advice) < 400:
             return advice
-        swapped = [f"{names[k]} those of {names[place]}" for k, place in enumerate(places) if k != place]
-        return f"of the teacher's classes=, give {', '.join(swapped[:20])}{', ...' if swapped[20:] else ''}"
+        swapped = [f"{name} those of {groups.names[place]}" for name, place in zip(groups.names, places, strict=True)]
+        return f"of the teacher's classes=, give {some_of(swapped, 20)}"
 
     @override
-    def set_class_names(self, names: Sequence[str]) -> bool:
+    def set_class_names(self, names: Sequence[str]) -> None:
         """Answer in the order of the data's classes, if the teacher knows its own by name.
 
         Groups that are given in order stay as they are.
@@ -173,48 +149,32 @@ class FrozenTeacher(Teacher):
         Args:
             names: Names of the data's classes, in their order.
 
-        Returns:
-            True if the teacher's own order is another one.
-
         Raises:
             ValueError: If the teacher knows other classes.
 
         Example:
             >>> teacher = FrozenTeacher(nn.Linear(2, 2), classes={"cat": [1], "dog": [0]})
-            >>> teacher.set_class_names(["dog", "cat"]), teacher.groups.members
-            (True, [[0], [1]])
+            >>> teacher.set_class_names(["dog", "cat"])
+            >>> teacher.groups.members
+            [[0], [1]]
         """
-        names = [str(name) for name in names]
         if self.groups is not None:
-            before = self.groups.names
-            if self.groups.named:
-                self.groups.order(names)
-            return self.groups.named and before != names
-        if self.class_names is None:
-            return False
-        if set(names) != set(self.class_names):
-            raise ValueError(
-                f"the teacher knows other classes than the data has: {compare_names(self.class_names, names)}; give it "
-                "classes= with the numbers of its classes for each of the data's"
-            )
-        place = {name: k for k, name in enumerate(self.class_names)}
-        order = torch.tensor([place[name] for name in names])
-        self.order = order.to(self.pixels.scale.device) if names != self.class_names else None
-        return self.order is not None
+            self.groups.order([str(name) for name in names])
 
     @overload
-    def forward(self, batch: Batch) -> TeacherOutput: ...
+    def __call__(self, batch: Batch) -> TeacherOutput: ...
     @overload
-    def forward(self, batch: Tensor) -> Tensor: ...
+    def __call__(self, batch: Tensor) -> Tensor: ...
     @override
-    def forward(self, batch: Batch | Tensor) -> TeacherOutput | Tensor:
+    def __call__(self, batch: Batch | Tensor) -> TeacherOutput | Tensor:
         """Return the answer to a batch, or the logits ``(B, K)`` of a plain tensor of images."""
         if isinstance(batch, Tensor):
-            return self._logits(batch)
-        return TeacherOutput(self._logits(batch.image))
+            return cast(Tensor, self(Batch(batch, target=torch.empty(0))).logits)
+        return super().__call__(batch)
 
-    def _logits(self, image: Tensor) -> Tensor:
-        image = self.pixels(image)
+    @override
+    def forward(self, batch: Batch) -> TeacherOutput:
+        image = self.pixels(batch.image)
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
         if self.precision is not None:
@@ -222,9 +182,7 @@ class FrozenTeacher(Teacher):
         with nullcontext() if self.precision is None else torch.autocast(image.device.type, enabled=False):
             output = self.model(image)
         logits = output.float() if isinstance(output, Tensor) else StudentOutput.of(output).combined(self.head)
-        if self.order is not None:
-            return logits.index_select(1, self.order)
-        return logits if self.groups is None else cast(Tensor, self.groups(logits))
+        return TeacherOutput(logits if self.groups is None else self.groups(logits))
 
     def extra_repr(self) -> str:
         """Show in ``print(teacher)`` what it makes of an image."""
@@ -240,36 +198,20 @@ class FrozenTeacher(Teacher):
 
         return super()._apply(move, recurse)  # type: ignore[no-untyped-call,no-any-return]
 
-    def _try(self, name: str, channels: int) -> None:
+    def _try(self, name: str, image: Tensor) -> None:
         """Find out now, and not at the first step, if the network takes images of its size."""
-        size = self.pixels.input_size or []
         try:
-            logits = self(torch.zeros(1, channels, *size))
+            self(image)
         except Exception as error:  # whatever a network raises
-            reason = str(error).split("\n")[0] or type(error).__name__
-            other_size = None if self.trained_size == size else self.trained_size
-            hint = "" if other_size is None else f"; for its own {_as_text(other_size)} leave input_size out (null)"
+            reasons = [str(error).split("\n")[0] or type(error).__name__, *self._size_notes()]
             raise ValueError(
-                f"the teacher {name} cannot take images of {_as_text(size)} pixels: {reason}{hint}"
+                f"the teacher {name} cannot take images of {_as_text(image.shape[2:])} pixels: {'; '.join(reasons)}"
             ) from error
-        if self.num_classes is None:
-            self.num_classes = logits.shape[1]
-
-    def _channels(self) -> int:
-        if self.pixels.mean is not None:
-            return len(self.pixels.mean)
-        channels = getattr(self.model, "channels", None)
-        first = next((m.in_channels for m in self.model.modules() if isinstance(m, nn.Conv2d)), 3)
-        return channels if isinstance(channels, int) else first
 
 
-def _statistics(network: Network, origin: Origin | None) -> tuple[Sequence[float] | None, Sequence[float] | None]:
-    """Return the mean and std that the weights were trained with, unless the network normalises images itself."""
-    if origin is None:
-        return network.mean, network.std
-    parts = network.model.modules()
-    normalises = any(isinstance(part, PixelInput) and part.mean is not None for part in parts)
-    return (None, None) if normalises else (origin.mean, origin.std)
+def _channels(model: nn.Module) -> int:
+    first = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)
+    return int(getattr(model, "channels", first))
 
 
 def _as_text(size: Sequence[int]) -> str:

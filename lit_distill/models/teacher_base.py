@@ -1,10 +1,10 @@
 """What all teachers have in common: they answer, and never learn."""
 
 from collections.abc import Sequence
-from typing import Self, overload
+from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
 from lit_distill.batch import Batch
@@ -41,18 +41,12 @@ class Teacher(nn.Module):
         """Return the answer to a batch."""
         raise NotImplementedError(f"{type(self).__name__} needs a method forward(batch) that returns a TeacherOutput")
 
-    @overload
-    def __call__(self, batch: Batch) -> TeacherOutput: ...
-    @overload
-    def __call__(self, batch: Tensor) -> Tensor: ...
     @torch.no_grad()
-    def __call__(self, batch: Batch | Tensor) -> TeacherOutput | Tensor:
+    def __call__(self, batch: Batch) -> TeacherOutput:
         """Return what ``forward`` returns, in float32 and without a graph."""
         if any(module.training for module in self.modules()):  # somebody reached past `train`
             self.eval()
-        answer: TeacherOutput | Tensor = super().__call__(batch)
-        if isinstance(answer, Tensor):
-            return answer.float()
+        answer: TeacherOutput = super().__call__(batch)
         features = {name: feature.float() for name, feature in answer.features.items()}
         return TeacherOutput(None if answer.logits is None else answer.logits.float(), features)
 
@@ -66,16 +60,8 @@ class Teacher(nn.Module):
         """The network whose layers a feature loss can name."""
         return self
 
-    def set_class_names(self, names: Sequence[str]) -> bool:
-        """Answer in the order of the data's classes, if the teacher knows its own by name.
-
-        Args:
-            names: Names of the data's classes, in their order.
-
-        Returns:
-            True if the teacher's own order is another one.
-        """
-        return False
+    def set_class_names(self, names: Sequence[str]) -> None:
+        """Answer in the order of the data's classes, which are named in their order, if the teacher has names too."""
 
     def notes(self) -> list[str]:
         """Return what a user may want to know before training with this teacher."""

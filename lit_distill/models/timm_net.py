@@ -7,13 +7,15 @@ from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 import timm
-from timm.layers import PatchEmbed  # type: ignore[attr-defined]  # exported, but not declared so
+from timm.layers.patch_embed import PatchEmbed
 import torch
 from torch import Tensor, nn
 
 from lit_distill.checks import did_you_mean
 from lit_distill.models.pixels import as_pair
 from lit_distill.models.weights import other_depth_in, pick, read_state_dict
+
+Arguments = Mapping[str, Any]  # of a network by its name: what these are is the network's business
 
 
 def timm_net(
@@ -55,24 +57,23 @@ def timm_net(
     size = args.pop("img_size", None) if img_size is None else img_size
     if size is not None:
         args["img_size"] = as_pair(size, "img_size")
-    if not pretrained and weights is None:
-        return _create(name, args | _classes(num_classes))
-    if weights is None:
-        source, own_classes = {}, timm.get_pretrained_cfg_value(name, "num_classes")
-    else:
+    source: dict[str, Any] = {"pretrained": pretrained or weights is not None}
+    own_classes = num_classes
+    if weights is not None:
         state, own_classes = _state_and_classes(name, weights, num_classes)
-        source = {"pretrained_cfg_overlay": {"state_dict": state, **_classes(own_classes)}}
-    changes_head = num_classes not in (None, own_classes)
-    if changes_head and not new_head:
+        source |= {"pretrained_cfg_overlay": {"state_dict": state, **_classes(own_classes)}}
+    elif pretrained:
+        own_classes = timm.get_pretrained_cfg_value(name, "num_classes")
+    if num_classes not in (None, own_classes) and not new_head:
         raise ValueError(
             f"num_classes is {num_classes}, but the weights of {name} are for {own_classes} classes: its head would be "
             "random"
         )
-    place = "" if weights is None or isinstance(weights, Mapping) else f" in {weights}"
     # First the head that the weights are for, so that timm compares every key.
-    model: Any = _create(name, args | _classes(own_classes), place, pretrained=True, **source)
-    if changes_head:
+    model: Any = _create(name, args | _classes(own_classes), weights, source)
+    if num_classes not in (None, own_classes):
         model.reset_classifier(num_classes)
+    _check_patches(name, model, args.get("img_size", ()))
     network: nn.Module = model
     return network
 
@@ -91,26 +92,24 @@ def _state_and_classes(
     return state, len(state[head]) if head in state else num_classes
 
 
-def _create(name: str, args: dict[str, Any], place: str = "", **source: Any) -> nn.Module:
-    """Make the network as timm does, with errors of one line; ``place`` says where the weights are."""
+def _create(name: str, args: Arguments, weights: object, source: Arguments) -> nn.Module:
+    """Make the network as timm does, with errors of one line."""
     try:
-        model: nn.Module = timm.create_model(name, **source, **args)
+        return timm.create_model(name, **source, **args)
     except Exception as error:  # hub, network, cache, architecture and arguments have no common base
         message = str(error).strip() or type(error).__name__
         if message.endswith("unexpected keyword argument 'img_size'"):
-            return _create(name, {key: value for key, value in args.items() if key != "img_size"}, place, **source)
-        raise ValueError(_explain(message, name, args, place, source)) from error
-    _check_patches(name, model, args.get("img_size", ()))
-    return model
+            return _create(name, {key: value for key, value in args.items() if key != "img_size"}, weights, source)
+        raise ValueError(_explain(message, name, args, weights, source)) from error
 
 
-def _explain(message: str, name: str, args: Mapping[str, Any], place: str, source: Mapping[str, Any]) -> str:
+def _explain(message: str, name: str, args: Arguments, weights: object, source: Arguments) -> str:
     first, *differences = message.split("\n")
     if first.startswith("Error(s) in loading state_dict"):
-        shown = shorten(differences[0], 200, placeholder=" ...")
-        more = f" (and {len(differences) - 1} more)" if differences[1:] else ""
-        return f"the weights{place} are not for {name}: {other_depth_in(message)}{shown}{more}"
-    if source.keys() == {"pretrained"}:
+        place = f" in {weights}" if isinstance(weights, (str, Path)) else ""
+        shown = shorten(" ".join(differences), 300, placeholder=" ...")
+        return f"the weights{place} are not for {name}: {other_depth_in(message)}{shown}"
+    if source["pretrained"] and weights is None:
         return (
             f"could not get timm's pretrained weights of {name}; give a local file as weights "
             f"(HF_HUB_OFFLINE=1 looks in the local cache alone, without retries): {first}"
@@ -141,12 +140,10 @@ def weights_at_hand(name: str) -> bool:
     try:
         config = timm.get_pretrained_cfg(name)
     except (RuntimeError, ValueError):  # timm knows no such weights
-        return False
+        config = None
     if config is None:
         return False
-    if config.file:
-        return Path(config.file).is_file()
     if config.hf_hub_id:
-        files = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+        files = [config.hf_hub_filename or "model.safetensors", "pytorch_model.bin"]
         return any(isinstance(try_to_load_from_cache(config.hf_hub_id, file), str) for file in files)
     return bool(config.url) and Path(torch.hub.get_dir(), "checkpoints", Path(str(config.url)).name).is_file()

@@ -479,7 +479,7 @@ def test_other_classes_than_were_learned_are_refused(capsys) -> None:
         with pytest.raises(SystemExit):
             main([command, f"--ckpt_path={checkpoint}", "--data.root=others", "--trainer.max_epochs=2"])
         err = capsys.readouterr().err
-        assert "error: the student has learned other classes than the data has: class 2 was 'c' and is 'x'" in err
+        assert "knows other classes than the data has: only the student has c, only the data has x; for new" in err
         main([command, f"--ckpt_path={checkpoint}", "--data.root=photos", "--trainer.max_epochs=2"])
 
 

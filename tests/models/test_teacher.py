@@ -376,5 +376,5 @@ def test_a_size_that_the_network_cannot_take_is_found_out_at_once(tmp_path) -> N
         assert teacher.pixels.input_size == [256, 256]
     larger = FrozenTeacher("vit_tiny_patch16_224", tmp_path / "vit.safetensors", input_size=256)
     assert larger(torch.rand(1, 3, 64, 64)).shape == (1, 7)
-    with pytest.raises(ValueError, match="precision must be '32', 'bf16' or 'fp16', got 'half'"):
+    with pytest.raises(ValueError, match="precision must be None, '32', 'bf16' or 'fp16', got 'half'"):
         FrozenTeacher(flat, precision="half")  # type: ignore[arg-type]
