@@ -95,7 +95,9 @@ class ClassGroups(nn.Module):
             )
         unused = [member for member in range(self.num_classes or 0) if member not in counts]
         if unused:
-            notes.append(f"{len(unused)} of the {self.num_classes} classes of the teacher in no group: {some_of(unused)}")
+            notes.append(
+                f"{len(unused)} of the {self.num_classes} classes of the teacher in no group: {some_of(unused)}"
+            )
         return notes
 
 

@@ -95,7 +95,9 @@ class FrozenTeacher(Teacher):
         self.trained_size = None if network.input_size is None else list(network.input_size)
         self.pixels = PixelInput(mean, std, self.trained_size if input_size is None else input_size)
         if num_classes not in (None, own_classes := getattr(self.model, "num_classes", num_classes)):
-            raise ValueError(f"num_classes is {num_classes}, but the teacher {type(self.model).__name__} has {own_classes}")
+            raise ValueError(
+                f"num_classes is {num_classes}, but the teacher {type(self.model).__name__} has {own_classes}"
+            )
         self.num_classes = num_classes or count_classes(self.model)
         if classes is None and len(network.class_names) == self.num_classes:
             classes = {name: [number] for number, name in enumerate(network.class_names)}
@@ -134,7 +136,9 @@ class FrozenTeacher(Teacher):
         """Return how to set ``classes`` so that the class now at ``places[k]`` comes to place k."""
         groups = self.groups or ClassGroups([[place] for place in range(len(places))], None)
         members = [groups.members[place] for place in places]
-        advice = f"give the teacher classes={dict(zip(groups.names, members, strict=True)) if groups.named else members}"
+        advice = (
+            f"give the teacher classes={dict(zip(groups.names, members, strict=True)) if groups.named else members}"
+        )
         if len(advice) < 400:
             return advice
         swapped = [f"{name} those of {groups.names[place]}" for name, place in zip(groups.names, places, strict=True)]

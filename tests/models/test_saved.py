@@ -185,5 +185,7 @@ def test_a_recipe_leaves_a_teacher_of_ones_own_at_its_size(convnet: Path, vit: P
     assert FrozenTeacher(**arguments, input_size=224).notes() == [
         "trained at 32x32 px and asked at 224x224: for its own leave input_size out (null)"
     ]
-    with pytest.raises(ValueError, match=r"cannot take images of 224x224 pixels: .*; trained at 32x32 px .* leave input_size"):
+    with pytest.raises(
+        ValueError, match=r"cannot take images of 224x224 pixels: .*; trained at 32x32 px .* leave input_size"
+    ):
         FrozenTeacher(str(vit), input_size=224)
