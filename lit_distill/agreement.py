@@ -52,7 +52,7 @@ def check_learned_names(learned: Sequence[str] | None, names: Sequence[str] | No
     Example:
         >>> check_learned_names(["cat", "dog"], ["dog", "cat"])
         Traceback (most recent call last):
-        ValueError: the student knows the classes in another order than the data has: class 0 was 'cat' and is 'dog'; ...
+        ValueError: the student knows the classes in another order than the data has: class 0 was 'cat' and is 'dog...
     """
     if learned is None or names is None:
         return

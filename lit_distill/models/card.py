@@ -17,7 +17,10 @@ _PLACE_KEYS = re.compile(r"(^|_)(root|dir|dirpath|folder|path|file|filename)$")
 _PLACES = re.compile(r".*[/\\].*|~.*|.*\.(ckpt|pt|pth|safetensors|zip|ya?ml)", re.DOTALL)
 
 
-def card_of(checkpoint: object, path: str | Path) -> dict[str, Any]:
+Card = dict[str, Any]  # plain containers; an export of another version may lack any of its entries
+
+
+def card_of(checkpoint: object, path: str | Path) -> Card:
     """Return what a checkpoint says of its student, as plain containers.
 
     Raises:
@@ -44,12 +47,12 @@ def card_of(checkpoint: object, path: str | Path) -> dict[str, Any]:
     return _with_trained_head(card)
 
 
-def card_on(student: nn.Module) -> dict[str, Any]:
+def card_on(student: nn.Module) -> Card:
     """Return the card that `load_student` puts on a student; empty on other networks."""
     return getattr(student, "card", None) or {}
 
 
-def read_card(folder: Path) -> dict[str, Any]:
+def read_card(folder: Path) -> Card:
     """Read the card of an export, and warn if it is of a version that did not write how a photo is prepared.
 
     Raises:
@@ -71,7 +74,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     return _with_trained_head(card)
 
 
-def without_places(about: Any, key: str = "") -> Any:
+def without_places(about: object, key: str = "") -> object:
     """Return what a card says without the names of local files and folders, which are nobody else's business.
 
     Args:
@@ -96,12 +99,12 @@ def _is_place(value: object, key: str) -> bool:
     return isinstance(value, Path)
 
 
-def _with_trained_head(card: dict[str, Any]) -> dict[str, Any]:
+def _with_trained_head(card: Card) -> Card:
     """Correct the head that earlier versions named without a distillation loss, which had not trained it."""
     config = _mapping(_mapping(card.get("trained")).get("config"))
     model = _mapping(config.get("model", config))
     return card if "trained_heads" in card or model.get("distillation", "") is not None else {**card, "head": "class"}
 
 
-def _mapping(value: object) -> dict[str, Any]:
+def _mapping(value: object) -> Card:
     return dict(value) if isinstance(value, Mapping) else {}

@@ -41,7 +41,7 @@ def match_names(own: Sequence[str], data: Sequence[str], owner: str, advice: str
         [2, 0, 1]
         >>> match_names(["ant", "cow"], ["ant", "dog"], "teacher", "take another one")
         Traceback (most recent call last):
-        ValueError: the teacher knows other classes than the data has: only the teacher has cow, only the data has dog...
+        ValueError: the teacher knows other classes than the data has: only the teacher has cow, only the data has...
     """
     if set(own) != set(data) or len(own) != len(data):
         sides = {f"only the {owner} has": set(own) - set(data), "only the data has": set(data) - set(own)}

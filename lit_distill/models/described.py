@@ -11,11 +11,11 @@ import inspect
 from pathlib import Path
 import re
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeGuard, cast, get_args, get_origin, get_type_hints
 
 from lit_distill.models.sources import source_of
 from lit_distill.models.teacher import FrozenTeacher
-from lit_distill.models.trust import class_named, module_named, refuse_unless
+from lit_distill.models.trust import class_named, is_description, module_named, refuse_unless
 
 _PACKAGES = (
     *("lit_distill", "torch.nn", "torch.optim"),
@@ -27,6 +27,7 @@ _PACKAGES = (
 _NO_CLASS = (int, float, bool, complex, bytes, NoneType, Path)
 _DICTS = (dict, OrderedDict)
 _VALUES = (NoneType, bool, int, float, str, list, tuple, *_DICTS)
+ANYTHING = Any  # stands for the type of a parameter that has none
 KEYWORDS = "**"  # stands for the names that no signature has
 _WORDS = re.compile(r"[\w .,+/=-]*")  # text that no parser makes anything else of
 
@@ -50,7 +51,7 @@ def check_arguments(arguments: Mapping[str, object], kind: type, path: str | Pat
         refuse_unless(name != "trust" or not value, path, f"it asks to trust {value}, which only you can say")
         if (kind, name) == (FrozenTeacher, "model") and isinstance(value, str) and source_of(value) == "dotted path":
             module_named(value, path)  # the only text that is imported
-        check_value(value, types.get(name, Any), f"{kind.__name__}.{name}", path)
+        check_value(value, types.get(name, ANYTHING), f"{kind.__name__}.{name}", path)
 
 
 def check_value(value: object, annotation: object, where: str, path: str | Path) -> None:
@@ -78,7 +79,7 @@ def check_value(value: object, annotation: object, where: str, path: str | Path)
 
 
 def _check_mapping(value: Mapping[str, object], annotation: object, where: str, path: str | Path) -> None:
-    if "class_path" in value:
+    if is_description(value):
         _check_class(value, where, path)
         return
     # The arguments of a dataclass, or a mapping of the user's such as class names.
@@ -87,7 +88,7 @@ def _check_mapping(value: Mapping[str, object], annotation: object, where: str, 
     if described is not None:
         check_arguments(value, described, path)
         return
-    takes_values = any(leaf in (*_NO_CLASS, str, Any) for leaf in leaves)
+    takes_values = any(leaf in (*_NO_CLASS, str, ANYTHING) for leaf in leaves)
     refuse_unless(takes_values, path, f"{where} is a mapping without a class_path")
     for part in value.values():
         check_value(part, annotation, where, path)
@@ -98,22 +99,23 @@ def _check_class(value: Mapping[str, object], where: str, path: str | Path) -> N
     refuse_unless(not odd, path, f"{where} has {next(iter(odd), None)!r} beside its class_path")
     kind = class_named(value["class_path"], path, _PACKAGES)
     for key in ("init_args", "dict_kwargs"):
-        arguments: Any = value.get(key) or {}
+        arguments = value.get(key) or {}
         fine = type(arguments) in _DICTS
         refuse_unless(fine, path, f"the {key} of {where} are a {type(arguments).__name__}")
-        check_arguments(arguments, kind, path)
+        check_arguments(cast(Mapping[str, object], arguments), kind, path)
 
 
 def _takes_text(annotation: object, text: str) -> bool:
     """Tell whether a parser cannot read the text as a class.
 
-    The first type that is not in `_NO_CLASS` decides; if there is none, any text is safe. For ``Any`` plain words are.
+    The first type that is not in `_NO_CLASS` decides; if there is none, any text is safe.
+    For `ANYTHING` plain words are.
     """
     first = next((leaf for leaf in _leaves(annotation) if leaf not in _NO_CLASS), str)
-    return bool(_WORDS.fullmatch(text)) if first is Any else first is str or get_origin(first) is Literal
+    return bool(_WORDS.fullmatch(text)) if first is ANYTHING else first is str or get_origin(first) is Literal
 
 
-def _leaves(annotation: object) -> list[Any]:
+def _leaves(annotation: object) -> list[object]:
     """Return the types in an annotation, in order, without their containers."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin in (None, Literal):
@@ -125,7 +127,7 @@ def _leaves(annotation: object) -> list[Any]:
     return [leaf for part in parts if part is not Ellipsis for leaf in _leaves(part)]
 
 
-def _is_described_by(leaf: object, arguments: Mapping[str, object]) -> bool:
+def _is_described_by(leaf: object, arguments: Mapping[str, object]) -> TypeGuard[type]:
     return isinstance(leaf, type) and leaf not in (*_NO_CLASS, str) and set(arguments) <= set(parameters_of(leaf))
 
 
@@ -140,8 +142,8 @@ def parameters_of(kind: type) -> dict[str, object]:
         hints = _hints_of(constructor)
         for parameter in parameters:
             untyped = parameter.annotation is inspect.Parameter.empty
-            found.setdefault(parameter.name, Any if untyped else hints.get(parameter.name, object))
-        found[KEYWORDS] = Any
+            found.setdefault(parameter.name, ANYTHING if untyped else hints.get(parameter.name, object))
+        found[KEYWORDS] = ANYTHING
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             del found[KEYWORDS]
             break

@@ -1,13 +1,13 @@
 """Write a trained student for use without this project's training code, and check what was written."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import copy
 from importlib.metadata import version
 from importlib.util import find_spec
 import json
 from pathlib import Path
 import tempfile
-from typing import Any
+from typing import cast
 import warnings
 
 from safetensors.torch import save_file
@@ -127,42 +127,25 @@ class _ForOnnx(nn.Module):
         return output.log_probs(self.head).exp(), output.logits, output.distill_logits
 
 
-def _write_onnx(student: nn.Module, image: Tensor, head: Head, path: Path, card: Mapping[str, Any]) -> None:
+def _write_onnx(student: nn.Module, image: Tensor, head: Head, path: Path, card: Mapping[str, object]) -> None:
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass  # an extra
+
     with warnings.catch_warnings(action="ignore"):  # the exporter's, about torch itself
-        torch.onnx.export(
+        exported = torch.onnx.export(
             _ForOnnx(student, head).eval(),
             (image,),
-            path,
             input_names=["image"],
             output_names=["probabilities", "logits", "distill_logits"],
             dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
             dynamo=True,
-            external_data=False,
             verbose=False,
         )
-    _describe(path, {key: card.get(key) for key in ("class_names", "preprocessing", "image_shape", "head")})
-
-
-def _describe(path: Path, about: Mapping[str, Any]) -> None:
-    """Put what a user of the ONNX file must know into its metadata, as JSON, and take out torch's local paths."""
-    import onnx  # an extra
-
-    model = onnx.load(path)
-    for value in (*_parts_of(model.graph), *(node for function in model.functions for node in function.node)):
-        del value.metadata_props[:]
-        value.doc_string = ""
-    del model.metadata_props[:]
-    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in about.items()})
-    onnx.save(model, path)
-
-
-def _parts_of(graph: Any) -> Iterator[Any]:
-    yield from (graph, *graph.input, *graph.output, *graph.value_info, *graph.initializer)
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from _parts_of(inner)
+    program = cast(torch.onnx.ONNXProgram, exported)
+    ClearMetadataAndDocStringPass()(program.model)  # torch's local paths
+    # What a user of the file must know.
+    for key in ("class_names", "preprocessing", "image_shape", "head"):
+        program.model.metadata_props[key] = json.dumps(card.get(key))
+    program.save(path, external_data=False)
 
 
 def _run_onnx(path: Path, image: Tensor) -> list[Tensor]:

@@ -9,10 +9,10 @@ import warnings
 import timm
 from torch import Tensor, nn
 
-from lit_distill.models.card import ABOUT, card_of, read_card
+from lit_distill.models.card import ABOUT, Card, card_of, read_card
 from lit_distill.models.pixels import as_pair
 from lit_distill.models.serving import predict
-from lit_distill.models.trust import build, trusting
+from lit_distill.models.trust import build, is_description, trusting
 from lit_distill.models.weights import load_safely, load_strictly, plain_names, read_state_dict
 
 
@@ -53,7 +53,7 @@ def load_student(path: str | Path, student: nn.Module | None = None, *, trust: s
         card, state = card_of(checkpoint, path), student_state(checkpoint["state_dict"])
         weights, described = path, card["student"]
     if student is None:
-        if not (isinstance(described, Mapping) and "class_path" in described):
+        if not is_description(described):
             raise ValueError(f"{path} was saved by Python code and does not say how to make its student: give student=")
         with trusting(trust):
             student = build(described, path)
@@ -93,33 +93,32 @@ def origin_of(path: str | Path) -> Origin | None:
     """
     card = _card_at(Path(path))
     description = card.get("student")
-    if not (isinstance(description, Mapping) and "class_path" in description):
+    if not is_description(description):
         return None
     arguments = description.get("init_args") or {}
-    trained: Any = None
+    mean, std = arguments.get("mean"), arguments.get("std")
+    size = arguments.get("img_size") or arguments.get("image_size")
     if str(description["class_path"]).endswith("TimmStudent"):  # which takes from timm what it is not given
         trained = timm.get_pretrained_cfg(str(arguments.get("name")), allow_unregistered=True)
-    mean, std = arguments.get("mean"), arguments.get("std")
-    if trained is not None and mean is None and std is None:
-        mean, std = trained.mean, trained.std
-    sizes = [arguments.get("img_size"), arguments.get("image_size"), *([trained.input_size[1:]] if trained else [])]
-    size = next((size for size in [*sizes, (card.get("image_shape") or ())[1:]] if size), None)
-    size = None if size is None else as_pair(size, "image_size")
+        if trained is not None:
+            size = size or trained.input_size[1:]
+            mean, std = (trained.mean, trained.std) if mean is None and std is None else (mean, std)
+    size = size or (card.get("image_shape") or ())[1:]
+    size = as_pair(size, "image_size") if size else None
     return Origin(mean, std, size, card.get("class_names"), arguments.get("attention_scale", "dim_head"))
 
 
-def _card_at(path: Path) -> dict[str, Any]:
+def _card_at(path: Path) -> Card:
     """Return the card of an export, of its weights or of a checkpoint; empty where there is none."""
     folder = path.parent if path.name == "student.safetensors" else path
     if (folder / "student.json").is_file():
         with warnings.catch_warnings(action="ignore"):  # about photos, which do not matter for the weights
             return read_card(folder)
     try:
-        content = {} if path.suffix == ".safetensors" else load_safely(path, mmap=True)
-    except ValueError:
+        content = load_safely(path, mmap=True)
+        return {"student": content["hyper_parameters"].get("student"), **(content.get(ABOUT) or {})}
+    except (ValueError, LookupError, TypeError, AttributeError):  # weights alone, or no weights
         return {}
-    arguments = content.get("hyper_parameters") if isinstance(content, Mapping) else None
-    return {"student": arguments.get("student"), **(content.get(ABOUT) or {})} if isinstance(arguments, Mapping) else {}
 
 
 def student_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,11 +13,11 @@ from torchvision.models import WeightsEnum
 from lit_distill.checks import did_you_mean
 from lit_distill.models.card import card_on
 from lit_distill.models.output import Head
-from lit_distill.models.pixels import PixelInput, as_pair
+from lit_distill.models.pixels import PixelInput
 from lit_distill.models.saved import load_student, origin_of
 from lit_distill.models.timm_net import Arguments, timm_net
 from lit_distill.models.trust import file_that_names, module_named, refuse_unless
-from lit_distill.models.weights import load_strictly, pick, read_state_dict
+from lit_distill.models.weights import load_picked, load_strictly, pick, read_state_dict
 
 Source = Literal["file", "torchvision", "dotted path", "timm"]
 
@@ -31,7 +31,7 @@ class Network(NamedTuple):
     model: nn.Module
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
-    input_size: Sequence[int] | None = None
+    input_size: int | Sequence[int] | None = None
     channels: int | None = None
     class_names: Sequence[str] = ()
     head: Head = "mean_logits"
@@ -43,7 +43,7 @@ class _Request(NamedTuple):
     name: str
     weights: str | Path | None
     num_classes: int | None
-    input_size: tuple[int, int] | None
+    input_size: int | Sequence[int] | None
     args: Arguments
 
 
@@ -77,12 +77,11 @@ def find_network(
     """
     origin = None if weights is None else origin_of(weights)
     if isinstance(model, str):
-        size = None if input_size is None else as_pair(input_size, "input_size")
-        network = _SOURCES[source_of(model, weights)](_Request(model, weights, num_classes, size, args))
+        network = _SOURCES[source_of(model, weights)](_Request(model, weights, num_classes, input_size, args))
     elif args:
         raise ValueError("model_args go with the name of a model, got them with a module")
     else:
-        network = Network(_with_weights(model, weights))
+        network = Network(model if weights is None else load_picked(model, weights))
     if origin is None:
         card = card_on(network.model)
         return network._replace(class_names=card.get("class_names") or (), head=card.get("head", network.head))
@@ -90,12 +89,6 @@ def find_network(
         origin = origin._replace(mean=None, std=None)  # it normalises images itself
     names = origin.class_names or ()
     return network._replace(mean=origin.mean, std=origin.std, input_size=origin.input_size, class_names=names)
-
-
-def _with_weights(model: nn.Module, weights: str | Path | None) -> nn.Module:
-    if weights is not None:
-        load_strictly(model, pick(read_state_dict(weights), next(iter(model.state_dict()), "")), weights)
-    return model
 
 
 def _from_file(request: _Request) -> Network:
@@ -108,17 +101,15 @@ def _from_file(request: _Request) -> Network:
 
 def _from_timm(request: _Request) -> Network:
     name, weights, num_classes, size, args = request
-    if size is None and args.get("img_size") is not None:
-        size = as_pair(args["img_size"], "img_size")
+    size = size or args.get("img_size")
     if weights is None:
         _refuse_download(name)
     model = timm_net(name, num_classes, weights is None, weights, size, args)
     config = getattr(model, "pretrained_cfg", {})
-    trained_size: Sequence[int] | None = size
     # Weight files do not record their training size; use the architecture's if it is fixed.
     if size is None and (weights is None or config.get("fixed_input_size")):
-        trained_size = config.get("input_size", ())[1:] or None
-    return Network(model, config.get("mean"), config.get("std"), trained_size, args.get("in_chans"))
+        size = config["input_size"][1:]
+    return Network(model, config.get("mean"), config.get("std"), size, args.get("in_chans"))
 
 
 def _from_torchvision(request: _Request) -> Network:
@@ -143,10 +134,7 @@ def _from_torchvision(request: _Request) -> Network:
     args |= {} if classes is None else {"num_classes": classes}
     model = torchvision.models.get_model(name, weights=None, **args)
     load_strictly(model, state, str(chosen or request.weights))
-    described = chosen or next(iter(choices), None)
-    if described is None:
-        return Network(model)
-    transforms = described.transforms()
+    transforms = (chosen or next(iter(choices))).transforms()
     return Network(model, transforms.mean, transforms.std, transforms.crop_size * 2 if chosen else None)
 
 
@@ -188,7 +176,7 @@ def _from_dotted_path(request: _Request) -> Network:
         raise ValueError(f"cannot make {name} with {args or 'no arguments'}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"{name} makes a {type(model).__name__}, expected a torch.nn.Module")
-    return Network(_with_weights(model, weights))
+    return Network(model if weights is None else load_picked(model, weights))
 
 
 def _named_callable(name: str) -> Callable[..., object]:

@@ -14,7 +14,7 @@ from lit_distill.checks import check_choice, some_of
 from lit_distill.models.class_groups import ClassGroups
 from lit_distill.models.classes import count_classes
 from lit_distill.models.output import Head, StudentOutput, TeacherOutput
-from lit_distill.models.pixels import PixelInput
+from lit_distill.models.pixels import PixelInput, as_pair
 from lit_distill.models.sources import find_network
 from lit_distill.models.teacher_base import Teacher
 from lit_distill.models.trust import trusting
@@ -92,7 +92,7 @@ class FrozenTeacher(Teacher):
             mean, std = network.mean, network.std
             if mean is not None and network.channels not in (None, len(mean)):
                 raise ValueError(f"{name} was made for {len(mean)} channels: give mean and std for yours")
-        self.trained_size = None if network.input_size is None else list(network.input_size)
+        self.trained_size = None if network.input_size is None else list(as_pair(network.input_size, "input_size"))
         self.pixels = PixelInput(mean, std, self.trained_size if input_size is None else input_size)
         if num_classes not in (None, own_classes := getattr(self.model, "num_classes", num_classes)):
             raise ValueError(
@@ -141,7 +141,7 @@ class FrozenTeacher(Teacher):
         )
         if len(advice) < 400:
             return advice
-        swapped = [f"{name} those of {groups.names[place]}" for name, place in zip(groups.names, places, strict=True)]
+        swapped = [f"{groups.names[k]} those of {groups.names[place]}" for k, place in enumerate(places) if k != place]
         return f"of the teacher's classes=, give {some_of(swapped, 20)}"
 
     @override

@@ -23,8 +23,8 @@ def timm_net(
     num_classes: int | None = None,
     pretrained: bool = False,
     weights: str | Path | Mapping[str, Tensor] | None = None,
-    img_size: Sequence[int] | None = None,
-    args: Mapping[str, Any] | None = None,
+    img_size: int | Sequence[int] | None = None,
+    args: Arguments | None = None,
     new_head: bool = False,
 ) -> nn.Module:
     """Make a timm network, with random weights, timm's pretrained ones, or those of a file.
@@ -35,7 +35,7 @@ def timm_net(
         pretrained: Take timm's pretrained weights, downloaded unless they are in the local cache.
         weights: File with the weights, or a state dict, instead. As timm's own they are brought to the network's size
             and channels.
-        img_size: ``(height, width)`` in pixels; architectures that take any size are not told.
+        img_size: ``(height, width)`` in pixels, or one int; architectures that take any size are not told.
         args: Further arguments of ``timm.create_model``.
         new_head: Make a new classifier where the weights' is for another number of classes, which is an error else.
 

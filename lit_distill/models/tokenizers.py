@@ -1,7 +1,6 @@
 """Images to tokens."""
 
 from collections.abc import Sequence
-import math
 
 from einops import rearrange
 from einops.layers.torch import Rearrange
@@ -122,5 +121,5 @@ class TokensToToken(nn.Module):
 
 
 def _cut(size: Sequence[int], kernel: int, stride: int) -> tuple[int, int]:
-    height, width = (math.floor((side + 2 * (stride // 2) - kernel) / stride) + 1 for side in size)
+    height, width = ((side + 2 * (stride // 2) - kernel) // stride + 1 for side in size)
     return height, width

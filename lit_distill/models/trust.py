@@ -14,7 +14,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 import re
 import sys
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar, cast
 
 from torch import nn
 
@@ -24,6 +24,7 @@ _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
 _STARTS: dict[str, object] = {"weights": None, "pretrained": False, "checkpoint_path": ""}
 _STARTS |= {"pretrained_cfg": None, "pretrained_cfg_overlay": None, "cache_dir": None}
 
+Description = Mapping[str, Any]  # of a module: its "class_path", and what to call the class with
 T = TypeVar("T")
 
 _trusted: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=())
@@ -59,7 +60,7 @@ def trusting(packages: str | Iterable[str] = ()) -> Iterator[None]:
         yield
 
 
-def build(description: Mapping[str, object], path: str | Path) -> nn.Module:
+def build(description: Description, path: str | Path) -> nn.Module:
     """Make the module that ``{"class_path": ..., "init_args": ...}`` describes, and those that its arguments describe.
 
     The weights that a description starts from are left out: a saved student brings its own.
@@ -81,8 +82,13 @@ def build(description: Mapping[str, object], path: str | Path) -> nn.Module:
         raise ValueError(f"cannot make the {kind.__name__} that {path} describes: {error}") from error
 
 
+def is_description(value: object) -> TypeGuard[Description]:
+    """Tell whether a value has the form that `build` reads."""
+    return isinstance(value, Mapping) and "class_path" in value
+
+
 def _build_parts(value: object, path: str | Path) -> object:
-    if isinstance(value, Mapping) and "class_path" in value:
+    if is_description(value):
         return build(value, path)
     return _each_part(value, lambda part: _build_parts(part, path))
 
@@ -141,13 +147,15 @@ def file_that_names() -> str | None:
     return _describing_file.get()
 
 
-def without_weights(description: Any) -> Any:
+def without_weights(description: T) -> T:
     """Return a description of a network without the files and downloads that it started from, at any depth."""
     plain = _each_part(description, without_weights)
-    return plain | {key: _STARTS[key] for key in plain if key in _STARTS} if isinstance(plain, dict) else plain
+    if isinstance(plain, dict):
+        plain |= {key: _STARTS[key] for key in plain if key in _STARTS}
+    return cast(T, plain)
 
 
-def _each_part(value: Any, change: Callable[[Any], object]) -> Any:
+def _each_part(value: object, change: Callable[[object], object]) -> object:
     """Return a container with each part changed; anything else as it is."""
     if isinstance(value, Mapping):
         return {key: change(part) for key, part in value.items()}

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from timm.layers import resample_abs_pos_embed  # type: ignore[attr-defined]  # exported, but not declared so
+from timm.layers.pos_embed import resample_abs_pos_embed
 import torch
 from torch import Tensor, nn
 

@@ -6,6 +6,7 @@ import re
 
 from torch import Tensor
 
+from lit_distill.checks import some_of
 from lit_distill.models.pixels import as_pair
 
 # Applied in this order; a name without a match stays. Release 0.6, of early 2021, cut patches outside of any module and
@@ -38,8 +39,8 @@ def convert_vit_pytorch(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ValueError: If the names are not vit-pytorch's.
     """
     if not is_vit_pytorch(state):
-        names = ", ".join([*state][:3])
-        raise ValueError(f"expected the state dict of vit-pytorch's ViT, DistillableViT or DistillWrapper, got {names}")
+        expected = "the state dict of vit-pytorch's ViT, DistillableViT or DistillWrapper"
+        raise ValueError(f"expected {expected}, got {some_of(state)}")
     student = {name.removeprefix("student."): value for name, value in state.items() if not name.startswith("teacher.")}
     projection = student.get("to_patch_embedding.1.weight")
     if projection is not None and projection.dim() == 2:  # releases 0.7 to 0.35 have no norm before the projection

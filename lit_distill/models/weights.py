@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 import torch
 from torch import Tensor, nn
 
+from lit_distill.checks import some_of
+
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict from safetensors, or from a PyTorch file with ``weights_only=True``.
@@ -66,21 +68,21 @@ def save_under_plain_names(module: nn.Module) -> None:
         >>> list(module.state_dict())
         ['weight', 'bias']
     """
-    module.register_state_dict_post_hook(_to_plain_names)  # type: ignore[no-untyped-call]
-    module.register_load_state_dict_pre_hook(_to_compiled_names)  # type: ignore[no-untyped-call]
+    module.register_state_dict_post_hook(_to_plain_names)  # type: ignore[no-untyped-call]  # torch's has no types
+    module.register_load_state_dict_pre_hook(_to_own_names)  # type: ignore[no-untyped-call]  # torch's has no types
 
 
-def _to_plain_names(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
+def _to_plain_names(module: nn.Module, state: dict[str, object], prefix: str, metadata: object) -> None:
     _rename(state, prefix, plain_name)
 
 
-def _to_compiled_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _to_own_names(module: nn.Module, state: dict[str, object], prefix: str, *_: object) -> None:
     tensors = chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
-    compiled_names = {plain_name(name): name for name, _ in tensors}
-    _rename(state, prefix, lambda name: compiled_names.get(plain_name(name), name))
+    own_names = {plain_name(name): name for name, _ in tensors}
+    _rename(state, prefix, lambda name: own_names.get(plain_name(name), name))
 
 
-def _rename(state: dict[str, Any], prefix: str, name_of: Callable[[str], str]) -> None:
+def _rename(state: dict[str, object], prefix: str, name_of: Callable[[str], str]) -> None:
     """Rename the entries under the prefix in place, and keep their order."""
     for name in list(state):
         value = state.pop(name)
@@ -143,23 +145,33 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: str | Path) 
         ValueError: If a key is missing or unexpected or has another shape; names the first three of each, and tells if
             they are those of blocks that one of the two has more of.
     """
-    compiled_names = {plain_name(name): name for name in model.state_dict()}
+    own_names = {plain_name(name): name for name in model.state_dict()}
     state, expected = plain_names(state), plain_names(model.state_dict())
-    common = [key for key in expected if key in state]
     differences = {
         "missing": [key for key in expected if key not in state],
         "unexpected": [key for key in state if key not in expected],
         "of another shape": [
-            f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
-            for key in common
-            if state[key].shape != expected[key].shape
+            f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
+            for key, value in expected.items()
+            if state.get(key, value).shape != value.shape
         ],
     }
-    parts = [f"{len(keys)} {what} ({_first(keys)})" for what, keys in differences.items() if keys]
+    parts = [f"{len(keys)} {what} ({some_of(keys)})" for what, keys in differences.items() if keys]
     if parts:
         depths = other_depth(differences["missing"], differences["unexpected"])
         raise ValueError(f"the weights in {path} do not fit {type(model).__name__}: {depths}keys {'; '.join(parts)}")
-    model.load_state_dict({compiled_names[name]: value for name, value in state.items()})
+    model.load_state_dict({own_names[name]: value for name, value in state.items()})
+
+
+def load_picked(model: nn.Module, path: str | Path) -> nn.Module:
+    """Load what a file has for the model, alone or inside another module; see `pick`.
+
+    Raises:
+        ValueError: As `read_state_dict` and `load_strictly`.
+    """
+    first_name = next(iter(model.state_dict()), "")
+    load_strictly(model, pick(read_state_dict(path), first_name), path)
+    return model
 
 
 def other_depth(missing: Sequence[str], unexpected: Sequence[str]) -> str:
@@ -169,18 +181,17 @@ def other_depth(missing: Sequence[str], unexpected: Sequence[str]) -> str:
         >>> other_depth([], ["blocks.6.norm.weight", "blocks.7.norm.weight"])
         'blocks has 8 blocks in the weights, 6 in the network; '
     """
-    blocks: dict[str, set[int]] = {}
-    for key in (*missing, *unexpected):
-        numbered = re.match(r"(.*?)\.(\d+)\.", key)
-        if numbered is None or (missing and unexpected):  # another network
-            return ""
-        blocks.setdefault(numbered[1], set()).add(int(numbered[2]))
-    for name, numbers in blocks.items():
-        few, many = min(numbers), max(numbers) + 1
-        if few > 0 and len(numbers) == many - few:  # the last ones, without a gap
-            in_weights, in_network = (few, many) if missing else (many, few)
-            return f"{name} has {in_weights} blocks in the weights, {in_network} in the network; "
-    return ""
+    keys = missing or unexpected
+    numbered = [found for key in keys if (found := re.match(r"(.*?)\.(\d+)\.", key))]
+    if not numbered or len(numbered) < len(keys) or (missing and unexpected):  # another network
+        return ""
+    name = numbered[0][1]
+    numbers = {int(found[2]) for found in numbered if found[1] == name}
+    few, many = min(numbers), max(numbers) + 1
+    if few == 0 or len(numbers) < many - few:  # not the last ones, without a gap
+        return ""
+    in_weights, in_network = (few, many) if missing else (many, few)
+    return f"{name} has {in_weights} blocks in the weights, {in_network} in the network; "
 
 
 def other_depth_in(message: str) -> str:
@@ -209,11 +220,7 @@ def _nested(loaded: object) -> object:
     return _nested(next(inner, {})) or loaded
 
 
-def _first(keys: Sequence[str], count: int = 3) -> str:
-    return ", ".join([*keys[:count], *(["..."] if keys[count:] else [])])
-
-
-def _contents(state: object) -> str:
-    if not isinstance(state, dict):
-        return type(state).__name__
-    return f"a dict with {_first([f'{key}: {type(value).__name__}' for key, value in state.items()])}"
+def _contents(loaded: object) -> str:
+    if not isinstance(loaded, dict):
+        return type(loaded).__name__
+    return f"a dict with {some_of(f'{key}: {type(value).__name__}' for key, value in loaded.items())}"

@@ -81,13 +81,13 @@ def test_calls_out_a_permutation_with_the_order_that_undoes_it() -> None:
     last = [module for module in scrambled.modules() if isinstance(module, nn.Linear)][-1]
     with torch.no_grad():
         last.weight[:], last.bias[:] = last.weight[order], last.bias[order]
-    names = FrozenTeacher(DigitsCNN(pretrained=True))
-    names.class_names = [str(order.index(k)) for k in range(10)]
+    wrongly_named = DigitsCNN(pretrained=True)
+    wrongly_named.card = {"class_names": [str(order.index(k)) for k in range(10)]}  # type: ignore[assignment]
     for teacher, advice in (
         (permuted(order), [[k] for k in range(10)]),  # numbers of the teacher's classes, not of its groups
         (FrozenTeacher(DigitsCNN(pretrained=True), classes=named), {str(k): [k] for k in range(10)}),
         (FrozenTeacher(scrambled), [[order.index(k)] for k in range(10)]),
-        (names, [[k] for k in range(10)]),  # those in its file are wrong
+        (FrozenTeacher(wrongly_named), {str(k): [k] for k in range(10)}),
     ):
         with pytest.warns(
             UserWarning, match="its classes look permuted, in another order it would be right on 9"

@@ -54,8 +54,8 @@ def test_notes_overlaps_and_what_is_in_no_group() -> None:
     assert ClassGroups([[0, 1], [2]], None).notes() == []
     notes = ClassGroups({"cat": [281, 282], "dog": [151, 282]}, 1000).notes()
     assert notes == [
-        "1 of the teacher's classes in several groups, such as class 282 in those of cat, dog: its probability counts in "
-        "each",
+        "1 of the teacher's classes in several groups, such as class 282 in those of cat, dog: its probability counts "
+        "in each",
         "997 of the 1000 classes of the teacher in no group: 0, 1, 2, ...",
     ]
     (note,) = ClassGroups({"cat": [0, 1], "dog": [1, 0], "fox": [2, 0]}, 3).notes()
