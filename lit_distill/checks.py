@@ -74,6 +74,11 @@ def did_you_mean(name: str, known: Iterable[str], count: int = 1, cutoff: float 
     return f"did you mean {listed(close)}?" if close else ""
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def listed(values: Iterable[object]) -> str:
     """Return ``"'a', 'b' or 'c'"``."""
     *most, last = (repr(value) for value in values)

@@ -75,11 +75,7 @@ def read_card(folder: Path) -> Card:
 
 
 def without_places(about: object, key: str = "") -> object:
-    """Return what a card says without the names of local files and folders, which are nobody else's business.
-
-    Args:
-        about: What the card says.
-        key: The name under which it says so.
+    """Return what a card says under ``key``, without the names of local files and folders: nobody else's business.
 
     Example:
         >>> without_places({"data": {"root": "photos", "seed": 1}, "logs": ["/home/me/logs"], "model": "resnet18"})

@@ -33,12 +33,7 @@ _WORDS = re.compile(r"[\w .,+/=-]*")  # text that no parser makes anything else 
 
 
 def check_arguments(arguments: Mapping[str, object], kind: type, path: str | Path) -> None:
-    """Check the arguments of a class, as a foreign file gives them.
-
-    Args:
-        arguments: By name, of plain containers.
-        kind: The class.
-        path: The file, for messages.
+    """Check the arguments of the class ``kind``, in plain containers, as the foreign file at ``path`` gives them.
 
     Raises:
         ValueError: If an argument names code that a file may not name, or is not in the form that this project writes.
@@ -55,34 +50,23 @@ def check_arguments(arguments: Mapping[str, object], kind: type, path: str | Pat
 
 
 def check_value(value: object, annotation: object, where: str, path: str | Path) -> None:
-    """Check a value for a parameter, as `check_arguments` does.
-
-    Args:
-        value: The value, of plain containers.
-        annotation: The parameter's type.
-        where: The parameter's name, for messages.
-        path: The file, for messages.
-
-    Raises:
-        ValueError: As `check_arguments`.
-    """
+    """Check a value for a parameter of this type, which messages call ``where``, as `check_arguments` does."""
     kind = type(value)
     refuse_unless(kind in _VALUES, path, f"{where} is a {kind.__name__}")
     if isinstance(value, str):
         fine = _takes_text(annotation, value)
         refuse_unless(fine, path, f"{where} is the text {value!r}, which could be read as a class")
+    elif is_description(value):
+        _check_class(value, where, path)
+    elif isinstance(value, dict):
+        _check_mapping(value, annotation, where, path)
     elif isinstance(value, (list, tuple)):
         for part in value:
             check_value(part, annotation, where, path)
-    elif isinstance(value, dict):
-        _check_mapping(value, annotation, where, path)
 
 
 def _check_mapping(value: Mapping[str, object], annotation: object, where: str, path: str | Path) -> None:
-    if is_description(value):
-        _check_class(value, where, path)
-        return
-    # The arguments of a dataclass, or a mapping of the user's such as class names.
+    """Check the arguments of a dataclass, or a mapping of the user's such as class names."""
     leaves = _leaves(annotation)
     described = next((leaf for leaf in leaves if _is_described_by(leaf, value)), None)
     if described is not None:

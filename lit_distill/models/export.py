@@ -66,8 +66,9 @@ def export_student(
     refuse_not_finite(student)
     student = student.eval().float().cpu()
     whole = {"preprocessing": None, **card, "image_shape": list(image_shape), "head": head}
-    whole |= {"files": ["student.safetensors", *(["student.onnx"] if onnx else [])], "made_with": _versions()}
-    whole |= {"trained": without_places(whole["trained"])} if "trained" in whole else {}
+    whole["trained"] = without_places(card.get("trained"))
+    whole["files"] = ["student.safetensors", "student.onnx"] if onnx else ["student.safetensors"]
+    whole["made_with"] = {name: version(name) for name in ("lit-distill", "torch", "torchvision", "timm")}
     image = torch.rand(3, *image_shape, generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=f".{path.name}-") as temporary:
         folder = Path(temporary) / path.name
@@ -110,10 +111,7 @@ def _reloaded(student: nn.Module, folder: Path, card: Mapping[str, object]) -> n
     if card.get("student"):
         packages = {type(module).__module__.partition(".")[0] for module in student.modules()}
         return load_student(folder, trust=packages)  # this process runs their code already
-    empty = copy.deepcopy(student)
-    for parameter in empty.parameters():
-        parameter.zero_()
-    return load_student(folder, empty)
+    return load_student(folder, copy.deepcopy(student))
 
 
 class _ForOnnx(nn.Module):
@@ -160,7 +158,3 @@ def _compare(name: str, expected: Sequence[Tensor], outputs: Sequence[Tensor], t
         difference = float((wanted - output).abs().max()) if wanted.shape == output.shape else float("inf")
         if not difference <= tolerance:
             raise ValueError(f"{name} answers otherwise than the student, by {difference:.1e}: nothing was written")
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("lit-distill", "torch", "torchvision", "timm")}

@@ -10,6 +10,8 @@ from torchvision.transforms.v2 import functional as tv
 # Resizing may take a float image of 0..1 beyond 1; an image of 0..255 exceeds this value unless it is black.
 _MOST = 10.0
 
+Statistics = tuple[Sequence[float] | None, Sequence[float] | None]  # mean and std per channel, in 0..1 units
+
 
 class PixelInput(nn.Module):
     """Bring an image batch to a network's range, size and normalisation, in that order.
@@ -49,22 +51,20 @@ class PixelInput(nn.Module):
     ) -> None:
         super().__init__()
         self._first_is_seen = False
-        if (mean is None) != (std is None):
-            raise ValueError(f"mean and std go together, got mean={mean} and std={std}")
-        if mean is not None and std is not None:
-            if len(mean) != len(std):
-                raise ValueError(f"mean and std need one value a channel each, got {len(mean)} and {len(std)} values")
-            if min(std) <= 0:
-                raise ValueError(f"every std must be > 0, got {list(std)}")
+        if (mean is None) != (std is None) or len(mean or ()) != len(std or ()):
+            raise ValueError(f"mean and std go together, one value a channel each, got mean={mean} and std={std}")
+        if min(std or [1.0]) <= 0:
+            raise ValueError(f"every std must be > 0, got {std}")
         self.input_size = None if input_size is None else list(as_pair(input_size, "input_size"))
         self.register_buffer("scale", torch.tensor(255.0), persistent=False)
-        self.register_buffer("mean", _per_channel(mean), persistent=False)
-        self.register_buffer("std", _per_channel(std), persistent=False)
+        for name, values in {"mean": mean, "std": std}.items():
+            per_channel = None if values is None else torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
+            self.register_buffer(name, per_channel, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return ``image`` as the network was trained to see it."""
         if self.mean is not None or self.input_size is not None:
-            check_batch(image, None if self.mean is None else len(self.mean))
+            self._check_shape(tuple(image.shape))
         if not image.is_floating_point():
             image = image.to(self.scale.dtype) / self.scale
         elif not (self._first_is_seen or torch.compiler.is_compiling()):
@@ -76,10 +76,20 @@ class PixelInput(nn.Module):
             image = (image - self.mean) / self.std
         return image
 
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        if len(shape) != 4:
+            raise ValueError(
+                f"expected a batch of images (B, C, H, W), got shape {shape}; "
+                "of one image make a batch with image[None]"
+            )
+        statistics = 1 if self.mean is None else len(self.mean)
+        if statistics != shape[1] and 1 not in (statistics, shape[1]):  # one value or one channel broadcasts
+            raise ValueError(f"expected images of {statistics} channels, as mean and std are for, got shape {shape}")
+
     def _check_range(self, image: Tensor) -> None:
-        if image.dim() != 4 or image.device.type == "meta" or not image.numel():
+        if image.dim() != 4 or image.is_meta or not image.numel():
             return
-        least, most = (float(value) for value in image.aminmax())
+        least, most = map(float, image.aminmax())
         if least >= 0 and most > _MOST:
             message = f"float images must be in 0..1, got values up to {most:g}: divide them by 255, or keep them uint8"
             if self.mean is not None:
@@ -87,14 +97,14 @@ class PixelInput(nn.Module):
             warnings.warn(f"{message}; without mean and std they are taken as they come", stacklevel=3)
 
 
-def check_batch(image: Tensor, statistics: int | None = None) -> None:
-    """Raise ``ValueError`` unless ``image`` is ``(B, C, H, W)`` and fits so many channels of ``statistics``."""
-    shape = tuple(image.shape)
-    if len(shape) != 4:
-        hint = "; of one image make a batch with image[None]" if len(shape) == 3 else ""
-        raise ValueError(f"expected a batch of images (B, C, H, W), got shape {shape}{hint}")
-    if statistics not in (None, 1, shape[1]) and shape[1] != 1:  # a single value, or a single channel, broadcasts
-        raise ValueError(f"expected images of {statistics} channels, as mean and std are for, got shape {shape}")
+def first_given(*statistics: Statistics) -> Statistics:
+    """Return the first mean and std of which one is given.
+
+    Example:
+        >>> first_given((None, None), ([0.5], [0.2]))
+        ([0.5], [0.2])
+    """
+    return next((pair for pair in statistics if pair != (None, None)), (None, None))
 
 
 def as_pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
@@ -107,11 +117,7 @@ def as_pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
         >>> as_pair(8, "image_size")
         (8, 8)
     """
-    sides = (value, value) if isinstance(value, int) else tuple(int(side) for side in value)
+    sides = (value, value) if isinstance(value, int) else tuple(value)
     if len(sides) != 2 or min(sides) < 1:
         raise ValueError(f"{name} must be one or two numbers >= 1, got {value}")
     return sides
-
-
-def _per_channel(values: Sequence[float] | None) -> Tensor | None:
-    return None if values is None else torch.tensor([float(value) for value in values]).view(-1, 1, 1)

@@ -10,7 +10,7 @@ import timm
 from torch import Tensor, nn
 
 from lit_distill.models.card import ABOUT, Card, card_of, read_card
-from lit_distill.models.pixels import as_pair
+from lit_distill.models.pixels import as_pair, first_given
 from lit_distill.models.serving import predict
 from lit_distill.models.trust import build, is_description, trusting
 from lit_distill.models.weights import load_safely, load_strictly, plain_names, read_state_dict
@@ -77,7 +77,7 @@ class Origin(NamedTuple):
     attention_scale: str = "dim_head"
 
 
-def origin_of(path: str | Path) -> Origin | None:
+def origin_of(path: str | Path | None) -> Origin | None:
     """Return what the weights in a file were trained on; None unless it is of this project and says how it was made.
 
     Nothing that the file names is imported. A file that cannot be read says nothing here; whoever loads its weights
@@ -91,7 +91,7 @@ def origin_of(path: str | Path) -> Origin | None:
         ...     origin_of(folder)
         Origin(mean=[0.3], std=[0.4], input_size=(8, 8), class_names=None, attention_scale='dim_head')
     """
-    card = _card_at(Path(path))
+    card = {} if path is None else _card_at(Path(path))
     description = card.get("student")
     if not is_description(description):
         return None
@@ -102,7 +102,7 @@ def origin_of(path: str | Path) -> Origin | None:
         trained = timm.get_pretrained_cfg(str(arguments.get("name")), allow_unregistered=True)
         if trained is not None:
             size = size or trained.input_size[1:]
-            mean, std = (trained.mean, trained.std) if mean is None and std is None else (mean, std)
+            mean, std = first_given((mean, std), (trained.mean, trained.std))
     size = size or (card.get("image_shape") or ())[1:]
     size = as_pair(size, "image_size") if size else None
     return Origin(mean, std, size, card.get("class_names"), arguments.get("attention_scale", "dim_head"))

@@ -11,13 +11,10 @@ import secrets
 
 
 def sign(content: object) -> str:
-    """Return the signature of ``content`` by this user on this machine; empty without a place for the key.
+    """Return this user's signature of plain containers on this machine; empty without a place for the key.
 
     The key lies in ``$XDG_STATE_HOME/lit_distill``, by default ``~/.local/state/lit_distill``, readable for the user
     alone.
-
-    Args:
-        content: Plain containers.
     """
     key = _key()
     text = json.dumps(_with_text_keys(content), sort_keys=True, default=str)

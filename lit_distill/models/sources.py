@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import torchvision.models
 from torchvision.models import WeightsEnum
 
-from lit_distill.checks import did_you_mean
+from lit_distill.checks import did_you_mean, reason_of
 from lit_distill.models.card import card_on
 from lit_distill.models.output import Head
 from lit_distill.models.pixels import PixelInput
@@ -59,8 +59,7 @@ def source_of(name: str, weights: str | Path | None = None) -> Source:
         return "file"
     if name.startswith("torchvision.") or "_Weights." in str(weights):
         return "torchvision"
-    known = timm.is_model(name) or timm.is_model(name.partition(".")[0])
-    return "dotted path" if not known and ("." in name or ":" in name) else "timm"
+    return "dotted path" if set(".:") & set(name) and not timm.is_model(name) else "timm"
 
 
 def find_network(
@@ -75,7 +74,7 @@ def find_network(
     Raises:
         ValueError: If there is none of that name, or the weights do not fit it.
     """
-    origin = None if weights is None else origin_of(weights)
+    origin = origin_of(weights)
     if isinstance(model, str):
         network = _SOURCES[source_of(model, weights)](_Request(model, weights, num_classes, input_size, args))
     elif args:
@@ -154,9 +153,8 @@ def _download(name: str, weights: WeightsEnum) -> dict[str, Tensor]:
     try:
         state: dict[str, Tensor] = weights.get_state_dict(check_hash=True, weights_only=True)
     except Exception as error:  # hub, network and cache errors have no common base
-        reason = str(error).split("\n")[0]
         raise ValueError(
-            f"could not get torchvision's weights {weights} of {name}; give a local file as weights: {reason}"
+            f"could not get torchvision's weights {weights} of {name}; give a local file as weights: {reason_of(error)}"
         ) from error
     return state
 

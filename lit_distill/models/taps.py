@@ -47,9 +47,7 @@ def check_features(features: Mapping[str, Tensor], layers: Iterable[str], networ
     Raises:
         ValueError: If there is none; names the nearest.
     """
-    for name in layers:
-        if name in features:
-            continue
+    for name in sorted(set(layers) - set(features)):
         if _find_layer(network, name) is not None:
             raise ValueError(
                 f"the {owner}'s layer {name!r} gave no tensor: it was not called, or the network had been trained "

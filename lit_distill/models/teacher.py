@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lit_distill.batch import Batch
-from lit_distill.checks import check_choice, some_of
+from lit_distill.checks import check_choice, reason_of, some_of
 from lit_distill.models.class_groups import ClassGroups
 from lit_distill.models.classes import count_classes
 from lit_distill.models.output import Head, StudentOutput, TeacherOutput
-from lit_distill.models.pixels import PixelInput, as_pair
+from lit_distill.models.pixels import PixelInput, as_pair, first_given
 from lit_distill.models.sources import find_network
 from lit_distill.models.teacher_base import Teacher
 from lit_distill.models.trust import trusting
@@ -88,10 +88,9 @@ class FrozenTeacher(Teacher):
         with trusting(trust):
             network = find_network(model, weights, num_classes, input_size, model_args or {})
         self.model = network.model.requires_grad_(False)
-        if mean is None and std is None:
-            mean, std = network.mean, network.std
-            if mean is not None and network.channels not in (None, len(mean)):
-                raise ValueError(f"{name} was made for {len(mean)} channels: give mean and std for yours")
+        mean, std = first_given((mean, std), (network.mean, network.std))
+        if mean is not None and mean is network.mean and network.channels not in (None, len(mean)):
+            raise ValueError(f"{name} was made for {len(mean)} channels: give mean and std for yours")
         self.trained_size = None if network.input_size is None else list(as_pair(network.input_size, "input_size"))
         self.pixels = PixelInput(mean, std, self.trained_size if input_size is None else input_size)
         if num_classes not in (None, own_classes := getattr(self.model, "num_classes", num_classes)):
@@ -150,9 +149,6 @@ class FrozenTeacher(Teacher):
 
         Groups that are given in order stay as they are.
 
-        Args:
-            names: Names of the data's classes, in their order.
-
         Raises:
             ValueError: If the teacher knows other classes.
 
@@ -207,7 +203,7 @@ class FrozenTeacher(Teacher):
         try:
             self(image)
         except Exception as error:  # whatever a network raises
-            reasons = [str(error).split("\n")[0] or type(error).__name__, *self._size_notes()]
+            reasons = [reason_of(error), *self._size_notes()]
             raise ValueError(
                 f"the teacher {name} cannot take images of {_as_text(image.shape[2:])} pixels: {'; '.join(reasons)}"
             ) from error

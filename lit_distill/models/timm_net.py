@@ -11,7 +11,7 @@ from timm.layers.patch_embed import PatchEmbed
 import torch
 from torch import Tensor, nn
 
-from lit_distill.checks import did_you_mean
+from lit_distill.checks import did_you_mean, reason_of
 from lit_distill.models.pixels import as_pair
 from lit_distill.models.weights import other_depth_in, pick, read_state_dict
 
@@ -48,8 +48,7 @@ def timm_net(
         3
     """
     if not timm.is_model(name):
-        family = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")
-        near = did_you_mean(name, family or timm.list_models(), count=3, cutoff=0.0)
+        near = did_you_mean(name, timm.list_models(), count=3, cutoff=0.0)
         raise ValueError(f"timm has no model {name!r}: {near} Give a class of yours by its dotted path")
     args = dict(args or {})
     if args.get("checkpoint_path"):  # some releases of timm run what is pickled there
@@ -97,18 +96,17 @@ def _create(name: str, args: Arguments, weights: object, source: Arguments) -> n
     try:
         return timm.create_model(name, **source, **args)
     except Exception as error:  # hub, network, cache, architecture and arguments have no common base
-        message = str(error).strip() or type(error).__name__
-        if message.endswith("unexpected keyword argument 'img_size'"):
+        if str(error).endswith("unexpected keyword argument 'img_size'"):
             return _create(name, {key: value for key, value in args.items() if key != "img_size"}, weights, source)
-        raise ValueError(_explain(message, name, args, weights, source)) from error
+        raise ValueError(_explain(error, name, args, weights, source)) from error
 
 
-def _explain(message: str, name: str, args: Arguments, weights: object, source: Arguments) -> str:
-    first, *differences = message.split("\n")
+def _explain(error: Exception, name: str, args: Arguments, weights: object, source: Arguments) -> str:
+    first, message = reason_of(error), str(error)
     if first.startswith("Error(s) in loading state_dict"):
         place = f" in {weights}" if isinstance(weights, (str, Path)) else ""
-        shown = shorten(" ".join(differences), 300, placeholder=" ...")
-        return f"the weights{place} are not for {name}: {other_depth_in(message)}{shown}"
+        differences = shorten(message.removeprefix(first), 300, placeholder=" ...")
+        return f"the weights{place} are not for {name}: {other_depth_in(message)}{differences}"
     if source["pretrained"] and weights is None:
         return (
             f"could not get timm's pretrained weights of {name}; give a local file as weights "

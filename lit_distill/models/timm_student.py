@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lit_distill.checks import check_at_least
 from lit_distill.models.output import StudentOutput
-from lit_distill.models.pixels import PixelInput, as_pair
+from lit_distill.models.pixels import PixelInput, first_given
 from lit_distill.models.saved import origin_of
 from lit_distill.models.timm_net import timm_net
 from lit_distill.models.weights import pick, read_state_dict
@@ -84,21 +84,19 @@ class TimmStudent(nn.Module):
         check_at_least(1, num_classes=num_classes)
         chosen = {"patch_size": patch_size, "drop_path_rate": drop_path_rate, "in_chans": in_chans}
         args = {key: value for key, value in chosen.items() if value is not None} | timm_kwargs
-        origin = None if weights is None else origin_of(weights)
+        origin = origin_of(weights)
         if origin is not None:
-            img_size = origin.input_size if img_size is None else img_size
-            if mean is None and std is None and origin.mean is not None and len(origin.mean) == in_chans:
-                mean, std = origin.mean, origin.std
-        size = None if img_size is None else as_pair(img_size, "img_size")
+            img_size = img_size or origin.input_size
+            if len(origin.mean or ()) == in_chans:
+                mean, std = first_given((mean, std), (origin.mean, origin.std))
         start, token = (None, {}) if weights is None else _parted(read_state_dict(weights))
-        self.model: Any = timm_net(name, num_classes, pretrained, start or weights, size, args, new_head=True)
+        self.model: Any = timm_net(name, num_classes, pretrained, start or weights, img_size, args, new_head=True)
         config: Any = resolve_model_data_config(self.model)  # type: ignore[no-untyped-call]  # timm has no types
-        if mean is None and std is None:
-            mean, std = config["mean"], config["std"]
-            if len(mean) != in_chans:
-                raise ValueError(f"{name} was made for {len(mean)} channels: give mean and std for yours")
+        mean, std = first_given((mean, std), (config["mean"], config["std"]))
+        if mean is config["mean"] and len(mean) != in_chans:
+            raise ValueError(f"{name} was made for {len(mean)} channels: give mean and std for yours")
         self.num_classes = num_classes
-        self.pixels = PixelInput(mean, std, size or config["input_size"][1:])
+        self.pixels = PixelInput(mean, std, img_size or config["input_size"][1:])
         self.distillation_head: nn.Sequential | None = None
         if distillation_token and _takes_a_token(self.model):
             self.distillation_head = self._add_token()

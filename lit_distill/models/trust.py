@@ -63,11 +63,8 @@ def trusting(packages: str | Iterable[str] = ()) -> Iterator[None]:
 def build(description: Description, path: str | Path) -> nn.Module:
     """Make the module that ``{"class_path": ..., "init_args": ...}`` describes, and those that its arguments describe.
 
-    The weights that a description starts from are left out: a saved student brings its own.
-
-    Args:
-        description: What the file says.
-        path: The file, for messages.
+    The weights that a description starts from are left out: a saved student brings its own. Messages name the file at
+    ``path``.
 
     Raises:
         ValueError: If a file may not name the class, or the class is missing or refuses its arguments.
@@ -105,12 +102,9 @@ def module_named(name: object, path: str | Path) -> type[nn.Module]:
 
 
 def class_named(name: object, path: str | Path, packages: tuple[str, ...] = _BUILT_IN) -> type:
-    """Return the class that a file names, if the file may name it; import nothing else.
+    """Return the class that a file names, if it is of these packages or of those that the user trusts.
 
-    Args:
-        name: Its dotted path.
-        path: The file, for messages.
-        packages: Where classes may come from, beside the packages that the user trusts.
+    Nothing else is imported. Messages name the file at ``path``.
 
     Raises:
         ValueError: If it is elsewhere, is missing, or is no class of these packages.

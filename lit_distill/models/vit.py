@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lit_distill.checks import check_at_least, check_choice, check_fraction
 from lit_distill.models.output import StudentOutput
-from lit_distill.models.pixels import PixelInput, as_pair, check_batch
+from lit_distill.models.pixels import PixelInput, as_pair, first_given
 from lit_distill.models.saved import origin_of
 from lit_distill.models.tokenizers import PatchTokenizer
 from lit_distill.models.transformer import AttentionScale, Transformer
@@ -119,11 +119,10 @@ class DistillableViT(nn.Module):
         self.channels = channels
         self.heads = heads
         self.pool = pool
-        origin = None if weights is None else origin_of(weights)
+        origin = origin_of(weights)
         if origin is not None:
             check_choice([origin.attention_scale], attention_scale=attention_scale)
-            if mean is None and std is None:
-                mean, std = origin.mean, origin.std
+            mean, std = first_given((mean, std), (origin.mean, origin.std))
         self.pixels = PixelInput(mean, std)
         self.tokenizer: nn.Module = tokenizer or PatchTokenizer(image_size, patch_size, dim, channels, patch_norm)
         self.encoder: nn.Module = encoder or Transformer(
@@ -148,9 +147,8 @@ class DistillableViT(nn.Module):
 
     def forward(self, image: Tensor) -> StudentOutput | Tensor:
         """Return the logits of both heads, or of the only one."""
-        check_batch(image)
-        if image.shape[1:] != (self.channels, *self.image_size):
-            expected = (self.channels, *self.image_size)
+        expected = (self.channels, *self.image_size)
+        if image.shape[1:] != expected:
             raise ValueError(
                 f"expected images (B, C, H, W) = (B, {', '.join(map(str, expected))}), got {tuple(image.shape)}: "
                 "make the network with their image_size and channels, or resize them"
@@ -211,13 +209,13 @@ class DistillableViT(nn.Module):
         of_vit_pytorch = is_vit_pytorch(state)
         weights = convert_vit_pytorch(state) if of_vit_pytorch else pick(state, "cls_token")
         has_token, wants_token = "distillation_token" in weights, self.distillation_token is not None
-        if "pos_embedding" in weights:  # else the weights are another network's; `load_strictly` says so
-            if has_token and not wants_token:
-                raise ValueError("the weights have a distillation token, this network has none: set distillation_token")
-            if wants_token and not has_token and not new_token:
-                raise ValueError(
-                    "the weights have no distillation token: set new_token for a new one, or distillation_token=False"
-                )
+        if has_token and not wants_token:
+            raise ValueError("the weights have a distillation token, this network has none: set distillation_token")
+        # Without a position embedding the weights are another network's; `load_strictly` says so.
+        if wants_token and not has_token and not new_token and "pos_embedding" in weights:
+            raise ValueError(
+                "the weights have no distillation token: set new_token for a new one, or distillation_token=False"
+            )
         state = self._resampled(weights)
         for name, value in self.state_dict().items():
             new = name.startswith("distillation_") and not has_token

@@ -63,12 +63,7 @@ def read_arguments(
 ) -> dict[str, object]:
     """Return the arguments of the `DistillableViT` that the weights are for, as their shapes tell them.
 
-    Args:
-        state: The weights under the names of `DistillableViT`.
-        heads: Attention heads, which no shape tells.
-        channels: Channels of the images. Default: 3 if the patches are then square, else 1.
-        patch_size: Height and width of a patch in pixels. Default: a square.
-        image_size: Height and width of the images in pixels. Default: a square.
+    The weights have the names of `DistillableViT`; the other arguments are those of its ``from_vit_pytorch``.
 
     Raises:
         ValueError: If a weight is missing, ``heads`` does not fit, or images or patches can only be rectangular.

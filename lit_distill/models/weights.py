@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import torch
 from torch import Tensor, nn
 
-from lit_distill.checks import some_of
+from lit_distill.checks import reason_of, some_of
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -134,8 +134,7 @@ def load_safely(path: str | Path, what: str = "weights", mmap: bool = False) -> 
             "safetensors, run none"
         ) from error
     except (EOFError, LookupError, OSError, RuntimeError, SafetensorError, ValueError, AttributeError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"cannot read {path}, truncated or not a {what} file: {reason}") from error
+        raise ValueError(f"cannot read {path}, truncated or not a {what} file: {reason_of(error)}") from error
 
 
 def load_strictly(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:

@@ -22,7 +22,7 @@ def test_says_what_is_no_batch_of_its_images() -> None:
     expected = r"expected a batch of images \(B, C, H, W\), got shape "
     for shape, message in (
         ((3, 8, 8), expected + r"\(3, 8, 8\); of one image make a batch with image\[None\]"),
-        ((8, 8), expected + r"\(8, 8\)$"),
+        ((8, 8), expected + r"\(8, 8\)"),
         ((2, 4, 8, 8), r"expected images of 3 channels, as mean and std are for, got shape \(2, 4, 8, 8\)"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -51,7 +51,7 @@ def test_statistics_follow_the_network_and_stay_out_of_its_state_dict() -> None:
     ("arguments", "message"),
     [
         ({"mean": [0.5]}, "go together"),
-        ({"mean": [0.5], "std": [0.5, 0.5]}, "got 1 and 2 values"),
+        ({"mean": [0.5], "std": [0.5, 0.5]}, "go together, one value a channel each, got mean="),
         ({"mean": [0.5], "std": [0.0]}, "every std must be > 0"),
         ({"input_size": 0}, "input_size must be one or two numbers >= 1"),
         ({"input_size": (1, 2, 3)}, "input_size must be one or two numbers >= 1"),
