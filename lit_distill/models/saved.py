@@ -82,14 +82,6 @@ def origin_of(path: str | Path | None) -> Origin | None:
 
     Nothing that the file names is imported. A file that cannot be read says nothing here; whoever loads its weights
     tells what is wrong with it.
-
-    Example:
-        >>> import json, tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     card = {"student": {"class_path": "Net", "init_args": {"mean": [0.3], "std": [0.4]}}}
-        ...     _ = Path(folder, "student.json").write_text(json.dumps({**card, "image_shape": [1, 8, 8]}))
-        ...     origin_of(folder)
-        Origin(mean=[0.3], std=[0.4], input_size=(8, 8), class_names=None, attention_scale='dim_head')
     """
     card = {} if path is None else _card_at(Path(path))
     description = card.get("student")

@@ -50,12 +50,7 @@ def plain_name(name: str) -> str:
 
 
 def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state dict under the names that it would have without `torch.compile`.
-
-    Example:
-        >>> plain_names({"blocks.0._orig_mod.bias": torch.zeros(1)})
-        {'blocks.0.bias': tensor([0.])}
-    """
+    """Return the state dict under the names that it would have without `torch.compile`."""
     return {plain_name(name): value for name, value in state.items()}
 
 
@@ -163,23 +158,13 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: str | Path) 
 
 
 def load_picked(model: nn.Module, path: str | Path) -> nn.Module:
-    """Load what a file has for the model, alone or inside another module; see `pick`.
-
-    Raises:
-        ValueError: As `read_state_dict` and `load_strictly`.
-    """
-    first_name = next(iter(model.state_dict()), "")
-    load_strictly(model, pick(read_state_dict(path), first_name), path)
+    """Load what a file has for the model by `read_state_dict`, `pick` and `load_strictly`, and return the model."""
+    load_strictly(model, pick(read_state_dict(path), next(iter(model.state_dict()), "")), path)
     return model
 
 
 def other_depth(missing: Sequence[str], unexpected: Sequence[str]) -> str:
-    """Say how many blocks the weights have and how many the network, or nothing if that is not what differs.
-
-    Example:
-        >>> other_depth([], ["blocks.6.norm.weight", "blocks.7.norm.weight"])
-        'blocks has 8 blocks in the weights, 6 in the network; '
-    """
+    """Say how many blocks the weights have and how many the network, or nothing if that is not what differs."""
     keys = missing or unexpected
     numbered = [found for key in keys if (found := re.match(r"(.*?)\.(\d+)\.", key))]
     if not numbered or len(numbered) < len(keys) or (missing and unexpected):  # another network
