@@ -106,10 +106,12 @@ def _card_at(path: Path) -> Card:
     if (folder / "student.json").is_file():
         with warnings.catch_warnings(action="ignore"):  # about photos, which do not matter for the weights
             return read_card(folder)
+    if path.suffix == ".safetensors":  # it has weights alone
+        return {}
     try:
         content = load_safely(path, mmap=True)
         return {"student": content["hyper_parameters"].get("student"), **(content.get(ABOUT) or {})}
-    except (ValueError, LookupError, TypeError, AttributeError):  # weights alone, or no weights
+    except (ValueError, LookupError, TypeError, AttributeError):  # weights alone, or not even that
         return {}
 
 

@@ -71,8 +71,8 @@ def predict(
         for start in range(0, len(several), batch_size):
             images = [transform(as_image(photo, mode)) for photo in several[start : start + batch_size]]
             batch = torch.stack(images).to(device)
-            if card.get("image_dtype") == "float":  # as it was trained
-                batch = batch if batch.is_floating_point() else batch / 255
+            if card.get("image_dtype") == "float" and not batch.is_floating_point():  # as it was trained
+                batch = batch / 255
             output = StudentOutput.of(student(batch))
             parts.append(output.log_probs(card.get("head", "mean_probs")).exp().cpu())
     student.train(was_training)
