@@ -26,13 +26,7 @@ class FeedForward(nn.Sequential):
 class Attention(nn.Module):
     """Pre-norm multi-head self-attention with inner width ``heads * dim_head``; q, k and v have no bias.
 
-    Args:
-        dim: Width D of a token.
-        heads: Attention heads.
-        dim_head: Width of a head.
-        dropout: Dropout probability, in 0..1.
-        scale: Width whose inverse square root multiplies the products of q and k: ``"dim_head"`` or ``"dim"``.
-        project_single_head: Project the output of a single head as wide as the tokens too, which needs no mixing.
+    The arguments are those of `DistillableViT`; ``scale`` is its ``attention_scale``.
     """
 
     def __init__(
@@ -66,16 +60,7 @@ class Attention(nn.Module):
 class Transformer(nn.Module):
     """``depth`` residual blocks of attention and feed-forward and a last layer norm, ``(B, N, D)`` to ``(B, N, D)``.
 
-    Args:
-        dim: Width D of a token.
-        depth: Blocks.
-        heads: Attention heads.
-        dim_head: Width of a head.
-        mlp_dim: Hidden width of the feed-forward layers.
-        dropout: Dropout probability, in 0..1.
-        attention_scale: See ``scale`` of `Attention`.
-        final_norm: Normalise the tokens after the last block.
-        project_single_head: See `Attention`.
+    The arguments are those of `DistillableViT`.
     """
 
     def __init__(

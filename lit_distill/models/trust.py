@@ -122,8 +122,7 @@ def class_named(name: object, path: str | Path, packages: tuple[str, ...] = _BUI
     refuse_unless(
         isinstance(kind, type) and is_trusted, path, f"it names {name}, which is none of the {_kinds(packages)}"
     )
-    checked: type = kind
-    return checked
+    return cast(type, kind)
 
 
 @contextmanager
