@@ -9,9 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_distill.checks import check_at_least, check_fraction
-from lit_distill.keys import uniform
-
-_MIX = 0x313C  # keeps these draws apart from those of the augmentation
+from lit_distill.datamodules.batched.draws import MIXING, Draws
 
 
 class MixPlan(NamedTuple):
@@ -61,7 +59,8 @@ class Mixing:
         arXiv 2012.12877, table 9. One :math:`\lambda` an image is timm's ``mode="elem"``; DeiT drew one a batch.
 
     Example:
-        >>> plan = Mixing(mixup=0.8).plan(seed=1, view=torch.tensor([0, 0]), index=torch.tensor([0, 1]), size=(1, 1))
+        >>> draws = Draws(seed=1, view=torch.tensor([0, 0]), index=torch.tensor([0, 1]))
+        >>> plan = Mixing(mixup=0.8).plan(draws, size=(1, 1))
         >>> image, target = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1), torch.tensor([0, 1])
         >>> image, target = mix(image, target, image.flip(0), target.flip(0), plan, num_classes=2)
         >>> torch.allclose(image.flatten(), target[:, 1])
@@ -79,16 +78,9 @@ class Mixing:
         if self.mixup == self.cutmix == 0:
             raise ValueError("mixing needs mixup > 0 or cutmix > 0, got 0 and 0: for no mixing leave it out")
 
-    def plan(self, seed: int, view: Tensor, index: Tensor, size: tuple[int, int]) -> MixPlan:
-        """Draw how images are mixed.
-
-        Args:
-            seed: Of the run.
-            view: ``(B,)`` int64, on the host.
-            index: ``(B,)`` int64, on the host.
-            size: Height and width of the images in pixels.
-        """
-        mixed, switch, quantile, row, column = uniform(seed, view, index, _MIX, 5).unbind(dim=1)
+    def plan(self, draws: Draws, size: tuple[int, int]) -> MixPlan:
+        """Draw how the images of a batch are mixed; ``size`` is their height and width in pixels."""
+        mixed, switch, quantile, row, column = draws.uniform(MIXING, 5).unbind(dim=1)
         is_mixed = mixed < self.prob
         switch_prob = 0.0 if not self.cutmix else self.switch_prob if self.mixup else 1.0
         is_cut = switch < switch_prob

@@ -10,6 +10,7 @@ from torch.utils.data import default_collate
 from typing_extensions import override
 
 from lit_distill.batch import Batch
+from lit_distill.datamodules.batched.draws import Draws
 from lit_distill.datamodules.indexed import IndexedDataset
 from lit_distill.datamodules.mixing import Mixing, MixPlan, mix
 from lit_distill.datamodules.sampler import epoch_order, order_seed
@@ -23,8 +24,8 @@ class Partners:
     """Partners for mixup and cutmix: two samples of the epoch's order, eight places apart, have each other.
 
     So the partner of a sample is a pure function of its view, whatever the batch size and the number of ranks, and yet
-    the two are mostly read by the same rank, of 1, 2, 4 or 8, for the same batch. A sample at the end of the order whose
-    partner would lie behind the end has the one before it.
+    the two are mostly read by the same rank, of 1, 2, 4 or 8, for the same batch. A sample whose partner would lie
+    behind the end of the order has the one before it.
 
     Args:
         count: Samples of the training set.
@@ -136,5 +137,5 @@ def mixable(batch: Batch, own: Tensor, other: Tensor, mixing: Mixing, seed: int)
     """Return a batch of samples and partners, on the host, with the plan of how they are mixed."""
     view, index = batch.view_and_index()
     height, width = batch.image.shape[-2:]
-    plan = mixing.plan(seed, view[own], index[own], (height, width))
+    plan = mixing.plan(Draws(seed, view[own], index[own]), (height, width))
     return MixableBatch(batch.image, batch.target, index, view, own, other, plan)

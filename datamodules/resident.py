@@ -1,71 +1,34 @@
 """Small images that lie as one tensor on the device that trains, and are augmented there, a batch at a time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
 from typing_extensions import override
 
 from lit_distill.batch import Batch, IndexedSample
 from lit_distill.datamodules.batched.draws import Draws
 from lit_distill.datamodules.indexed import IndexedDataset
-from lit_distill.datamodules.mixing import Mixing, mix
-from lit_distill.datamodules.partners import Key, Partners, as_keys
+from lit_distill.datamodules.mixing import Mixing, MixPlan
+from lit_distill.datamodules.partners import Key, MixableBatch, Partners, as_keys
 from lit_distill.datamodules.resuming import ResumableLoader
-
-Storage = Literal["auto", "device", "host", "files"]
+from lit_distill.datamodules.stacked import StackedImages
 
 # Values of the images that are made at once. Batches of fewer are made several at a time: small ones cost as little.
 _VALUES_AT_ONCE = 1 << 21
-
-BatchTransform = Callable[[Tensor, Draws], Tensor]
-
-
-class StackedImages(NamedTuple):
-    """Images of one size as one tensor, and what is to become of them.
-
-    Attributes:
-        images: ``(N, C, H, W)``, ``uint8`` or float.
-        targets: ``(N,)`` int64.
-        transform: From a batch of them and its `Draws` to what the network sees; None for nothing.
-    """
-
-    images: Tensor
-    targets: Tensor
-    transform: BatchTransform | None = None
-
-
-@runtime_checkable
-class Stackable(Protocol):
-    """A data set whose images may be one tensor."""
-
-    def stacked(self) -> StackedImages | str:
-        """Return the images, or why they cannot be one tensor that is augmented as a whole."""
-
-
-def stack(dataset: Any) -> tuple[StackedImages | str, Tensor | None]:
-    """Return what a data set's images are as one tensor, or why they are none; and the rows of a ``Subset``."""
-    rows = None
-    if type(dataset) is Subset:
-        dataset, rows = dataset.dataset, torch.as_tensor(dataset.indices)
-    if not isinstance(dataset, Stackable):
-        return f"a {type(dataset).__name__} is read sample by sample", rows
-    return dataset.stacked(), rows
 
 
 class ResidentDataset(IndexedDataset):
     """An `IndexedDataset` that makes whole batches of images on their device.
 
-    What it makes of a key ``(view, sample)`` is a pure function of ``(seed, view, row)``, whatever else is in the batch.
+    What it makes of a key ``(view, sample)`` is a pure function of ``(seed, view, row)``, whatever else the batch has.
     Read sample by sample, it reads the data set behind it.
 
     Args:
         dataset: The data set behind it.
-        stacked: Its images; moved to ``device``.
-        device: Where the batches are made.
+        stacked: Its images, where the batches are made.
         seed: As of `IndexedDataset`.
         rows: As of `IndexedDataset`.
         mixing: How images are mixed, or None.
@@ -77,7 +40,6 @@ class ResidentDataset(IndexedDataset):
         self,
         dataset: Any,
         stacked: StackedImages,
-        device: torch.device,
         seed: int = 0,
         rows: Tensor | None = None,
         mixing: Mixing | None = None,
@@ -85,22 +47,52 @@ class ResidentDataset(IndexedDataset):
         repeats: int = 1,
     ) -> None:
         super().__init__(dataset, seed, rows=rows, with_view=True)
-        self.images = stacked.images.to(device)
-        self.targets = stacked.targets.to(device)
-        self.transform = stacked.transform
+        self.images, self.targets, self.transform, self.place = stacked
         self.mixing = mixing
         self.num_classes = num_classes
         self.partners = Partners(len(self), seed, repeats)
 
     def make(self, keys: Sequence[int | Key]) -> Batch | IndexedSample:
-        """Return the batch of these keys, on the device; one of samples without views has none."""
-        if self.mixing is None:
-            batch, row = self._read(as_keys(keys))
-            return batch if isinstance(keys[0], tuple) else IndexedSample(*batch[:3])
-        wanted, own, other = self.partners.join(as_keys(keys))
-        batch, row, view = self._read(wanted)
-        ...
+        """Return the batch of these keys, on the device; the batch of samples without views has none."""
+        with_view = isinstance(keys[0], tuple)
+        if self.mixing is not None:
+            wanted, own, other = self.partners.join(as_keys(keys))
+            batch, draws = self._read(wanted)
+            plan = self.mixing.plan(draws.rows(own), batch.image.shape[-2:])
+            own, other, *parts = (_sent(part, self.images.device) for part in (own, other, *plan))
+            batch = MixableBatch(*batch, own, other, MixPlan(*parts)).mixed(self.num_classes)
+        else:
+            batch, _ = self._read(as_keys(keys))
+        return batch if with_view else IndexedSample(*batch[:3])
+
+    def _read(self, keys: Sequence[Key]) -> tuple[Batch, Draws]:
+        view, sample = torch.tensor(keys).unbind(dim=1)
+        row = sample if self.rows is None else self.rows[sample]
+        draws = Draws(self.seed, view, row)
+        place = row if self.place is None else self.place[row]
+        place, row, view = (_sent(part, self.images.device) for part in (place, row, view))
+        image = self.images[place]
+        if self.transform is not None:
+            image = self.transform(image, draws)
+        return Batch(image, self.targets[row], row, view), draws
 
 
 class ResidentLoader(ResumableLoader):
-    """A loader of a `ResidentDataset`; no process waits for another, and no batch is copied to the device."""
+    """A loader of a `ResidentDataset`, which makes several batches at once where they are small."""
+
+    @override
+    def __iter__(self) -> Iterator[Any]:
+        batches = iter(self.batch_sampler)
+        several = max(1, _VALUES_AT_ONCE // max(1, self.dataset.images[0].numel() * (self.batch_size or 1)))
+        while ahead := list(islice(batches, several)):
+            whole = self.dataset.make([*chain(*ahead)])
+            start = 0
+            for keys in ahead:
+                end = start + len(keys)
+                yield whole._make(part[start:end] for part in whole)
+                start = end
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """Return values of the host on a device; neither waits for the other."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

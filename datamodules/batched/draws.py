@@ -17,6 +17,7 @@ JITTER = 3
 ERASING = 4
 NOISE = 5
 DIGITS = 6
+MIXING = 7
 POLICY = 64  # layer l of a policy uses POLICY + l
 
 
