@@ -209,19 +209,20 @@ class ImageDataModule(LightningDataModule):
     def _seed(self) -> int:
         return global_seed() if self.seed is None else self.seed
 
-    def _loader(self, data: IndexedDataset, batch_size: int, sampler: Sampler[Any] | None = None) -> DataLoader[Any]:
+    def _loader(
+        self, data: IndexedDataset, batch_size: int, sampler: Sampler[Any] | None = None, **kwargs: Any
+    ) -> DataLoader[Any]:
         # Its own generator: starting workers must not draw from the one that dropout uses.
         arguments: dict[str, Any] = {"batch_size": batch_size, "sampler": sampler, "generator": torch.Generator()}
         if isinstance(data, ResidentDataset):
             return ResidentLoader(data, **arguments)
-        return ResumableLoader(
-            data,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=_as_it_is if isinstance(data, MixableDataset) else None,
-            **arguments,
-        )
+        arguments |= {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            "collate_fn": _as_it_is if isinstance(data, MixableDataset) else None,
+        }
+        return ResumableLoader(data, **{**arguments, **kwargs})
 
 
 def _as_it_is(batch: MixableBatch) -> MixableBatch:

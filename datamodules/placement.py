@@ -7,7 +7,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 import torch
 
 from lit_distill.datamodules.resuming import Progress
-from lit_distill.datamodules.stacked import Stackable, StackedImages
+from lit_distill.datamodules.stacked import StackedImages, stack
 
 Storage = Literal["auto", "device", "host", "files"]
 
@@ -36,10 +36,8 @@ class Placement:
             ValueError: If training images are of several sizes, and ``storage`` is ``"device"``.
         """
         is_train = self.split == "train"
-        if not isinstance(dataset, Stackable):
-            return self._refuse(f"a {type(dataset).__name__} gives them so")
         try:
-            stacked = dataset.stacked()
+            stacked = stack(dataset)
         except ValueError:
             if is_train and self.storage == "device":
                 raise

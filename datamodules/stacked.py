@@ -1,8 +1,10 @@
 """Images of one size as one tensor, and the data sets that have them."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from lit_distill.datamodules.batched.draws import BatchTransform
 
@@ -34,3 +36,20 @@ class Stackable(Protocol):
             ValueError: If they are of several sizes.
         """
         ...
+
+
+def stack(dataset: Any) -> StackedImages | str:
+    """Return the images of a data set, or of a ``Subset`` of one, as one tensor; or why they are not.
+
+    Raises:
+        ValueError: If they are of several sizes.
+    """
+    if type(dataset) is Subset:
+        whole, rows = stack(dataset.dataset), torch.as_tensor(dataset.indices)
+        if isinstance(whole, str):
+            return whole
+        place = rows if whole.place is None else whole.place[rows]
+        return whole._replace(targets=whole.targets[rows], place=place)
+    if not isinstance(dataset, Stackable):
+        return f"a {type(dataset).__name__} gives them so"
+    return dataset.stacked()
