@@ -1,5 +1,6 @@
 """CIFAR-10 and CIFAR-100."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -13,12 +14,12 @@ from torchvision import datasets
 from typing_extensions import override
 
 from lit_distill.checks import check_at_least, check_inside
-from lit_distill.datamodules.augmentation import Augmentation, ImageTransform
+from lit_distill.datamodules.augmentation import Augmentation
 from lit_distill.datamodules.base import ImageDataModule
+from lit_distill.datamodules.batched.forms import batch_form
 from lit_distill.datamodules.mixing import Mixing
 from lit_distill.datamodules.placement import Storage
 from lit_distill.datamodules.stacked import StackedImages
-from lit_distill.preprocessing import Preprocessing
 
 
 class CIFAR10DataModule(ImageDataModule):
@@ -184,7 +185,7 @@ class _Part(NamedTuple):
 
 
 class _Images(Dataset[tuple[Tensor, int]]):
-    def __init__(self, part: _Part, transform: ImageTransform | Preprocessing) -> None:
+    def __init__(self, part: _Part, transform: Callable[[Image.Image], Tensor]) -> None:
         self.images, self.targets = part  # tensors: workers share them
         self.transform = transform
 
@@ -193,8 +194,10 @@ class _Images(Dataset[tuple[Tensor, int]]):
 
     def stacked(self) -> StackedImages | str:
         """Return the images as one tensor, as `Stackable` says."""
-        transform = self.transform.batched
-        return transform if isinstance(transform, str) else StackedImages(self.images.permute(0, 3, 1, 2), self.targets, transform)
+        transform = batch_form(self.transform)
+        if isinstance(transform, str):
+            return transform
+        return StackedImages(self.images.permute(0, 3, 1, 2), self.targets, transform)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.transform(Image.fromarray(self.images[index].numpy())), int(self.targets[index])

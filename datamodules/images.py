@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import override
 
+from lit_distill.datamodules.batched.forms import batch_form
 from lit_distill.datamodules.decoded import DecodedImages
 from lit_distill.datamodules.stacked import StackedImages
 from lit_distill.identity import identities, short_hash
@@ -197,7 +198,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         """Return the images as one tensor, as `Stackable` says."""
         if self.decoded is None:
             return "they are not decoded in memory"
-        transform = getattr(self.transform, "batched", "their transform has no form for batches")
+        transform = batch_form(self.transform)
         if isinstance(transform, str):
             return transform
         images, place = self.decoded.stacked()

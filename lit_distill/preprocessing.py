@@ -114,10 +114,6 @@ class Preprocessing:
             raise ValueError(f"images must be of mode RGB or L, got {image.mode}: convert them")
         return pixels_of(v2.functional.center_crop(self.resized(image), list(self.crop)))
 
-    def batched(self, images: Tensor, draws: object = None) -> Tensor:
-        """Return the pixels of images ``(B, C, H, W)`` that have been resized already; nothing is drawn."""
-        return v2.functional.center_crop(images, list(self.crop))  # type: ignore[no-any-return]  # torchvision's Any
-
     @property
     def generators(self) -> tuple[()]:
         """The random generators that it draws from, for `IndexedDataset`: none."""
