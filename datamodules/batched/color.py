@@ -131,7 +131,8 @@ def solarize(images: Tensor, thresholds: Tensor) -> Tensor:
     """
     # Levels are at most 255: a threshold of 256 is the same as any above it.
     limits = _per_image(thresholds.clamp(0, 256).ceil(), images, torch.int16)
-    return torch.where(images < limits, images, 255 - images)
+    # Bits are inverted by 255, which is minus 1. On a CPU, `torch.where` takes five times as long.
+    return images ^ (images >= limits).view(torch.uint8).neg_()
 
 
 def solarize_add(images: Tensor, additions: Tensor) -> Tensor:
@@ -147,7 +148,7 @@ def solarize_add(images: Tensor, additions: Tensor) -> Tensor:
         tensor([150, 200], dtype=torch.uint8)
     """
     # The sum is at most 127 + 128, which uint8 holds.
-    return torch.where(images < 128, images + _per_image(additions, images, torch.uint8), images)
+    return images + (images < 128).view(torch.uint8) * _per_image(additions, images, torch.uint8)
 
 
 def invert(images: Tensor) -> Tensor:
@@ -170,8 +171,9 @@ def equalize(images: Tensor) -> Tensor:
     brightest = counts.gather(1, values.amax(1, keepdim=True))
     step = (pixels.shape[1] - brightest).div_(255, rounding_mode="floor")
     below = counts.cumsum(1, dtype=torch.int32) - counts
-    table = below.add_(step >> 1).div_(step.clamp(min=1), rounding_mode="floor").clamp_(max=255).to(torch.uint8)
-    return torch.where(step > 0, table.gather(1, values), pixels).view_as(images)
+    unchanged = torch.arange(256, dtype=torch.int32, device=images.device)
+    table = torch.where(step > 0, below.add_(step >> 1).div_(step.clamp(min=1), rounding_mode="floor"), unchanged)
+    return table.clamp_(max=255).to(torch.uint8).gather(1, values).view_as(images)
 
 
 def autocontrast(images: Tensor) -> Tensor:
@@ -183,10 +185,10 @@ def autocontrast(images: Tensor) -> Tensor:
     """
     darkest = images.amin((2, 3), keepdim=True).to(torch.float64)
     width = images.amax((2, 3), keepdim=True).to(torch.float64).sub_(darkest)
-    # Not `255 / width`, which torch rounds twice.
-    scale = torch.full_like(width, 255).div_(width.clamp(min=1))
-    stretched = images.to(torch.float64).mul_(scale).sub_(darkest * scale)
-    return torch.where(width > 0, _to_levels(stretched), images)
+    # Not `255 / width`, which torch rounds twice. A single level stays: it is scaled by 1 and not shifted.
+    flat = width == 0
+    scale = torch.full_like(width, 255).div_(width).masked_fill_(flat, 1)
+    return _to_levels(images.to(torch.float64).mul_(scale).sub_((darkest * scale).masked_fill_(flat, 0)))
 
 
 def _per_image(values: Tensor, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -198,8 +200,8 @@ def _luma(levels: Tensor) -> Tensor:
     """Return Pillow's L of float levels ``(B, C, H, W)``, as whole floats ``(B, 1, H, W)``."""
     if levels.shape[1] == 1:
         return levels
-    red, green, blue = levels.split(1, dim=1)
-    return (red * 19595 + green * 38470).add_(blue * 7471).add_(0x8000).mul_(2**-16).floor_()
+    red, green, blue = levels.unbind(1)
+    return (red * 19595 + green * 38470).add_(blue * 7471).add_(0x8000).mul_(2**-16).floor_().unsqueeze(1)
 
 
 def _blend(start: Tensor, levels: Tensor, factors: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """timm's and torchvision's augmentation policies for a batch, each image with its own operations and levels.
 
 Which operations there are, how likely and how strong, is read from the libraries' own objects, which
-`lit_distill.datamodules.policies` makes for single images too. Only the pixels and the random numbers are computed here.
+`lit_distill.datamodules.policies` makes for single images too. Only pixels and random numbers are computed here.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,7 +51,7 @@ def has_batched_form(policy: str) -> bool:
     check_policy(policy)
     transform = make_policy(policy, 32, "RGB", "nearest")
     if isinstance(transform, v2.TrivialAugmentWide):
-        return _TORCHVISION.keys() >= transform._AUGMENTATION_SPACE.keys()
+        return set(transform._AUGMENTATION_SPACE) <= set(_TORCHVISION)
     if not isinstance(transform, auto_augment.RandAugment | auto_augment.AutoAugment):
         return False
     return all(_function_name(operation) in _TIMM for operation in _operations(transform))
@@ -146,9 +146,10 @@ class TimmPolicy:
         self.weights = None
         if isinstance(transform, auto_augment.AutoAugment):
             # One row for each pair of operations, numbered as in `operations`; -1 where there is no second one.
-            numbers = torch.arange(len(self.operations)).split([len(pair) for pair in transform.policy])
-            self.pairs = torch.nn.utils.rnn.pad_sequence(list(numbers), batch_first=True, padding_value=-1)
-            self.num_layers = self.pairs.shape[1]
+            self.num_layers = max(len(pair) for pair in transform.policy)
+            number = iter(range(len(self.operations)))
+            pairs = [[next(number) for _ in pair] for pair in transform.policy]
+            self.pairs = torch.tensor([pair + [-1] * (self.num_layers - len(pair)) for pair in pairs])
         else:
             self.pairs = torch.arange(len(self.operations))[:, None]
             self.num_layers = transform.num_layers
@@ -324,8 +325,7 @@ class _Sign(threading.local):
 
 def _with_signs(sign: _Sign) -> ModuleType:
     """Return a copy of timm's module whose level functions draw their sign from ``sign``; timm's own stays as it is."""
-    spec = importlib.util.find_spec(auto_augment.__name__)
-    assert spec is not None and spec.loader is not None
+    spec: Any = importlib.util.find_spec(auto_augment.__name__)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     vars(module)["random"] = sign
