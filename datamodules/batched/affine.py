@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_distill.datamodules.batched.groups import Part, by_group, to_device
 from lit_distill.preprocessing import Interpolation
 
-Mix = Callable[[Sequence[Tensor], Tensor], Tensor]
+_CACHED = 8 * 3 * 32 * 32  # values of images that are interpolated at once on a CPU
 
 
 def transform(images: Tensor, matrices: Tensor, interpolation: Interpolation, fill: Sequence[int]) -> Tensor:
@@ -38,25 +38,15 @@ def transform(images: Tensor, matrices: Tensor, interpolation: Interpolation, fi
     """
     if interpolation == "nearest":
         scaled = (matrices[:, 1] == 0) & (matrices[:, 3] == 0)
-        return by_group(
-            images,
-            scaled.long(),
-            [
-                lambda part, rows: _sample(part, *_fixed_points(part, matrices[rows]), fill),
-                lambda part, rows: _sample(part, *_scaled_points(part, matrices[rows]), fill),
-            ],
-        )
-    mix, taps = (_mix_two, (0, 1)) if interpolation == "bilinear" else (_mix_four, (-1, 0, 1, 2))
-
-    def interpolate(along_x: bool, along_y: bool) -> Part:
-        def of_rows(part: Tensor, rows: Tensor) -> Tensor:
-            x, y = _points(part, matrices[rows])
-            return _sample(part, x, y, fill, mix, taps if along_x else (0,), taps if along_y else (0,))
-
-        return of_rows
-
-    between = [interpolate(along_x, along_y) for along_y in (False, True) for along_x in (False, True)]
-    return by_group(images, _falls_between(matrices[:, :3]) + 2 * _falls_between(matrices[:, 3:]), between)
+        placed = (_fixed_pixels, _scaled_pixels)
+        return by_group(images, scaled.long(), [_copier(matrices, pixels, fill) for pixels in placed])
+    taps = (0, 1) if interpolation == "bilinear" else (-1, 0, 1, 2)
+    between = _falls_between(matrices[:, :3]) + 2 * _falls_between(matrices[:, 3:])
+    copier, *interpolators = (
+        _copier(matrices, _whole_pixels, fill),
+        *(_interpolator(matrices, taps, axes, fill) for axes in ("x", "y", "xy")),
+    )
+    return by_group(images, between, [copier, *interpolators])
 
 
 def rotate(degrees: Tensor, height: int, width: int) -> Tensor:
@@ -144,8 +134,14 @@ def _points(images: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor]:
     return a * x + b * y + c, d * x + e * y + f
 
 
-def _fixed_points(images: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the pixel that each comes from, int64 ``(B, H, W)``, in 16 fractional bits as Pillow's "nearest" has it."""
+def _whole_pixels(images: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the pixel that each comes from, int64 ``(B, H, W)``."""
+    x, y = _points(images, matrices)
+    return x.floor_().long(), y.floor_().long()
+
+
+def _fixed_pixels(images: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the same in 16 fractional bits, as Pillow's "nearest" calculates."""
     height, width = images.shape[2:]
     a, b, c, d, e, f = matrices.T
     exact = torch.stack([a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5])
@@ -154,7 +150,7 @@ def _fixed_points(images: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor]:
     return (a * x + b * y + c) >> 16, (d * x + e * y + f) >> 16
 
 
-def _scaled_points(images: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor]:
+def _scaled_pixels(images: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Return the same without rotation and shear, ``(B, 1, W)`` and ``(B, H, 1)``: Pillow adds up the steps."""
     height, width = images.shape[2:]
     a, _, c, _, e, f = matrices.T[:, :, None]
@@ -163,64 +159,100 @@ def _scaled_points(images: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor]:
     return to_device(x, images)[:, None, :], to_device(y, images)[:, :, None]
 
 
-def _sample(
-    images: Tensor,
-    x: Tensor,
-    y: Tensor,
-    fill: Sequence[int],
-    mix: Mix | None = None,
-    taps_x: Sequence[int] = (0,),
-    taps_y: Sequence[int] = (0,),
-) -> Tensor:
-    """Return the images at some points: at pixels, or between them as ``mix`` weighs their neighbours.
+def _copier(matrices: Tensor, pixels: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], fill: Sequence[int]) -> Part:
+    """Return a function that copies the pixels of some rows."""
+
+    def copy(images: Tensor, rows: Tensor) -> Tensor:
+        x, y = pixels(images, matrices[rows])
+        height, width = images.shape[2:]
+        outside = (x < 0) | (x >= width) | (y < 0) | (y >= height)
+        places = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).flatten(1)
+        return _filled(_gather(images, places).view(images.shape), outside, fill)
+
+    return copy
+
+
+def _interpolator(matrices: Tensor, taps: Sequence[int], axes: str, fill: Sequence[int]) -> Part:
+    """Return a function that interpolates the images of some rows along x, y or both.
+
+    A polynomial through the neighbours in a line gives the values between two of them. Its coefficients are calculated
+    once for all places, and then looked up.
 
     Args:
-        images: ``uint8`` ``(B, C, H, W)``.
-        x: Pixels int64, or points float64, that broadcast to ``(B, H, W)``.
-        y: As ``x``.
+        matrices: Of all images, as of `transform`.
+        taps: Which neighbours there are, counted from the pixel before the point.
+        axes: ``"x"``, ``"y"`` or ``"xy"``.
         fill: As of `transform`.
-        mix: From the neighbours in a line and the place between them, or None at pixels.
-        taps_x: Which neighbours in x there are; one alone is the pixel itself.
-        taps_y: As ``taps_x``.
     """
-    channels, height, width = images.shape[1:]
-    outside = ((x < 0) | (x >= width) | (y < 0) | (y >= height))[:, None]
-    (column, between_x), (row, between_y) = _split(x), _split(y)
-    columns = [(column + tap).clamp_(0, width - 1) for tap in taps_x]
-    pixels = images.flatten(2)
-    if len(taps_x) + len(taps_y) > 2:
-        pixels = pixels.double()
-    lines = []
-    for tap in taps_y:
-        line = (row + tap).clamp_(0, height - 1) * width
-        places = [(line + column).flatten(1)[:, None].expand(-1, channels, -1) for column in columns]
-        neighbours = [pixels.gather(2, place) for place in places]
-        lines.append(mix(neighbours, between_x) if mix and len(taps_x) > 1 else neighbours[0])
-    values = mix(lines, between_y) if mix and len(taps_y) > 1 else lines[0]
-    sampled = values.clamp_(0, 255).to(torch.uint8).view(images.shape)
-    if len(set(fill)) == 1:
-        return sampled.masked_fill_(outside, fill[0])
-    return torch.where(outside, torch.tensor(fill, dtype=torch.uint8, device=images.device)[:, None, None], sampled)
+
+    def interpolate(images: Tensor, rows: Tensor) -> Tensor:
+        # A cache holds the coefficients of a few images on a CPU; a GPU is faster with all at once.
+        few = max(1, _CACHED // images[0].numel()) if images.device.type == "cpu" else len(images)
+        parts = [interpolate_few(*some) for some in zip(images.split(few), rows.split(few), strict=True)]
+        return torch.cat(parts)
+
+    def interpolate_few(images: Tensor, rows: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        x, y = _points(images, matrices[rows])
+        outside = (x < 0) | (x >= width) | (y < 0) | (y >= height)
+        (column, between_x), (row, between_y) = _split(x), _split(y)
+        if axes == "y":
+            table = torch.cat(_coefficients(_neighbours(images, 2, taps)), dim=1)
+            places = (row + 1).clamp_(0, height) * width + column.clamp_(0, width - 1)
+            values = _polynomial(_gather(table, places).chunk(len(taps), dim=1), between_y)
+        else:
+            table = torch.cat(_coefficients(_neighbours(images, 3, taps)), dim=1)
+            column = column.add_(1).clamp_(0, width)
+            lines = []
+            for tap in taps if axes == "xy" else (0,):
+                places = (row + tap).clamp_(0, height - 1) * (width + 1) + column
+                lines.append(_polynomial(_gather(table, places).chunk(len(taps), dim=1), between_x))
+            values = lines[0] if len(lines) == 1 else _polynomial(_coefficients(lines), between_y)
+        return _filled(values.clamp_(0, 255).to(torch.uint8).view(images.shape), outside, fill)
+
+    return interpolate
+
+
+def _neighbours(images: Tensor, dim: int, taps: Sequence[int]) -> list[Tensor]:
+    """Return the neighbours of all places, from the one before the first pixel: each longer by one in ``dim``."""
+    length = images.shape[dim]
+    reach = torch.arange(taps[0] - 1, length + taps[-1], device=images.device).clamp_(0, length - 1)
+    extended = images.index_select(dim, reach).double()
+    return [extended.narrow(dim, start, length + 1) for start in range(len(taps))]
+
+
+def _coefficients(values: Sequence[Tensor]) -> list[Tensor]:
+    """Return the polynomial from the middle value on, through two or four, in Pillow's order of operations."""
+    if len(values) == 2:
+        return [values[0], values[1] - values[0]]
+    first, second, third, fourth = values
+    square = (first - second).mul_(2).add_(third).sub_(fourth)
+    cubic = (second - first).sub_(third).add_(fourth)
+    return [second, third - first, square, cubic]
+
+
+def _polynomial(coefficients: Sequence[Tensor], between: Tensor) -> Tensor:
+    """Return the values of polynomials; the last coefficients are written to."""
+    *others, value = coefficients
+    for coefficient in reversed(others):
+        value = value.mul_(between).add_(coefficient)
+    return value
+
+
+def _gather(table: Tensor, places: Tensor) -> Tensor:
+    """Return the values of a table ``(B, C, ...)`` at places ``(B, N)``, as ``(B, C, N)``."""
+    return table.flatten(2).gather(2, places[:, None].expand(-1, table.shape[1], -1))
 
 
 def _split(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the pixel before a point, and how far the point is behind its middle, ``(B, 1, H * W)``."""
-    if not points.is_floating_point():
-        return points, points
-    points = points - 0.5
+    """Return the pixel before each point, int64 ``(B, N)``, and how far the point is behind it, ``(B, 1, N)``."""
+    points = (points - 0.5).flatten(1)
     before = points.floor()
-    return before.long(), (points - before).flatten(1)[:, None]
+    return before.long(), points.sub_(before)[:, None]
 
 
-def _mix_two(values: Sequence[Tensor], between: Tensor) -> Tensor:
-    first, second = values
-    return (second - first).mul_(between).add_(first)
-
-
-def _mix_four(values: Sequence[Tensor], between: Tensor) -> Tensor:
-    """Return the cubic through the middle two of four values, in the order of operations that Pillow has."""
-    first, second, third, fourth = values
-    linear = third - first
-    square = (first - second).mul_(2).add_(third).sub_(fourth)
-    cubic = (second - first).sub_(third).add_(fourth)
-    return cubic.mul_(between).add_(square).mul_(between).add_(linear).mul_(between).add_(second)
+def _filled(images: Tensor, outside: Tensor, fill: Sequence[int]) -> Tensor:
+    """Return the images, filled in place where they are ``outside``, ``(B, H, W)``."""
+    for channel, level in enumerate(fill):
+        images[:, channel].masked_fill_(outside, level)
+    return images
