@@ -186,12 +186,11 @@ class ImageDataModule(LightningDataModule):
         self, dataset: Dataset[Any], split: str, rows: Tensor | None = None, mixing: Mixing | None = None
     ) -> ResidentDataset | None:
         """Return the data set as one tensor on the device that trains, if it can be and is to be there."""
-        if self.storage not in ("auto", "device"):
-            return None
-        place = Placement(self.storage, split, self.trainer)
-        if id(dataset) not in self._stacked:
-            self._stacked[id(dataset)] = dataset, place.stack(dataset)
-        stacked = self._stacked[id(dataset)][1]
+        place, stacked = Placement(self.storage, split, self.trainer), None
+        if self.storage in ("auto", "device"):
+            if id(dataset) not in self._stacked:
+                self._stacked[id(dataset)] = dataset, place.stack(dataset)
+            stacked = self._stacked[id(dataset)][1]
         if split == "train":
             stacked = place.agree(stacked, self._resumed_progress())
         if stacked is None:

@@ -66,8 +66,7 @@ class DecodedImages:
         if len(sizes) != 1:
             (height, width), (other_height, other_width), *_ = [*sizes, [0, 0], [0, 0]]
             raise ValueError(
-                f"images of several sizes, such as {height} x {width} and {other_height} x {other_width}, are no one "
-                "tensor: set storage='host', or a crop that begins by resizing square images, such as 'padded'"
+                f"they have several sizes, such as {height} x {width} and {other_height} x {other_width}"
             )
         pixels = torch.from_numpy(self._pixels).view(-1, *sizes[0], len(self.mode)).permute(0, 3, 1, 2)
         return pixels, None if is_there.all() else is_there.long().cumsum(0) - 1

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from typing_extensions import override
 
 from lit_distill.datamodules.base import ImageDataModule
+from lit_distill.datamodules.batched.digits import move_digits
 from lit_distill.datamodules.mixing import Mixing
 from lit_distill.datamodules.placement import Storage
 from lit_distill.datamodules.stacked import StackedImages
@@ -122,7 +123,6 @@ class _Digits(Dataset[tuple[Tensor, int]]):
         """Return the images as one tensor, as `Stackable` says."""
         if self.transform is None or type(self.transform) is nn.Identity:
             return StackedImages(self.images, self.targets)
-        transform = getattr(self.transform, "batched", None)
-        if transform is None:
-            return f"the transform {type(self.transform).__name__} has no form for batches"
-        return StackedImages(self.images, self.targets, transform)
+        if type(self.transform) is _Affine:
+            return StackedImages(self.images, self.targets, move_digits)
+        return f"the transform {type(self.transform).__name__} has no form for batches"

@@ -18,7 +18,7 @@ class Placement:
     """Whether and where a data set's images become one tensor, and the messages about it.
 
     Args:
-        storage: ``"auto"`` or ``"device"``.
+        storage: As of `ImageDataModule`.
         split: For messages.
         trainer: Its device is the images'; without one they stay on the host.
     """
@@ -38,17 +38,20 @@ class Placement:
         is_train = self.split == "train"
         try:
             stacked = stack(dataset)
-        except ValueError:
+        except ValueError as error:
             if is_train and self.storage == "device":
-                raise
-            return None
+                raise ValueError(
+                    f"storage='device' is for training images of one size, and {error}: set storage='host' or 'auto', or "
+                    "resize them first (a square image is resized by augmentation.crop='padded', 'simple' or 'none')"
+                ) from error
+            return self._refuse(str(error))
         if isinstance(stacked, str):
             return self._refuse(stacked)
         nbytes = stacked.images.nbytes
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
             if nbytes > _SHARE * free:
-                return self._refuse(f"they take {nbytes / 1e9:.1f} GB, and {self.device} has {free / 1e9:.1f} GB free")
+                return self._refuse(f"they take {nbytes / 1e6:.3g} MB, and {self.device} has {free / 1e6:.3g} MB free")
         if is_train:
             count = len(stacked.images)
             rank_zero_info(f"{count} training images, {nbytes / 1e6:.3g} MB, are augmented on {self.device} as batches")

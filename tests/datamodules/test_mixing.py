@@ -175,14 +175,17 @@ def assert_same(ours: list[Any], theirs: list[Any]) -> None:
         assert all(torch.equal(a, b) for a, b in zip(batch[:3], other[:3], strict=True))
 
 
+def keys_of(batch: Batch) -> list[tuple[int, int]]:
+    return [*zip(batch.view.tolist(), batch.index.tolist(), strict=True)]
+
+
 def expected(plain: list[tuple[int, int, Batch]], count: int = 47, seed: int = 7) -> dict[tuple[int, int], Any]:
     """The mixed image and target of each (view, row), from the images that were not mixed."""
     partners, images = Partners(count, seed), {}
     for _, _, batch in plain:
-        for key, image, target in zip(zip(batch.view.tolist(), batch.index.tolist()), batch.image, batch.target):
-            images[key] = image, target
+        images |= dict(zip(keys_of(batch), zip(batch.image, batch.target, strict=True), strict=True))
     view, row = torch.tensor([*images]).unbind(dim=1)
-    others = [*zip(view.tolist(), partners.of(view, row).tolist())]
+    others = [*zip(view.tolist(), partners.of(view, row).tolist(), strict=True)]
     plan = BOTH.plan(Draws(seed, view, row), (8, 8))
     (image, target), (other_image, other_target) = (
         [torch.stack([images[key][place] for key in keys]) for place in (0, 1)] for keys in (images, others)
@@ -194,7 +197,7 @@ def expected(plain: list[tuple[int, int, Batch]], count: int = 47, seed: int = 7
 def assert_expected(batches: list[tuple[int, int, Batch]], images: dict[tuple[int, int], Any]) -> None:
     for epoch, _, batch in batches:
         assert set(batch.view.tolist()) == {epoch}
-        for key, image, target in zip(zip(batch.view.tolist(), batch.index.tolist()), batch.image, batch.target):
+        for key, image, target in zip(keys_of(batch), batch.image, batch.target, strict=True):
             assert torch.equal(image, images[key][0])
             assert torch.equal(target, images[key][1])
 

@@ -7,12 +7,16 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 import pytest
 import torch
-from toys import QUIET, Collect, make_photos, trainer
+from toys import QUIET, Collect, photos_on_device, small_photos, train_on
 
-from lit_distill.datamodules import Augmentation, Batch, DigitsDataModule, ImageDataModule, ImageFolderDataModule, Mixing
+from lit_distill.datamodules import (
+    Augmentation,
+    Batch,
+    DigitsDataModule,
+    Mixing,
+)
 from lit_distill.datamodules.resident import ResidentDataset, ResidentLoader
 
-EVERYTHING = Augmentation("padded", policy="rand-m9-mstd0.5-inc1", color_jitter=0.3, erasing=0.5, crop_pct=1.0)
 ROWS = 45
 
 pytestmark = [
@@ -23,21 +27,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    for number in range(ROWS):
-        make_photos(folder, [f"train/c{number % 3}/{number:02}.png"], (16, 16), number)
-    return make_photos(folder, [f"val/c{kind}/{number}.png" for kind in range(3) for number in range(2)], (16, 16))
-
-
-def photos(root: Path, **kwargs: Any) -> ImageFolderDataModule:
-    settings = {"image_size": 16, "batch_size": 8, "seed": 5, "augmentation": EVERYTHING, "storage": "device"}
-    return ImageFolderDataModule(root, **{**settings, **kwargs})
-
-
-def run(data: ImageDataModule, ckpt: Path | None = None, **kwargs: Any) -> list[Batch]:
-    module = Collect()
-    trainer(**{"max_epochs": 2, **kwargs}).fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
-    return [batch for _, batch in module.batches]
+    return small_photos(tmp_path_factory.mktemp("photos"), ROWS)
 
 
 def joined(batches: list[Batch]) -> Batch:
@@ -59,42 +49,42 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_order_and_pixels_are_the_same_for_batches_of_any_size(root, recipe: str) -> None:
-    whole = joined(run(photos(root, batch_size=128, **RECIPES[recipe])))
+    whole = joined(train_on(photos_on_device(root, batch_size=128, **RECIPES[recipe])))
     assert len(whole.image) == 2 * ROWS
     assert len(whole.image.unique(dim=0)) == 2 * ROWS
     for size in (1, 7):
-        assert_equal(joined(run(photos(root, batch_size=size, **RECIPES[recipe]))), whole)
+        assert_equal(joined(train_on(photos_on_device(root, batch_size=size, **RECIPES[recipe]))), whole)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_ranks_see_together_what_one_sees(root, tmp_path, recipe: str) -> None:
-    whole = joined(run(photos(root, **RECIPES[recipe]), max_epochs=1))
+    whole = joined(train_on(photos_on_device(root, **RECIPES[recipe]), max_epochs=1))
     images = {(int(view), int(row)): image for image, _, row, view in zip(*whole, strict=True)}
     for ranks in (2, 4):
         options = {**QUIET, "devices": ranks, "strategy": "ddp_fork", "max_epochs": 1}
-        Trainer(**options).fit(Collect(str(tmp_path)), photos(root, batch_size=8 // ranks, **RECIPES[recipe]))
+        Trainer(**options).fit(Collect(str(tmp_path)), photos_on_device(root, batch_size=8 // ranks, **RECIPES[recipe]))
         parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
         for steps in zip(*parts, strict=True):
             for _, image, _, rows, views in steps:
                 for pixels, row, view in zip(image, rows.tolist(), views.tolist(), strict=True):
                     assert torch.equal(pixels, images[view, row])
-        keys = [(int(v), int(r)) for part in parts for _, _, _, rows, views in part for r, v in zip(rows, views)]
-        assert set(keys) == set(images)
+        keys = [torch.stack([views, rows], dim=1) for part in parts for *_, rows, views in part]
+        assert {(view, row) for view, row in torch.cat(keys).tolist()} == set(images)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_run_resumed_within_an_epoch_goes_on_with_its_next_batch(root, tmp_path, recipe: str) -> None:
     saves = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
-    whole = run(photos(root, **RECIPES[recipe]), callbacks=saves, enable_checkpointing=True)
+    whole = train_on(photos_on_device(root, **RECIPES[recipe]), callbacks=saves, enable_checkpointing=True)
     for step in (1, 6, 8):
-        rest = run(photos(root, **RECIPES[recipe]), tmp_path / f"step={step}.ckpt")
+        rest = train_on(photos_on_device(root, **RECIPES[recipe]), tmp_path / f"step={step}.ckpt")
         assert_equal(joined(rest), joined(whole[step:]))
 
 
 def test_evaluation_sees_the_pixels_that_it_sees_from_files(root) -> None:
-    batches = {}
+    batches, shrunk = {}, Augmentation(crop="none", crop_pct=0.8)
     for storage in ("device", "host", "files"):
-        data = photos(root, storage=storage, image_size=12, augmentation=Augmentation(crop_pct=0.8, crop="none"))
+        data = photos_on_device(root, storage=storage, image_size=12, augmentation=shrunk)
         data.setup("validate")
         batches[storage] = [torch.cat(part) for part in zip(*data.val_dataloader(), strict=True)]
         assert isinstance(data.val_dataloader().dataset, ResidentDataset) == (storage == "device")
@@ -104,7 +94,7 @@ def test_evaluation_sees_the_pixels_that_it_sees_from_files(root) -> None:
 
 
 def test_small_batches_are_made_several_at_once(root, monkeypatch) -> None:
-    data = photos(root, batch_size=2)
+    data = photos_on_device(root, batch_size=2)
     data.setup("fit")
     loader, sizes = data.train_dataloader(), []
     assert isinstance(loader, ResidentLoader)
@@ -116,7 +106,7 @@ def test_small_batches_are_made_several_at_once(root, monkeypatch) -> None:
 
 
 def test_a_loader_without_a_trainer_gives_whole_batches(root) -> None:
-    data = photos(root)
+    data = photos_on_device(root)
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
     assert batch.image.shape == (8, 3, 16, 16)
@@ -140,5 +130,5 @@ def test_a_subset_keeps_its_rows_and_is_read_sample_by_sample_too() -> None:
 
 def test_overfitting_repeats_the_first_images(root) -> None:
     with pytest.warns(UserWarning, match="You requested to overfit"):
-        batches = run(photos(root), overfit_batches=1)
+        batches = train_on(photos_on_device(root), overfit_batches=1)
     assert [batch.index.tolist() for batch in batches] == [[*range(8)]] * 2
