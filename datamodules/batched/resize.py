@@ -124,7 +124,7 @@ def windows(images: Tensor, tops: Tensor, lefts: Tensor, height: int, width: int
     """
     batch, channels, full_height, full_width = images.shape
     spare = height * full_width + width  # for windows that reach beyond the last image
-    pixels = images.flatten()
+    pixels = images.contiguous().view(-1)
     inside = not batch or bool((tops + height <= full_height).all() and (lefts + width <= full_width).all())
     if not inside:
         pixels = torch.cat([pixels, pixels.new_zeros(spare)])
