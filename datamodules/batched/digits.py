@@ -53,5 +53,5 @@ def transform_digits(images: Tensor, parameters: Tensor) -> Tensor:
     # No matrix product: its last bits could depend on the batch, and TF32 would round the places.
     grid = torch.stack([a * right + b * down + x, c * right + d * down + y], dim=-1)
     both = torch.cat([images, torch.ones_like(images)], dim=1)
-    moved, inside = F.grid_sample(both, grid, padding_mode="zeros", align_corners=False).split(1, dim=1)
-    return moved * inside
+    moved = F.grid_sample(both, grid, padding_mode="zeros", align_corners=False)
+    return moved[:, :1] * moved[:, 1:]

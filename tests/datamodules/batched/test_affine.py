@@ -68,7 +68,9 @@ def test_equals_pillow(interpolation: str, height: int, width: int, channels: in
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_rotation_equals_timm_and_torchvision(interpolation: str, height: int, width: int, channels: int) -> None:
-    angles = torch.tensor([0, 90, -90, 180, 270, 360, 1, -1, 30, 29.7, -45, 135, 0.001, 400, -13.5], dtype=torch.float64)
+    angles = torch.tensor(
+        [0, 90, -90, 180, 270, 360, 1, -1, 30, 29.7, -45, 135, 0.001, 400, -13.5], dtype=torch.float64
+    )
     fill = (124, 116, 104)[:channels]
     for image in sample_images(height, width, channels):
         images = image.expand(len(angles), -1, -1, -1)

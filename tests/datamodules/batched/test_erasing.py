@@ -30,7 +30,7 @@ def single_boxes(count: int, height: int, width: int) -> Tensor:
 def test_erases_the_rectangles_that_timm_does(height: int, width: int) -> None:
     # 4,000 draws of timm's against 40,000: a shift of a parameter by 4 % of its range is noticed in 99 % of cases.
     expected = single_boxes(4000, height, width)
-    rows, found = Erasing(0.6).boxes(made_draws(40_000), height, width)
+    _, found = Erasing(0.6).boxes(made_draws(40_000), height, width)
     erased = found[(found[:, 2:] > 0).all(1)]
     expected_count = int((expected[:, 2] > 0).sum())
     table = [[len(erased), 40_000 - len(erased)], [expected_count, 4000 - expected_count]]
