@@ -39,8 +39,8 @@ def derive_seed(*key: int) -> int:
 def uniform(seed: int, view: Tensor, index: Tensor, operation: int, count: int) -> Tensor:
     """Draw ``count`` numbers for each sample of a batch, as a pure function of the sample's key.
 
-    A number is the top 53 bits of ``derive_seed(seed, view, index, operation, column)``. It depends on nothing else: not
-    on the batch, its order or the device, to the last bit.
+    A number is the top 53 bits of ``derive_seed(seed, view, index, operation, column)``. It does not depend on the
+    batch, its order or the device, to the last bit.
 
     Args:
         seed: Seed of the run.

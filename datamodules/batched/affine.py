@@ -188,7 +188,7 @@ def _interpolator(matrices: Tensor, taps: Sequence[int], axes: str, fill: Sequen
     def interpolate(images: Tensor, rows: Tensor) -> Tensor:
         # A cache holds the coefficients of a few images on a CPU; a GPU is faster with all at once.
         few = max(1, _CACHED // images[0].numel()) if images.device.type == "cpu" else len(images)
-        parts = [interpolate_few(*some) for some in zip(images.split(few), rows.split(few), strict=True)]
+        parts = [interpolate_few(*some) for some in zip(torch.split(images, few), torch.split(rows, few), strict=True)]
         return torch.cat(parts)
 
     def interpolate_few(images: Tensor, rows: Tensor) -> Tensor:

@@ -33,13 +33,9 @@ def by_group(images: Tensor, choice: Tensor, functions: Sequence[Part | None]) -
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
     grouped = images.index_select(0, to_device(order, images))
-    results = [
-        part if function is None or not len(part) else function(part, rows)
-        for function, part, rows in zip(functions, grouped.split(counts), order.split(counts), strict=True)
-    ]
-    return torch.cat([result for result, count in zip(results, counts, strict=True) if count]).index_select(
-        0, to_device(place, images)
-    )
+    parts = zip(functions, torch.split(grouped, counts), torch.split(order, counts), strict=True)
+    results = [part if function is None else function(part, rows) for function, part, rows in parts if len(rows)]
+    return torch.cat(results).index_select(0, to_device(place, images))
 
 
 def to_device(parameters: Tensor, images: Tensor) -> Tensor:

@@ -43,13 +43,13 @@ def resized_crop(
         >>> resized_crop(images, torch.tensor([[0, 1, 1, 2]]), (1, 1), "bilinear")
         tensor([[[[150]]]], dtype=torch.uint8)
     """
-    height, width = images.shape[2:]
+    channels, height, width = images.shape[1:]
     (new_height, new_width), (tops, lefts, heights, widths) = size, boxes.T
     if interpolation == "nearest":
         rows = to_device(_nearest(height, new_height)[heights] + tops[:, None], images)
         columns = to_device(_nearest(width, new_width)[widths] + lefts[:, None], images)
-        places = (rows[:, :, None] * width + columns[:, None]).flatten(1)[:, None].expand(-1, images.shape[1], -1)
-        return images.flatten(2).gather(2, places).unflatten(2, size)
+        places = (rows[:, :, None] * width + columns[:, None]).flatten(1)[:, None].expand(-1, channels, -1)
+        return images.flatten(2).gather(2, places).view(-1, channels, *size)
     shrunk = heights - new_height
     vertical_first = (shrunk > 0) & (shrunk > 2 * (widths - new_width)) & _VERTICAL_MAY_BE_FIRST
 
@@ -64,16 +64,16 @@ def resized_crop(
 
 def _in_two_passes(images: Tensor, boxes: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
     """Resize boxes first horizontally, then vertically."""
-    height, width = images.shape[2:]
+    batch, channels, height, width = images.shape
     (new_height, new_width), (tops, lefts, heights, widths) = size, boxes.T
     # Beyond the ends of a box the weights are 0, so it does not matter what the windows hold there.
     pixels = windows(images, tops, lefts, height, width).transpose(1, 2)
     pixels = pixels.to(torch.float64, memory_format=torch.contiguous_format)  # (B, height, C, width)
     across = _weights(widths, width, new_width, interpolation, images)
-    wide = _rounded(pixels.flatten(1, 2) @ across.mT).unflatten(1, (height, -1)).flatten(2)
+    wide = _rounded(pixels.flatten(1, 2) @ across.mT).view(batch, height, channels * new_width)
     down = _weights(heights, height, new_height, interpolation, images)
     resized = _rounded(down @ wide).to(torch.uint8)
-    return resized.unflatten(2, (-1, new_width)).transpose(1, 2)
+    return resized.view(batch, new_height, channels, new_width).transpose(1, 2)
 
 
 class ShorterSide:
@@ -124,7 +124,7 @@ def windows(images: Tensor, tops: Tensor, lefts: Tensor, height: int, width: int
     """
     batch, channels, full_height, full_width = images.shape
     spare = height * full_width + width  # for windows that reach beyond the last image
-    pixels = images.flatten()
+    pixels = images.contiguous().view(-1)
     inside = not batch or bool((tops + height <= full_height).all() and (lefts + width <= full_width).all())
     if not inside:
         pixels = torch.cat([pixels, pixels.new_zeros(spare)])
@@ -140,7 +140,7 @@ def _weights(lengths: Tensor, side: int, size: int, interpolation: str, images: 
     """Return the weights for each length, integers as float64 ``(B, size, side)``, on the device of the images."""
     if (side + 1) * size * side <= _SMALL:
         return _all_weights(side, size, interpolation, images.device).index_select(0, to_device(lengths, images))
-    different, which = lengths.unique(return_inverse=True)
+    different, which = torch.unique(lengths, return_inverse=True)
     calculated = to_device(_calculated_weights(different, side, size, interpolation), images)
     return calculated.index_select(0, to_device(which, images))
 
@@ -163,7 +163,7 @@ def _calculated_weights(lengths: Tensor, side: int, size: int, interpolation: st
     weights = weigh((place - centre + 0.5).mul_(1 / stretch).abs_())
     weights.masked_fill_((place < first) | (place >= end), 0)
     total = weights.cumsum(2)[..., -1:]  # in Pillow's order; sum() has another, and so other last bits
-    exact = torch.where(total == 0, weights, weights / total) * 2**_BITS
+    exact = torch.where(total == 0, weights, weights / total) * (1 << _BITS)
     return (exact + torch.where(exact < 0, -0.5, 0.5)).trunc_()
 
 
@@ -179,7 +179,7 @@ def _cubic(distance: Tensor) -> Tensor:
 
 def _rounded(sums: Tensor) -> Tensor:
     """Return grey levels from weighted sums, both float64, written in place."""
-    return sums.add_(2 ** (_BITS - 1)).mul_(2**-_BITS).floor_().clamp_(0, 255)
+    return sums.add_(1 << (_BITS - 1)).mul_(0.5**_BITS).floor_().clamp_(0, 255)
 
 
 @lru_cache(maxsize=16)
