@@ -97,9 +97,21 @@ def _mix(state: int, part: int) -> int:
 
 def _mix_tensors(combined: Tensor) -> Tensor:
     """Return what `_mix` returns for ``state ^ part``, as int64, whose products wrap around."""
+    if combined.device.type == "cpu":  # NumPy has unsigned integers, and takes less than half of the time
+        bits = combined.numpy().view(np.uint64) * np.uint64(_STEP)
+        bits += np.uint64(_STEP)
+        for places, factor in ((30, _FIRST), (27, _SECOND)):
+            bits ^= bits >> np.uint64(places)
+            bits *= np.uint64(factor)
+        bits ^= bits >> np.uint64(31)
+        return torch.from_numpy(bits.view(np.int64))
+    return _mix_int64(combined)
+
+
+def _mix_int64(combined: Tensor) -> Tensor:
     state = combined.mul(_signed(_STEP)).add_(_signed(_STEP))
-    state = state.bitwise_xor_(_logical_shift(state, 30)).mul_(_signed(_FIRST))
-    state = state.bitwise_xor_(_logical_shift(state, 27)).mul_(_signed(_SECOND))
+    for places, factor in ((30, _FIRST), (27, _SECOND)):
+        state = state.bitwise_xor_(_logical_shift(state, places)).mul_(_signed(factor))
     return state.bitwise_xor_(_logical_shift(state, 31))
 
 
