@@ -27,7 +27,7 @@ def gaussian_blur(images: Tensor, radii: Tensor) -> Tensor:
     Example:
         >>> image = torch.tensor([0, 0, 90, 0, 0], dtype=torch.uint8).view(1, 1, 1, 5)
         >>> gaussian_blur(image, torch.tensor([1.0])).flatten()
-        tensor([ 5, 22, 36, 22,  5], dtype=torch.uint8)
+        tensor([ 5, 21, 37, 21,  5], dtype=torch.uint8)
     """
     taps = [tap.view(-1, 1, 1, 1).to(images.device, non_blocking=True) for tap in _box_weights(radii)]
     for dim in (3, 2):

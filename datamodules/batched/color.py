@@ -55,7 +55,7 @@ def saturation(images: Tensor, factors: Tensor) -> Tensor:
     Example:
         >>> image = torch.tensor([200, 100, 0], dtype=torch.uint8).view(1, 3, 1, 1)
         >>> saturation(image, torch.tensor([0.0])).flatten()
-        tensor([119, 119, 119], dtype=torch.uint8)
+        tensor([118, 118, 118], dtype=torch.uint8)
     """
     if images.shape[1] == 1:
         return images
@@ -96,7 +96,7 @@ def greyscale(images: Tensor) -> Tensor:
 
     Example:
         >>> greyscale(torch.tensor([200, 100, 0], dtype=torch.uint8).view(1, 3, 1, 1)).flatten()
-        tensor([119, 119, 119], dtype=torch.uint8)
+        tensor([118, 118, 118], dtype=torch.uint8)
     """
     if images.shape[1] == 1:
         return images

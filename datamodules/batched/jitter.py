@@ -26,7 +26,7 @@ class ColorJitter:
         >>> draws = Draws(42, view=torch.tensor([0, 0]), index=torch.tensor([7, 8]))
         >>> images = torch.full((2, 3, 1, 1), 100, dtype=torch.uint8)
         >>> ColorJitter(0.4)(images, draws).flatten(1)[:, 0]
-        tensor([79, 65], dtype=torch.uint8)
+        tensor([131, 125], dtype=torch.uint8)
     """
 
     def __init__(self, strength: float) -> None:

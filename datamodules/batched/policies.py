@@ -74,10 +74,12 @@ def make_batched_policy(
         ValueError: If the policy has no batched form.
 
     Example:
-        >>> draws = Draws(42, view=torch.tensor([0, 0]), index=torch.tensor([7, 8]))
+        >>> draws = Draws(42, view=torch.tensor([0, 0]), index=torch.tensor([8, 9]))
+        >>> pixel = torch.tensor([200, 100, 0], dtype=torch.uint8).view(1, 3, 1, 1)
         >>> three_augment = make_batched_policy("three-augment", 1, "RGB", "bicubic")
-        >>> three_augment(torch.full((2, 3, 1, 1), 200, dtype=torch.uint8), draws).flatten(1)[:, 0]
-        tensor([200, 200], dtype=torch.uint8)
+        >>> three_augment(pixel.repeat(2, 1, 1, 1), draws).flatten(1)
+        tensor([[118, 118, 118],
+                [200, 100,   0]], dtype=torch.uint8)
     """
     if not has_batched_form(policy):
         raise ValueError(f"policy {policy!r} has no batched form: augment image by image")
@@ -155,8 +157,8 @@ class TimmPolicy:
             self.num_layers = transform.num_layers
             if transform.choice_weights is not None:
                 self.weights = torch.as_tensor(transform.choice_weights, dtype=torch.float64)
-                if self.num_layers > int(self.weights.count_nonzero()):
-                    available = int(self.weights.count_nonzero())
+                available = int(self.weights.count_nonzero())
+                if self.num_layers > available:
                     raise ValueError(f"weighted RandAugment has {available} operations, got n{self.num_layers}")
 
     def draw(self, draws: Draws) -> list[Layer]:
@@ -236,10 +238,9 @@ class _Operations:
     def _matrices(self, layer: Layer, rows: Tensor, images: Tensor) -> Tensor:
         operations, levels = layer.operations[rows], layer.levels[rows]
         matrices = torch.empty(len(rows), 6, dtype=torch.float64)
-        for number, of_levels in self.matrices.items():
+        for number in set(operations.tolist()):
             chosen = operations == number
-            if chosen.any():
-                matrices[chosen] = of_levels(levels[chosen], *images.shape[2:])
+            matrices[chosen] = self.matrices[number](levels[chosen], *images.shape[2:])
         return matrices
 
 

@@ -36,7 +36,7 @@ def test_the_pixels_are_torchvisions(size: tuple[int, int], strength: float) -> 
 def test_the_draws_are_torchvisions() -> None:
     """6,000 draws each; p above 0.001.
 
-    The chi-squared test finds an order that is 15 % more frequent than the others, and the Kolmogorov-Smirnov test a
+    The chi-squared test finds an order that is 20 % more frequent than the others, and the Kolmogorov-Smirnov test a
     shift of the factors by 4 % of their range, each with a probability above 0.9.
     """
     order, factors = ColorJitter(0.4).draw(draws_of(6_000))

@@ -1,6 +1,7 @@
 """Exact: equal to timm's and torchvision's policies on PIL images, at the same operations and levels."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable
 import random
 from typing import Any
 
@@ -180,39 +181,60 @@ def of_batch(policy: str, count: int) -> tuple[list[tuple[str, ...]], dict[str, 
     return sequences, levels
 
 
-@pytest.mark.parametrize("policy", TIMM)
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "rand-m9-mstd0.5-inc1",
+        "rand-m7-n3-p0.7-tweights",
+        "rand-m14-mmax20-mstd2-n2-p1.0",
+        "rand-m9-n1-p1.0-mstd101-inc1",
+        "original",
+        "v0r-mstd0.5",
+        "three-augment",
+    ],
+)
 def test_the_draws_are_timms(policy: str) -> None:
-    """20,000 samples each; p above 0.0001 / tests of the policy.
+    """20,000 samples each; p above 0.001 / tests of the policy, of which there are about 20.
 
-    Operations: chi-squared on the operations by place in a sample, which finds one of 15 that is chosen 20 % too often
-    with a probability above 0.95. Levels: two-sample Kolmogorov-Smirnov for each operation, which for the 1,300 levels
-    of one of 15 at a probability of 0.5 finds a shift by 0.4 standard deviations, and a sign that is drawn 60 : 40.
+    Chi-squared on the operations finds one of 15 that is chosen 30 % too often with a probability of 0.88, and 35 %
+    with 0.98. The two-sample Kolmogorov-Smirnov test on the levels of each finds, among the 1,300 of one of 15, a
+    normal magnitude that is shifted by a quarter of its standard deviation with a probability of 0.91, and a sign that
+    is drawn 62 : 38 with 0.98.
     """
     theirs, their_levels = of_timm(policy, 20_000)
     ours, our_levels = of_batch(policy, 20_000)
-    pvalues = list(operation_pvalues(theirs, ours))
+    pvalues = operation_pvalues(theirs, ours)
     assert their_levels.keys() == our_levels.keys()
     pvalues += [kstest(their_levels[name], our_levels[name]).pvalue for name in their_levels]
-    assert min(pvalues) > 1e-4 / len(pvalues), (policy, min(pvalues))
+    assert min(pvalues) > 1e-3 / len(pvalues), (policy, min(pvalues))
 
 
-def operation_pvalues(theirs: list[tuple[str, ...]], ours: list[tuple[str, ...]]) -> Iterator[float]:
-    """Yield p for the number of operations, the operation at each place, and pairs where one does not repeat."""
+def operation_pvalues(theirs: list[tuple[str, ...]], ours: list[tuple[str, ...]]) -> list[float]:
+    """Return p for the operation at each place, the pair of the first two, and how many there are and differ."""
     longest = max(len(sequence) for sequence in theirs)
-    keys = [lambda sequence: len(sequence), lambda sequence: len(set(sequence))]
+    keys: list[Callable[[tuple[str, ...]], Any]] = [
+        len,
+        lambda sequence: len(set(sequence)),
+        lambda sequence: sequence[:2],
+    ]
     keys += [lambda sequence, place=place: sequence[place : place + 1] for place in range(longest)]
+    pvalues = []
     for key in keys:
-        counts = [[[*map(key, side)].count(value) for value in {*map(key, theirs)}] for side in (theirs, ours)]
-        assert {*map(key, ours)} <= {*map(key, theirs)}
-        if len(counts[0]) > 1:
-            yield float(chi2_contingency(counts).pvalue)
+        counts = [Counter(map(key, side)) for side in (theirs, ours)]
+        frequent = [value for value, count in (counts[0] + counts[1]).items() if count >= 50]
+        table = [[side[value] for value in frequent] for side in counts]
+        rare = [20_000 - sum(row) for row in table]
+        table = [[*row, rest] for row, rest in zip(table, rare, strict=True)] if sum(rare) >= 50 else table
+        if len(table[0]) > 1:
+            pvalues.append(float(chi2_contingency(table).pvalue))
+    return pvalues
 
 
 def test_the_draws_are_torchvisions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """20,000 samples; p above 0.0001 / tests.
+    """20,000 samples; p above 0.001 / 15 tests.
 
-    Chi-squared finds an operation of 14 that is chosen 20 % too often with a probability above 0.95;
-    Kolmogorov-Smirnov for the 1,400 levels of each finds a shift by a tenth of their range.
+    Chi-squared finds one of 14 operations that is chosen 30 % too often with a probability of 0.93. The two-sample
+    Kolmogorov-Smirnov test on the 1,400 levels of each finds a shift by 8 % of their range with 0.9.
     """
     transform, theirs = make_policy("trivial-wide", 32, "RGB", "bicubic"), list[tuple[str, float]]()
 
@@ -233,7 +255,7 @@ def test_the_draws_are_torchvisions(monkeypatch: pytest.MonkeyPatch) -> None:
     levels = [{name: [level for other, level in side if other == name] for name in names} for side in (theirs, ours)]
     pvalues = [chi2_contingency([[len(of_name) for of_name in side.values()] for side in levels]).pvalue]
     pvalues += [kstest(levels[0][name], levels[1][name]).pvalue for name in names]
-    assert min(pvalues) > 1e-4 / len(pvalues)
+    assert min(pvalues) > 1e-3 / len(pvalues)
 
 
 def test_what_has_no_batched_form_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
