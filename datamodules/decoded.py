@@ -62,13 +62,12 @@ class DecodedImages:
             ValueError: If the images are of several sizes.
         """
         is_there = self.sizes[:, 0] > 0
-        sizes = self.sizes[is_there].unique(dim=0).tolist()
-        if len(sizes) != 1:
-            (height, width), (other_height, other_width), *_ = [*sizes, [0, 0], [0, 0]]
-            raise ValueError(
-                f"they have several sizes, such as {height} x {width} and {other_height} x {other_width}"
-            )
-        pixels = torch.from_numpy(self._pixels).view(-1, *sizes[0], len(self.mode)).permute(0, 3, 1, 2)
+        sizes = self.sizes[is_there]
+        height, width = sizes[0].tolist()
+        others = sizes[(sizes != sizes[0]).any(dim=1)].tolist()
+        if others:
+            raise ValueError(f"they have several sizes, such as {height} x {width} and {others[0][0]} x {others[0][1]}")
+        pixels = torch.from_numpy(self._pixels).view(-1, height, width, len(self.mode)).permute(0, 3, 1, 2)
         return pixels, None if is_there.all() else is_there.long().cumsum(0) - 1
 
     def __iter__(self) -> Iterator[Image.Image]:

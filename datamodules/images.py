@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import override
 
-from lit_distill.datamodules.batched.forms import batch_form
 from lit_distill.datamodules.decoded import DecodedImages
 from lit_distill.datamodules.stacked import StackedImages
 from lit_distill.identity import identities, short_hash
@@ -198,6 +197,9 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         """Return the images as one tensor, as `Stackable` says."""
         if self.decoded is None:
             return "they are not decoded in memory"
+        # Here, so that an IndexedDataset in somebody's project does not import timm and torchvision.
+        from lit_distill.datamodules.batched.forms import batch_form
+
         transform = batch_form(self.transform)
         if isinstance(transform, str):
             return transform

@@ -48,7 +48,7 @@ class Partners:
         """Return the partner of each sample ``(B,)`` in its view ``(B,)``; both int64, on the host."""
         partner = torch.empty_like(sample)
         epoch = view // self.repeats
-        for number in epoch.unique().tolist():
+        for number in set(epoch.tolist()):
             chosen = epoch == number
             partner[chosen] = _partners(self.count, self.seed, number)[sample[chosen]]
         return partner

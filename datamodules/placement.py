@@ -41,17 +41,20 @@ class Placement:
         except ValueError as error:
             if is_train and self.storage == "device":
                 raise ValueError(
-                    f"storage='device' is for training images of one size, and {error}: set storage='host' or 'auto', or "
-                    "resize them first (a square image is resized by augmentation.crop='padded', 'simple' or 'none')"
+                    f"storage='device' is for training images of one size, and {error}: set storage='host' or 'auto' "
+                    "(crop='padded', 'simple' or 'none' resizes square images to one size first)"
                 ) from error
-            return self._refuse(str(error))
+            self._refuse(str(error))
+            return None
         if isinstance(stacked, str):
-            return self._refuse(stacked)
+            self._refuse(stacked)
+            return None
         nbytes = stacked.images.nbytes
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
             if nbytes > _SHARE * free:
-                return self._refuse(f"they take {nbytes / 1e6:.3g} MB, and {self.device} has {free / 1e6:.3g} MB free")
+                self._refuse(f"they take {nbytes / 1e6:.3g} MB, and {self.device} has {free / 1e6:.3g} MB free")
+                return None
         if is_train:
             count = len(stacked.images)
             rank_zero_info(f"{count} training images, {nbytes / 1e6:.3g} MB, are augmented on {self.device} as batches")

@@ -1,11 +1,12 @@
 """Small images that lie as one tensor on the device that trains, and are augmented there, a batch at a time."""
 
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from itertools import accumulate, chain, islice, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import BatchSampler
 from typing_extensions import override
 
 from lit_distill.batch import Batch, IndexedSample
@@ -54,16 +55,20 @@ class ResidentDataset(IndexedDataset):
 
     def make(self, keys: Sequence[int | Key]) -> Batch | IndexedSample:
         """Return the batch of these keys, on the device; the batch of samples without views has none."""
-        with_view = isinstance(keys[0], tuple)
-        if self.mixing is not None:
-            wanted, own, other = self.partners.join(as_keys(keys))
-            batch, draws = self._read(wanted)
-            plan = self.mixing.plan(draws.rows(own), batch.image.shape[-2:])
-            own, other, *parts = (_sent(part, self.images.device) for part in (own, other, *plan))
-            batch = MixableBatch(*batch, own, other, MixPlan(*parts)).mixed(self.num_classes)
-        else:
+        if self.mixing is None:
             batch, _ = self._read(as_keys(keys))
-        return batch if with_view else IndexedSample(*batch[:3])
+        else:
+            wanted, own, other = self.partners.join(as_keys(keys))
+            whole, draws = self._read(wanted)
+            height, width = whole.image.shape[-2:]
+            plan = self.mixing.plan(draws.rows(own), (height, width))
+            own, other, *parts = (_sent(part, self.images.device) for part in (own, other, *plan))
+            view, index = whole.view_and_index()
+            mixable = MixableBatch(whole.image, whole.target, index, view, own, other, MixPlan(*parts))
+            batch = mixable.mixed(self.num_classes)
+        if isinstance(keys[0], tuple):
+            return batch
+        return IndexedSample(batch.image, batch.target, batch.view_and_index()[1])
 
     def _read(self, keys: Sequence[Key]) -> tuple[Batch, Draws]:
         view, sample = torch.tensor(keys).unbind(dim=1)
@@ -80,17 +85,18 @@ class ResidentDataset(IndexedDataset):
 class ResidentLoader(ResumableLoader):
     """A loader of a `ResidentDataset`, which makes several batches at once where they are small."""
 
+    dataset: ResidentDataset
+    batch_sampler: BatchSampler
+
     @override
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a DataLoader's own iterator reads sample by sample
         batches = iter(self.batch_sampler)
-        several = max(1, _VALUES_AT_ONCE // max(1, self.dataset.images[0].numel() * (self.batch_size or 1)))
+        several = max(1, _VALUES_AT_ONCE // max(1, self.dataset.images[0].numel() * self.batch_sampler.batch_size))
         while ahead := list(islice(batches, several)):
-            whole = self.dataset.make([*chain(*ahead)])
-            start = 0
-            for keys in ahead:
-                end = start + len(keys)
+            whole: Any = self.dataset.make([*chain(*ahead)])  # a named tuple of tensors
+            ends = [*accumulate(map(len, ahead))]
+            for start, end in pairwise([0, *ends]):
                 yield whole._make(part[start:end] for part in whole)
-                start = end
 
 
 def _sent(values: Tensor, device: torch.device) -> Tensor:

@@ -40,7 +40,9 @@ def sized(root: Path, *sizes: tuple[int, int]) -> Path:
 def test_images_of_several_sizes_are_no_one_tensor(tmp_path, caplog) -> None:
     data = photos_on_device(sized(tmp_path, (16, 16), (20, 16), (16, 16)))
     data.setup("fit")
-    with pytest.raises(ValueError, match=r"one size, and they have several sizes, such as 16 x 16 and 16 x 20: set .*'host'"):
+    with pytest.raises(
+        ValueError, match=r"one size, and they have several sizes, such as 16 x 16 and 16 x 20: set .*'host'"
+    ):
         data.train_dataloader()
     assert not is_on_device(photos_on_device(tmp_path, storage="auto"))
     assert "training images are augmented one by one: they have several sizes" in caplog.text
