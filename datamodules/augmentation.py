@@ -129,7 +129,7 @@ class Augmentation:
             for mode in steps:
                 steps[mode] = [*before, make_policy(self.policy, size, mode, self.interpolation), *after]
         side = self.sufficient_side(size) if self.crop == "resized" else None
-        return ImageTransform(steps, resize, erase, draws, side)
+        return ImageTransform(steps, resize, erase, draws, side, (self, size))
 
     def sufficient_side(self, size: int) -> int:
         """Return the shorter side to which a photo can be shrunk before random resized crops of ``size``.
@@ -175,6 +175,7 @@ class ImageTransform:
         finish: Comes last, on the tensor.
         generators: The generators that are drawn from, for `IndexedDataset` to seed.
         sufficient_side: Pixels that the shorter side of an image need not exceed, or None if the transform wants all.
+        recipe: The augmentation and the size that it was made for, from which its form for batches is made.
 
     Raises:
         ValueError: When called with an image of another mode.
@@ -187,8 +188,10 @@ class ImageTransform:
         finish: Callable[[Tensor], Tensor] | None = None,
         generators: Collection[Generator] = (),
         sufficient_side: int | None = None,
+        recipe: tuple[Augmentation, int] | None = None,
     ) -> None:
         self.steps = steps
+        self.recipe = recipe
         self.resize, self.finish, self.sufficient_side = resize, finish, sufficient_side
         self.generators = tuple(name for name in GENERATORS if name in generators)
 

@@ -6,16 +6,20 @@ from typing import Any, Self, cast
 
 from lightning.pytorch import LightningDataModule, Trainer
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 from typing_extensions import override
 
-from lit_distill.batch import Batch
-from lit_distill.checks import check_at_least
+from lit_distill.checks import check_at_least, check_choice
 from lit_distill.datamodules.indexed import IndexedDataset
 from lit_distill.datamodules.mixing import Mixing
+from lit_distill.datamodules.partners import MixableBatch, MixableDataset
+from lit_distill.datamodules.placement import Placement, Storage
+from lit_distill.datamodules.resident import ResidentDataset, ResidentLoader
 from lit_distill.datamodules.resuming import Progress, ResumableLoader, ResumingSampler
 from lit_distill.datamodules.sampler import KeyedSampler
 from lit_distill.datamodules.scan import cores
+from lit_distill.datamodules.stacked import StackedImages
 from lit_distill.keys import global_seed
 from lit_distill.models.described import check_arguments
 from lit_distill.models.trust import described_by
@@ -39,11 +43,18 @@ class ImageDataModule(LightningDataModule):
             `choose_workers`.
         seed: Seed of order and augmentation; by default the one given to ``seed_everything``, else 0.
         repeats: R >= 1, repeated augmentation: an epoch keeps its length, but has R views each of 1/R of the rows.
-        mixing: Mixup and cutmix of the training batches, on the device, or None. Lightning then does not call the
-            module's own ``on_after_batch_transfer``.
+        mixing: Mixup and cutmix of the training batches, on the device, or None. Unless the images lie on the device,
+            Lightning then does not call the module's own ``on_after_batch_transfer``.
+        storage: Where images are while the network trains. ``"device"``: as one tensor on the device that trains, where
+            whole batches are augmented; on CPUs in memory that all ranks of a machine share. For images of one size,
+            and augmentation that has a form for batches. ``"host"``: in the host's memory, decoded, and augmented one
+            by one. ``"files"``: nowhere; they are read in each epoch. ``"auto"``: the first of these that is possible.
+            All are the same recipe, but ``"device"`` draws other random numbers, so that a run that is resumed must
+            keep to it.
 
     Raises:
-        ValueError: If a batch size or ``repeats`` is < 1, or ``num_workers`` is < 0.
+        ValueError: If a batch size or ``repeats`` is < 1, ``num_workers`` is < 0, or ``storage`` is unknown; when the
+            images are read, if they have several sizes and ``storage`` is ``"device"``.
     """
 
     num_classes: int
@@ -61,23 +72,25 @@ class ImageDataModule(LightningDataModule):
         seed: int | None = None,
         repeats: int = 1,
         mixing: Mixing | None = None,
+        storage: Storage = "auto",
     ) -> None:
         super().__init__()
         check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, repeats=repeats)
         check_at_least(0, num_workers=num_workers)
+        check_choice(Storage, storage=storage)
         self.batch_size = batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.num_workers = num_workers or 0
         self.seed = seed
         self.repeats = repeats
         self.mixing = mixing
-        if mixing is not None:
-            # Set per instance: a class-level override would disable the module's own hook even without mixing.
-            self.on_after_batch_transfer = self._mix  # type: ignore[method-assign]
+        self.storage = storage
         self._workers_are_chosen = num_workers is None
         self._progress: Progress = {}  # of a checkpoint that the trainer below resumes
         self._resuming_trainer: Trainer | None = None
         self._sampler: ResumingSampler | None = None
+        self._stacked: dict[int, tuple[Dataset[Any], StackedImages | None]] = {}
+        self._is_batched = False  # whether training images are augmented as a batch
 
     @property
     def preprocessing(self) -> dict[str, object] | None:
@@ -98,30 +111,29 @@ class ImageDataModule(LightningDataModule):
             share = min(8, cores() // getattr(self.trainer, "num_devices", 1))
             self.num_workers = 0 if in_memory and share <= 2 else share
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Return the keyed loader of the training set; its batches start at the epoch that training has reached."""
         leave_at_exit()
-        seed = self._seed()
-        data = IndexedDataset(self.train_set, seed, rows=getattr(self.train_set, "rows", None), with_view=True)
+        data, seed = self._training_set(), self._seed()
         if self.trainer is None:
-            return self._loader(data, self.batch_size, sampler=KeyedSampler(data, seed, repeats=self.repeats))
+            return self._loader(data, self.batch_size, KeyedSampler(data, seed, repeats=self.repeats))
         # The times of files may differ between machines, but all ranks must agree on what has changed.
         data.identities = self.trainer.strategy.broadcast(data.identities)
         self._sampler = ResumingSampler(self.trainer, data, seed, self.repeats)
-        self._sampler.begin(self._progress if self._resuming_trainer is self.trainer else {}, self.batch_size)
-        return self._loader(data, self.batch_size, kind=ResumableLoader, sampler=self._sampler)
+        self._sampler.begin(self._resumed_progress(), self.batch_size)
+        return self._loader(data, self.batch_size, self._sampler)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> DataLoader[Any]:
         """Return the loader of the validation set, in order."""
-        return self._loader(IndexedDataset(self.val_set), self.eval_batch_size)
+        return self._loader(self._indexed(self.val_set, "val"), self.eval_batch_size)
 
-    def test_dataloader(self) -> DataLoader[Batch]:
+    def test_dataloader(self) -> DataLoader[Any]:
         """Return the loader of the test set, in order."""
-        return self._loader(IndexedDataset(self.test_set), self.eval_batch_size)
+        return self._loader(self._indexed(self.test_set, "test"), self.eval_batch_size)
 
-    def predict_dataloader(self) -> DataLoader[Batch]:
+    def predict_dataloader(self) -> DataLoader[Any]:
         """Return the loader of the images to predict, in order."""
-        data = IndexedDataset(self.predict_set)
+        data = self._indexed(self.predict_set, "predict")
         if self.trainer is None or len(data) >= self.trainer.world_size:
             return self._loader(data, self.eval_batch_size)
         # Lightning's own sampler refuses a rank without a sample. This one repeats some, with the same index.
@@ -131,7 +143,7 @@ class ImageDataModule(LightningDataModule):
     @override
     def state_dict(self) -> dict[str, Any]:
         """Return how far training has come: the epoch, its batches trained, and which samples of which set they had."""
-        return {} if self._sampler is None else dict(self._sampler.state())
+        return {} if self._sampler is None else {**self._sampler.state(), "batched": self._is_batched}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -148,34 +160,69 @@ class ImageDataModule(LightningDataModule):
         with described_by(checkpoint_path):
             return super().load_from_checkpoint(Path(checkpoint_path), *args, **{"weights_only": True, **kwargs})
 
-    def _mix(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def _resumed_progress(self) -> Progress:
+        """Return what the checkpoint that is resumed says of the training set."""
+        return self._progress if self._resuming_trainer is self.trainer else {}
+
+    def _training_set(self) -> IndexedDataset:
+        """Return the training set as its storage has it; mixing is for training by a trainer."""
+        seed, rows = self._seed(), getattr(self.train_set, "rows", None)
+        mixing = None if self.trainer is None else self.mixing
+        resident = self._resident(self.train_set, "train", rows, mixing)
+        self._is_batched = resident is not None and resident.transform is not None
+        if resident is not None:
+            return resident
+        if mixing is None:
+            return IndexedDataset(self.train_set, seed, rows=rows, with_view=True)
+        # Set per instance: a class-level override would disable the module's own hook even without mixing.
+        self.on_after_batch_transfer = self._mix  # type: ignore[method-assign]
+        return MixableDataset(self.train_set, seed, rows, mixing, self.repeats)
+
+    def _indexed(self, dataset: Dataset[Any], split: str) -> IndexedDataset:
+        """Return a set for evaluation as its storage has it."""
+        return self._resident(dataset, split) or IndexedDataset(dataset)
+
+    def _resident(
+        self, dataset: Dataset[Any], split: str, rows: Tensor | None = None, mixing: Mixing | None = None
+    ) -> ResidentDataset | None:
+        """Return the data set as one tensor on the device that trains, if it can be and is to be there."""
+        place, stacked = Placement(self.storage, split, self.trainer), None
+        if self.storage in ("auto", "device"):
+            if id(dataset) not in self._stacked:
+                self._stacked[id(dataset)] = dataset, place.stack(dataset)
+            stacked = self._stacked[id(dataset)][1]
+        if split == "train":
+            stacked = place.agree(stacked, self._resumed_progress())
+        if stacked is None:
+            return None
+        return ResidentDataset(dataset, stacked, self._seed(), rows, mixing, self.num_classes, self.repeats)
+
+    def _mix(self, batch: Any, dataloader_idx: int) -> Any:
         batch = type(self).on_after_batch_transfer(self, batch, dataloader_idx)
-        trainer = self.trainer
-        if self.mixing is None or trainer is None or not trainer.training:
+        if not isinstance(batch, MixableBatch) or self.trainer is None:
             return batch
-        # Lightning counts a batch as ready once it has been transferred.
-        step = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        key = self._seed(), trainer.current_epoch, step, trainer.global_rank
-        image, target = self.mixing(batch.image, batch.target, self.num_classes, key)
-        # The precision plugin has seen the batch before there were floats in it. A mixed image is no view of its row.
-        return batch._replace(image=trainer.precision_plugin.convert_input(image), target=target, view=None)
+        mixed = batch.mixed(self.num_classes)
+        # The precision plugin has seen the batch before there were floats in it.
+        return mixed._replace(image=self.trainer.precision_plugin.convert_input(mixed.image))
 
     def _seed(self) -> int:
         return global_seed() if self.seed is None else self.seed
 
     def _loader(
-        self,
-        data: IndexedDataset,
-        batch_size: int,
-        sampler: Sampler[Any] | None = None,
-        kind: type[DataLoader[Batch]] = DataLoader,
-        **kwargs: Any,
-    ) -> DataLoader[Batch]:
-        defaults: dict[str, Any] = {
+        self, data: IndexedDataset, batch_size: int, sampler: Sampler[Any] | None = None, **kwargs: Any
+    ) -> DataLoader[Any]:
+        # Its own generator: starting workers must not draw from the one that dropout uses.
+        arguments: dict[str, Any] = {"batch_size": batch_size, "sampler": sampler, "generator": torch.Generator()}
+        if isinstance(data, ResidentDataset):
+            return ResidentLoader(data, **arguments)
+        arguments |= {
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
-            # Its own generator: starting workers must not draw from the one that dropout uses.
-            "generator": torch.Generator(),
+            "collate_fn": _as_it_is if isinstance(data, MixableDataset) else None,
         }
-        return kind(data, batch_size=batch_size, sampler=sampler, **{**defaults, **kwargs})
+        return ResumableLoader(data, **{**arguments, **kwargs})
+
+
+def _as_it_is(batch: MixableBatch) -> MixableBatch:
+    return batch

@@ -16,7 +16,10 @@ from typing_extensions import override
 from lit_distill.checks import check_at_least, check_inside
 from lit_distill.datamodules.augmentation import Augmentation
 from lit_distill.datamodules.base import ImageDataModule
+from lit_distill.datamodules.batched.forms import batch_form
 from lit_distill.datamodules.mixing import Mixing
+from lit_distill.datamodules.placement import Storage
+from lit_distill.datamodules.stacked import StackedImages
 
 
 class CIFAR10DataModule(ImageDataModule):
@@ -43,6 +46,7 @@ class CIFAR10DataModule(ImageDataModule):
         num_workers: Processes that augment; by default one a core, at most 8 and shared by the ranks, and none where
             there are two cores or fewer.
         seed: Seed of order and augmentation, not of the split; by default the one given to ``seed_everything``.
+        storage: As of `ImageDataModule`; ``"files"`` is ``"host"`` here.
 
     Raises:
         ValueError: If an argument is out of range; when it is first read, if the data is not there and cannot be
@@ -75,8 +79,9 @@ class CIFAR10DataModule(ImageDataModule):
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
         seed: int | None = None,
+        storage: Storage = "auto",
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, seed, repeats, mixing)
+        super().__init__(batch_size, eval_batch_size, num_workers, seed, repeats, mixing, storage)
         check_at_least(1, image_size=image_size)
         check_inside(0, 1, val_fraction=val_fraction)
         self.root = Path(root)
@@ -186,6 +191,13 @@ class _Images(Dataset[tuple[Tensor, int]]):
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def stacked(self) -> StackedImages | str:
+        """Return the images as one tensor, as `Stackable` says."""
+        transform = batch_form(self.transform)
+        if isinstance(transform, str):
+            return transform
+        return StackedImages(self.images.permute(0, 3, 1, 2), self.targets, transform)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.transform(Image.fromarray(self.images[index].numpy())), int(self.targets[index])

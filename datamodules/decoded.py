@@ -39,7 +39,8 @@ class DecodedImages:
         self._ends = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).numpy()
         self.nbytes = int(self._ends[-1])
         with open(path, "rb") as file:
-            self._pixels = np.frombuffer(mmap.mmap(file.fileno(), self.nbytes, access=mmap.ACCESS_READ), np.uint8)
+            # Nobody writes to them, but PyTorch warns of memory that cannot be written to.
+            self._pixels = np.frombuffer(mmap.mmap(file.fileno(), self.nbytes, access=mmap.ACCESS_COPY), np.uint8)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -50,6 +51,24 @@ class DecodedImages:
             raise ValueError(f"image {index} could not be read when the images were decoded")
         height, width = self.sizes[index].tolist()
         return Image.frombuffer(self.mode, (width, height), self._pixels[start:end], "raw", self.mode, 0, 1)
+
+    def stacked(self) -> tuple[Tensor, Tensor | None]:
+        """Return the images that could be read as one tensor, ``uint8`` ``(M, C, H, W)``, which is not a copy.
+
+        Returns:
+            The tensor, and the place of each image in it, ``(N,)`` int64; None if there are all.
+
+        Raises:
+            ValueError: If the images are of several sizes.
+        """
+        is_there = self.sizes[:, 0] > 0
+        sizes = self.sizes[is_there]
+        height, width = sizes[0].tolist()
+        others = sizes[(sizes != sizes[0]).any(dim=1)].tolist()
+        if others:
+            raise ValueError(f"they have several sizes, such as {height} x {width} and {others[0][0]} x {others[0][1]}")
+        pixels = torch.from_numpy(self._pixels).view(-1, height, width, len(self.mode)).permute(0, 3, 1, 2)
+        return pixels, None if is_there.all() else is_there.long().cumsum(0) - 1
 
     def __iter__(self) -> Iterator[Image.Image]:
         return map(self.__getitem__, range(len(self)))

@@ -11,7 +11,10 @@ from torch.utils.data import Dataset
 from typing_extensions import override
 
 from lit_distill.datamodules.base import ImageDataModule
+from lit_distill.datamodules.batched.digits import move_digits
 from lit_distill.datamodules.mixing import Mixing
+from lit_distill.datamodules.placement import Storage
+from lit_distill.datamodules.stacked import StackedImages
 from lit_distill.preprocessing import Preprocessing
 
 
@@ -31,6 +34,7 @@ class DigitsDataModule(ImageDataModule):
             ``torch.nn.Identity`` for none.
         repeats: Views of an image in an epoch, see `ImageDataModule`.
         mixing: Mixup and cutmix, or None.
+        storage: As of `ImageDataModule`; ``"files"`` is ``"host"`` here.
 
     Source:
         Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
@@ -54,8 +58,9 @@ class DigitsDataModule(ImageDataModule):
         train_transform: nn.Module | None = None,
         repeats: int = 1,
         mixing: Mixing | None = None,
+        storage: Storage = "auto",
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, seed, repeats, mixing)
+        super().__init__(batch_size, eval_batch_size, num_workers, seed, repeats, mixing, storage)
         self.train_transform = train_transform or _Affine()
 
     @property
@@ -104,11 +109,20 @@ class _Affine(nn.Module):
 
 class _Digits(Dataset[tuple[Tensor, int]]):
     def __init__(self, images: Tensor, targets: Tensor, transform: nn.Module | None = None) -> None:
-        self.images, self.targets, self.transform = images, targets.tolist(), transform
+        self.images, self.targets, self.transform = images, targets, transform
+        self._classes = targets.tolist()
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image = self.images[index]
-        return (image if self.transform is None else self.transform(image)), self.targets[index]
+        return (image if self.transform is None else self.transform(image)), self._classes[index]
+
+    def stacked(self) -> StackedImages | str:
+        """Return the images as one tensor, as `Stackable` says."""
+        if self.transform is None or type(self.transform) is nn.Identity:
+            return StackedImages(self.images, self.targets)
+        if type(self.transform) is _Affine:
+            return StackedImages(self.images, self.targets, move_digits)
+        return f"the transform {type(self.transform).__name__} has no form for batches"

@@ -19,6 +19,7 @@ from lit_distill.datamodules.decoded import DecodedImages, free_memory
 from lit_distill.datamodules.images import Files, ImageFiles
 from lit_distill.datamodules.mixing import Mixing
 from lit_distill.datamodules.oddities import oddities
+from lit_distill.datamodules.placement import Storage
 from lit_distill.datamodules.scan import Scan, load_scans, read_all, store_scans
 from lit_distill.datamodules.walk import Found
 from lit_distill.photos import Mode
@@ -74,6 +75,7 @@ class FilesDataModule(ImageDataModule):
         check: Read all files before training. Without it a damaged file ends the run when it is met, and ``mean`` and
             ``std`` are None.
         max_damaged: Share of damaged files in a split above which they are an error, 0..1.
+        storage: As of `ImageDataModule`.
 
     Raises:
         ValueError: If an argument is out of range. Before training, if too many files are damaged, or all of a class.
@@ -98,15 +100,16 @@ class FilesDataModule(ImageDataModule):
         decode_memory: float = 0.5,
         check: bool = True,
         max_damaged: float = 0.01,
+        storage: Storage = "auto",
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, seed, repeats, mixing)
+        super().__init__(batch_size, eval_batch_size, num_workers, seed, repeats, mixing, storage)
         check_fraction(decode_memory=decode_memory, max_damaged=max_damaged)
         check_choice((1, 3), channels=channels)
         check_at_least(1, image_size=image_size)
         self.image_size = image_size
         self.channels = channels
         self.augmentation = augmentation or Augmentation()
-        self.decode_memory = decode_memory
+        self.decode_memory = 0.0 if storage == "files" else decode_memory
         self.check = check
         self.max_damaged = max_damaged
         self.splits: dict[Split, Labelled] = {}

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from typing_extensions import override
 
 from lit_distill.datamodules.decoded import DecodedImages
+from lit_distill.datamodules.stacked import StackedImages
 from lit_distill.identity import identities, short_hash
 from lit_distill.photos import Mode, bytes_of, read_image
 
@@ -191,6 +192,19 @@ class ImageFiles(Dataset[tuple[Any, int]]):
             return image if self.resize is None else self.resize(image)
         except (OSError, ValueError) as error:
             raise ValueError(f"cannot read the image {self.files[index]}: {error}") from error
+
+    def stacked(self) -> StackedImages | str:
+        """Return the images as one tensor, as `Stackable` says."""
+        if self.decoded is None:
+            return "they are not decoded in memory"
+        # Here, so that an IndexedDataset in somebody's project does not import timm and torchvision.
+        from lit_distill.datamodules.batched.forms import batch_form
+
+        transform = batch_form(self.transform)
+        if isinstance(transform, str):
+            return transform
+        images, place = self.decoded.stacked()
+        return StackedImages(images, self.targets, transform, place)
 
     def digest(self) -> str:
         """Return what changes when a file does, or how the files are read."""

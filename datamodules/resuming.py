@@ -57,6 +57,7 @@ class Progress(TypedDict, total=False):
         length: Samples that the training set had.
         trained: Keys of the samples trained, where they are not the first ones of the epoch's order.
         identities: What identifies each sample, ``(length, 2)`` int64.
+        batched: Whether images were augmented as a batch, which draws other random numbers than one by one.
     """
 
     epoch: int
@@ -65,6 +66,7 @@ class Progress(TypedDict, total=False):
     length: int
     trained: Tensor
     identities: Tensor
+    batched: bool
 
 
 class ResumingSampler(KeyedSampler):

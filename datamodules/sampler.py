@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence, Sized
 from typing import Any, cast
 
-from torch import distributed
+import torch
+from torch import Tensor, distributed
 from torch.utils.data import DistributedSampler
 
 from lit_distill.checks import check_at_least
@@ -11,6 +12,22 @@ from lit_distill.identity import check_rows
 from lit_distill.keys import derive_seed
 
 _ORDER = 0x0BDE  # keeps the order's key apart from those of the samples, which are (seed, view, index)
+
+
+def order_seed(seed: int) -> int:
+    """Return the seed of the order of a run with ``seed``."""
+    return derive_seed(seed, _ORDER)
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
+    """Return the order of ``count`` samples in an epoch, int64, as ``DistributedSampler`` draws it.
+
+    Args:
+        count: Samples.
+        seed: As `order_seed` returns it.
+        epoch: Counted from 0.
+    """
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed + epoch))
 
 
 class KeyedSampler(DistributedSampler[Any]):
@@ -63,8 +80,7 @@ class KeyedSampler(DistributedSampler[Any]):
         check_rows(dataset)
         check_at_least(1, repeats=repeats)
         self.samples = dataset
-        order_seed = derive_seed(seed, _ORDER)
-        super().__init__(cast("Any", dataset), num_replicas or 1, rank or 0, shuffle, order_seed, drop_last)
+        super().__init__(cast("Any", dataset), num_replicas or 1, rank or 0, shuffle, order_seed(seed), drop_last)
         self.repeats = repeats
         self._fixed_ranks = num_replicas, rank
         self._resumed: tuple[int, int, list[int] | None] = (0, 0, None)  # epoch, samples done, keys trained
@@ -116,9 +132,8 @@ class KeyedSampler(DistributedSampler[Any]):
     def keys(self, length: int | None = None) -> list[int]:
         """Return ``sample * repeats + r`` in the epoch's order, over all ranks, if there were ``length`` samples."""
         length = len(self.samples) if length is None else length
-        whole: DistributedSampler[int] = DistributedSampler(cast("Any", range(length)), 1, 0, self.shuffle, self.seed)
-        whole.set_epoch(self.epoch)
-        return [row * self.repeats + view for row in whole for view in range(self.repeats)][:length]
+        samples = epoch_order(length, self.seed, self.epoch).tolist() if self.shuffle else range(length)
+        return [sample * self.repeats + view for sample in samples for view in range(self.repeats)][:length]
 
     def keys_left(self) -> list[int]:
         """Return the keys of the epoch that are to be dealt out: all, or those that were not trained before."""

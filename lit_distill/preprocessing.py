@@ -90,7 +90,7 @@ class Preprocessing:
 
     resize: int
     crop: tuple[int, int]
-    interpolation: str = "bicubic"
+    interpolation: Interpolation = "bicubic"
     channels: int = 3
 
     def __post_init__(self) -> None:
@@ -144,7 +144,7 @@ class Preprocessing:
         try:
             height, width = described["crop"]
             crop = int(height), int(width)
-            return cls(int(described["resize"]), crop, str(described["interpolation"]), int(described["channels"]))
+            return cls(int(described["resize"]), crop, described["interpolation"], int(described["channels"]))
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"expected a preprocessing with resize, crop, interpolation and channels, got {described}"

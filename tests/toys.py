@@ -13,7 +13,15 @@ import torch
 from torch import distributed, multiprocessing, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_distill.datamodules import Batch, DigitsDataModule, IndexedDataset, KeyedSampler
+from lit_distill.datamodules import (
+    Augmentation,
+    Batch,
+    DigitsDataModule,
+    ImageDataModule,
+    ImageFolderDataModule,
+    IndexedDataset,
+    KeyedSampler,
+)
 
 
 class Foreign(LightningModule):
@@ -112,7 +120,7 @@ class Collect(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         self.batches.append((self.current_epoch, batch))
-        return self.weight * batch.image.mean()
+        return self.weight * batch.image.float().mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         assert batch.index.shape == batch.target.shape
@@ -172,3 +180,27 @@ def both(ours: Any, theirs: Any, image: Image.Image, seed: int) -> tuple[Any, An
         seed_all(seed)
         results.append(transform(image.copy()))
     return results[0], results[1]
+
+
+EVERYTHING = Augmentation("padded", policy="rand-m9-mstd0.5-inc1", color_jitter=0.3, erasing=0.5, crop_pct=1.0)
+
+
+def small_photos(root: Path, rows: int = 45, side: int = 16) -> Path:
+    """Write photos of one size of three classes."""
+    for number in range(rows):
+        make_photos(root, [f"train/c{number % 3}/{number:02}.png"], (side, side), number)
+    validated = [f"val/c{kind}/{number}.png" for kind in range(3) for number in range(2)]
+    return make_photos(root, validated, (side, side), seed=1000)
+
+
+def photos_on_device(root: Path, **kwargs: Any) -> ImageFolderDataModule:
+    """The data module of `small_photos`, with every kind of augmentation."""
+    settings = {"image_size": 16, "batch_size": 8, "seed": 5, "augmentation": EVERYTHING, "storage": "device"}
+    return ImageFolderDataModule(root, **{**settings, **kwargs})
+
+
+def train_on(data: ImageDataModule, ckpt: Path | None = None, **kwargs: Any) -> list[Batch]:
+    """The batches of two epochs."""
+    module = Collect()
+    trainer(**{"max_epochs": 2, **kwargs}).fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
+    return [batch for _, batch in module.batches]
