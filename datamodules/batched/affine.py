@@ -197,16 +197,16 @@ def _interpolator(matrices: Tensor, taps: Sequence[int], axes: str, fill: Sequen
         outside = (x < 0) | (x >= width) | (y < 0) | (y >= height)
         (column, between_x), (row, between_y) = _split(x), _split(y)
         if axes == "y":
-            table = torch.cat(_coefficients(_neighbours(images, 2, taps)), dim=1)
+            tables = _coefficients(_neighbours(images, 2, taps))
             places = (row + 1).clamp_(0, height) * width + column.clamp_(0, width - 1)
-            values = _polynomial(_gather(table, places).chunk(len(taps), dim=1), between_y)
+            values = _polynomial([_gather(table, places) for table in tables], between_y)
         else:
-            table = torch.cat(_coefficients(_neighbours(images, 3, taps)), dim=1)
+            tables = [table.flatten(2) for table in _coefficients(_neighbours(images, 3, taps))]
             column = column.add_(1).clamp_(0, width)
             lines = []
             for tap in taps if axes == "xy" else (0,):
                 places = (row + tap).clamp_(0, height - 1) * (width + 1) + column
-                lines.append(_polynomial(_gather(table, places).chunk(len(taps), dim=1), between_x))
+                lines.append(_polynomial([_gather(table, places) for table in tables], between_x))
             values = lines[0] if len(lines) == 1 else _polynomial(_coefficients(lines), between_y)
         return _filled(values.clamp_(0, 255).to(torch.uint8).view(images.shape), outside, fill)
 
