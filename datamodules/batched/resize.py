@@ -112,13 +112,16 @@ def _resized_size(side: int, interpolation: str, height: int, width: int) -> tup
     return PillowShorterSide(side, interpolation)(Image.new("L", (width, height))).size
 
 
-def windows(images: Tensor, tops: Tensor, lefts: Tensor, height: int, width: int) -> Tensor:
-    """Cut a window of ``height`` x ``width`` pixels out of each image.
+def windows(
+    images: Tensor, tops: Tensor, lefts: Tensor, height: int, width: int, owners: Tensor | None = None
+) -> Tensor:
+    """Cut windows of ``height`` x ``width`` pixels out of images.
 
     Args:
-        images: ``(B, C, H, W)``, on any device.
+        images: ``(N, C, H, W)``, on any device.
         tops: First row of each window, int64 ``(B,)`` on the CPU.
         lefts: First column.
+        owners: Image of each window; by default one window of each image in turn.
         height: Rows of a window; what lies below the image has arbitrary values.
         width: Columns of a window; what lies to the right of the image has arbitrary values.
     """
@@ -132,7 +135,8 @@ def windows(images: Tensor, tops: Tensor, lefts: Tensor, height: int, width: int
     area = full_height * full_width
     count = len(pixels) - (channels - 1) * area - (height - 1) * full_width - (width - 1)
     every = pixels.as_strided((max(count, 0), channels, height, width), (1, area, full_width, 1))
-    starts = torch.arange(batch) * (channels * area) + tops * full_width + lefts
+    owners = torch.arange(batch) if owners is None else owners
+    starts = owners * (channels * area) + tops * full_width + lefts
     return every.index_select(0, to_device(starts, images))
 
 

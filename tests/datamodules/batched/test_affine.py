@@ -149,6 +149,15 @@ def test_rows_do_not_depend_on_their_batch() -> None:
     assert torch.equal(together, turned.flip(0))
 
 
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_never_waits_for_the_device(interpolation: str) -> None:
+    # A meta tensor has no values: reading one, as a wait for a GPU would be, raises.
+    images = torch.empty(5, 3, 8, 8, dtype=torch.uint8, device="meta")
+    matrices = [affine.rotate(torch.tensor([20.0, 90]), 8, 8), affine.shear_x(torch.tensor([0.2]))]
+    matrices += [affine.shear_y(torch.tensor([0.2])), affine.translate_x(torch.tensor([2.0]))]
+    assert affine.transform(images, torch.cat(matrices), interpolation, (1, 2, 3)).shape == images.shape
+
+
 def test_an_empty_batch_stays_empty() -> None:
     images, matrices = torch.zeros(0, 3, 8, 8, dtype=torch.uint8), torch.zeros(0, 6, dtype=torch.float64)
     assert affine.transform(images, matrices, "bicubic", (0, 0, 0)).shape == images.shape

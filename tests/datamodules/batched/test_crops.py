@@ -106,11 +106,20 @@ def test_flips_as_often_as_asked() -> None:
         assert abs(flipped.double().mean() - probability) <= 4.5 * (probability * (1 - probability) / 10_000) ** 0.5
 
 
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
+def test_a_crop_flips_as_the_flip_after_it_does(mode: str) -> None:
+    images, draws = made_images(100, 3, 8, 11), made_draws(100)
+    for hflip in (0.0, 0.4, 1.0):
+        in_turn = chain([PaddedCrop(8, 2, mode), HorizontalFlip(hflip)])
+        assert torch.equal(PaddedCrop(8, 2, mode, hflip)(images, draws), in_turn(images, draws))
+
+
 STEPS: dict[str, BatchTransform] = {
     "padded": PaddedCrop(8, 2),
     "simple": PaddedCrop(8, 4, "reflect"),
     "resized": RandomResizedCrop(8),
     "flip": HorizontalFlip(0.5),
+    "flipped": PaddedCrop(8, 1, hflip=0.5),
     "both": chain([PaddedCrop(8, 1), HorizontalFlip(0.5)]),
 }
 
@@ -125,6 +134,13 @@ def test_rows_do_not_depend_on_their_batch(name: str) -> None:
         assert torch.equal(step(images[rows], draws.rows(rows)), together[rows])
     assert not torch.equal(step(images, made_draws(40, view=1)), together)
     assert step(images[:0], draws.rows(torch.arange(0))).shape == (0, 3, 8, 8)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_never_waits_for_the_device(name: str) -> None:
+    # A meta tensor has no values: reading one, as a wait for a GPU would be, raises.
+    images = torch.empty(40, 3, 8, 8, dtype=torch.uint8, device="meta")
+    assert STEPS[name](images, made_draws(40)).shape == images.shape
 
 
 @pytest.mark.parametrize("name", STEPS)

@@ -35,6 +35,12 @@ def test_rows_do_not_depend_on_their_batch(images: torch.Tensor) -> None:
         assert torch.equal(move_digits(images[rows], draws.rows(rows)), together[rows])
 
 
+def test_never_waits_for_the_device() -> None:
+    # A meta tensor has no values: reading one, as a wait for a GPU would be, raises.
+    images = torch.empty(40, 1, 8, 8, device="meta")
+    assert move_digits(images, Draws(5, torch.zeros(40, dtype=torch.int64), torch.arange(40))).shape == images.shape
+
+
 def test_draws_the_parameters_of_single_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     # 20,000 draws a side notice a shift by 2 % of the range in 99 % of cases.
     recorded = []

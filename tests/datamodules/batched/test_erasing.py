@@ -91,6 +91,12 @@ def test_rows_do_not_depend_on_their_batch() -> None:
     assert not torch.equal(Erasing(0.5)(images, made_draws(40, view=1)), together)
 
 
+def test_never_waits_for_the_device() -> None:
+    # A meta tensor has no values: reading one, as a wait for a GPU would be, raises.
+    images = torch.empty(40, 3, 16, 16, dtype=torch.uint8, device="meta")
+    assert Erasing(0.5)(images, made_draws(40)).shape == images.shape
+
+
 def test_edges() -> None:
     for shape in [(5, 1, 1, 1), (5, 3, 1, 1), (0, 3, 8, 8)]:
         images = torch.zeros(shape, dtype=torch.uint8)

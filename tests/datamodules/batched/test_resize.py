@@ -75,6 +75,14 @@ def test_windows_hold_the_pixels_inside_the_image() -> None:
             assert torch.equal(cut[row, :, : expected.shape[1], : expected.shape[2]], expected)
 
 
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_never_waits_for_the_device(interpolation: str) -> None:
+    # A meta tensor has no values: reading one, as a wait for a GPU would be, raises.
+    images = torch.empty(3, 3, 20, 20, dtype=torch.uint8, device="meta")
+    boxes = torch.tensor([[0, 0, 20, 20], [3, 4, 5, 6], [0, 2, 20, 3]])
+    assert resized_crop(images, boxes, (8, 8), interpolation).shape == (3, 3, 8, 8)
+
+
 def test_an_empty_batch_stays_empty() -> None:
     for interpolation in INTERPOLATIONS:
         images, boxes = torch.zeros(0, 3, 9, 9, dtype=torch.uint8), torch.zeros(0, 4, dtype=torch.int64)
