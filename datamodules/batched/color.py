@@ -8,6 +8,8 @@ added, and whole numbers in floats stay below 2**24.
 import torch
 from torch import Tensor
 
+_HIGHEST_BITS = torch.tensor([0, 128, 192, 224, 240, 248, 252, 254, 255], dtype=torch.uint8)  # 0 to 8 of them
+
 
 def brightness(images: Tensor, factors: Tensor) -> Tensor:
     """Multiply the levels, as ``ImageEnhance.Brightness`` does.
@@ -108,14 +110,13 @@ def posterize(images: Tensor, bits: Tensor) -> Tensor:
 
     Args:
         images: As of `brightness`.
-        bits: To keep, of each image, ``(B,)``: none for 0 and less, which is black; all for 8 and more.
+        bits: To keep, of each image, ``(B,)`` on the CPU: none for 0 and less, which is black; all for 8 and more.
 
     Example:
         >>> posterize(torch.full((3, 1, 1, 1), 255, dtype=torch.uint8), torch.tensor([0, 1, 8])).flatten()
         tensor([  0, 128, 255], dtype=torch.uint8)
     """
-    dropped = (8 - bits.clamp(0, 8)).to(torch.int64)
-    return images & _per_image(255 - ((1 << dropped) - 1), images, torch.uint8)
+    return images & _per_image(_HIGHEST_BITS[bits.to(torch.int64).clamp_(0, 8)], images, torch.uint8)
 
 
 def solarize(images: Tensor, thresholds: Tensor) -> Tensor:

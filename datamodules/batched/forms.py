@@ -39,9 +39,7 @@ def batch_form(transform: Any) -> BatchTransform | str:
 def _training(recipe: Augmentation, size: int) -> BatchTransform | str:
     if recipe.policy is not None and not has_batched_form(recipe.policy):
         return f"the policy {recipe.policy!r} has no form for batches"
-    steps = _crops(recipe, size)
-    if recipe.hflip > 0:
-        steps.append(HorizontalFlip(recipe.hflip))
+    steps = _crop_and_flip(recipe, size)
     if recipe.policy is not None:
         steps.append(_Policy(recipe.policy, size, recipe.interpolation))
     if recipe.color_jitter > 0:
@@ -51,17 +49,17 @@ def _training(recipe: Augmentation, size: int) -> BatchTransform | str:
     return chain(steps)
 
 
-def _crops(recipe: Augmentation, size: int) -> list[BatchTransform]:
-    """Return the steps before the flip, as `Augmentation.train` has them."""
+def _crop_and_flip(recipe: Augmentation, size: int) -> list[BatchTransform]:
+    """Return the first steps, as `Augmentation.train` has them."""
+    whole, flip = ShorterSide(size, recipe.interpolation), HorizontalFlip(recipe.hflip)
     if recipe.crop == "resized":
-        return [RandomResizedCrop(size, recipe.scale, recipe.ratio, recipe.interpolation)]
+        return [RandomResizedCrop(size, recipe.scale, recipe.ratio, recipe.interpolation), flip]
     if recipe.crop == "none":
-        resize = recipe.evaluate(size).resize
-        return [ShorterSide(resize, recipe.interpolation), CenterCrop(size)]
-    whole = ShorterSide(size, recipe.interpolation)
+        return [ShorterSide(recipe.evaluate(size).resize, recipe.interpolation), CenterCrop(size), flip]
     if recipe.crop == "simple":
-        return [whole, PaddedCrop(size, 4, "reflect")]
-    return [whole, PaddedCrop(size, size // 8 if recipe.padding is None else recipe.padding, recipe.padding_mode)]
+        return [whole, PaddedCrop(size, 4, "reflect", recipe.hflip)]
+    padding = size // 8 if recipe.padding is None else recipe.padding
+    return [whole, PaddedCrop(size, padding, recipe.padding_mode, recipe.hflip)]
 
 
 class _Policy:

@@ -56,6 +56,9 @@ class Numbers:
     def random(self) -> float:
         return self.applied
 
+    def negate(self, level: float) -> float:
+        return -level if self.sign > 0.5 else level
+
     def gauss(self, mean: float, std: float) -> float:
         return mean + std * float(torch.special.ndtri(torch.tensor(self.magnitude, dtype=torch.float64)))
 
@@ -63,36 +66,40 @@ class Numbers:
         return low + (high - low) * (self.radius if low else self.magnitude)  # a radius is at least 0.1
 
 
-@pytest.mark.parametrize(
-    ("mode", "interpolation", "size"),
-    [("RGB", "bicubic", 32), ("RGB", "nearest", 32), ("L", "bilinear", 8), ("L", "bicubic", 1), ("RGB", "bicubic", 1)],
-)
+def timms(ours: TimmPolicy, theirs: list[Any], images: list[Image.Image], draws: Draws) -> list[Image.Image]:
+    """Return what timm's own operations make of one image at a time, with the choice and the numbers of a batch."""
+    made = list(images)
+    numbers = [draws.uniform(POLICY + layer, 5) for layer in range(ours.num_layers)]
+    with pytest.MonkeyPatch.context() as patch:
+        for chosen, of_layer in zip(ours._choose([n[:, 0] for n in numbers]), numbers, strict=True):
+            for row, operation in enumerate(chosen.tolist()):
+                if operation >= 0:
+                    stand_in = Numbers(of_layer[row])
+                    patch.setattr(auto_augment, "random", stand_in)
+                    patch.setattr(auto_augment, "_randomly_negate", stand_in.negate)
+                    made[row] = theirs[operation](made[row])
+    return made
+
+
+MODES = [
+    ("RGB", "bicubic", 32),
+    ("RGB", "nearest", 32),
+    ("L", "bilinear", 8),
+    ("L", "bicubic", 1),
+    ("RGB", "bicubic", 1),
+]
+
+
+@pytest.mark.parametrize(("mode", "interpolation", "size"), MODES)
 @pytest.mark.parametrize("policy", TIMM)
-def test_the_pixels_are_timms(
-    policy: str, mode: Any, interpolation: Any, size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """timm's own operations, with our choice and numbers, on an image at a time."""
+def test_the_pixels_are_timms(policy: str, mode: Any, interpolation: Any, size: int) -> None:
     ours = make_batched_policy(policy, size, mode, interpolation)
     assert isinstance(ours, TimmPolicy)
     images = [picture.image for picture in pictures([(size, size)]) if picture.image.mode == mode] * 50
     draws = draws_of(len(images))
-    result = ours(images_of(images), draws)
-    theirs = _operations(make_policy(policy, size, mode, interpolation))
-    expected = list(images)
-    numbers = [draws.uniform(POLICY + layer, 5) for layer in range(ours.num_layers)]
-    for chosen, of_layer in zip(ours._choose([n[:, 0] for n in numbers]), numbers, strict=True):
-        for row, operation in enumerate(chosen.tolist()):
-            if operation >= 0:
-                stand_in = Numbers(of_layer[row])
-                monkeypatch.setattr(auto_augment, "random", stand_in)
-                monkeypatch.setattr(
-                    auto_augment, "_randomly_negate", lambda v, sign=stand_in.sign: -v if sign > 0.5 else v
-                )
-                expected[row] = theirs[operation](expected[row])
-    changed = sum(image is not made for image, made in zip(images, expected, strict=True))
-    assert changed > len(images) / 3
-    for row, image in enumerate(expected):
-        assert torch.equal(result[row], images_of([image])[0]), row
+    expected = timms(ours, _operations(make_policy(policy, size, mode, interpolation)), images, draws)
+    assert sum(image is not made for image, made in zip(images, expected, strict=True)) > len(images) / 3
+    assert torch.equal(ours(images_of(images), draws), images_of(expected))
 
 
 @pytest.mark.parametrize(
