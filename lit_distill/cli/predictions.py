@@ -1,7 +1,6 @@
 """Write what ``predict`` predicts."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-import csv
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, cast
@@ -13,9 +12,8 @@ from torch import Tensor, distributed
 from typing_extensions import override
 
 from lit_distill.batch import Batch, IndexedSample
-from lit_distill.cli.progress import callbacks_of
-from lit_distill.datamodules.walk import printable
-from lit_distill.files import write_atomically
+from lit_distill.cli.csv_table import table_of, write_csv
+from lit_distill.cli.progress import all_callbacks
 
 
 def write_predictions(trainer: Trainer, output: Path | None, **kwargs: Any) -> Path:
@@ -40,7 +38,7 @@ def write_predictions(trainer: Trainer, output: Path | None, **kwargs: Any) -> P
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} for {path.name}: make it first, or choose another --output")
     rows = _Rows()
-    callbacks_of(trainer).append(rows)
+    all_callbacks(trainer).append(rows)
     batches = cast(list[Tensor], trainer.predict(**kwargs))
     numbers, probabilities = _in_order(torch.cat(batches), rows.of_batches, trainer)
     broken = [row for row, is_whole in zip(numbers, probabilities.isfinite().all(dim=1), strict=True) if not is_whole]
@@ -53,30 +51,6 @@ def write_predictions(trainer: Trainer, output: Path | None, **kwargs: Any) -> P
         write_csv(path, *_table(kwargs.get("datamodule"), numbers, probabilities))
         print(f"wrote {len(probabilities)} predictions to {path}")
     return path
-
-
-def write_csv(path: Path, head: Iterable[object], rows: Iterable[Iterable[object]]) -> None:
-    """Write a CSV file of UTF-8 that is whole or not there; texts are written as `printable` makes them."""
-    with write_atomically(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        for row in (head, *rows):
-            writer.writerow([printable(value) if isinstance(value, str) else value for value in row])
-
-
-def table_of(
-    columns: Mapping[str, Sequence[object]], names: Sequence[str], probabilities: Tensor
-) -> tuple[list[str], Iterable[list[object]]]:
-    """Return the head and the rows of a table of predictions.
-
-    Args:
-        columns: Name and values of what comes first in each row, such as the file.
-        names: The classes, K.
-        probabilities: ``(N, K)``.
-    """
-    head = [*columns, "class", "probability", *(f"p({name})" for name in names)]
-    confidence, decided = probabilities.max(dim=1)
-    table = zip(*columns.values(), decided.tolist(), confidence.tolist(), probabilities.tolist(), strict=True)
-    return head, ([*first, names[k], f"{p:.6f}", *(f"{value:.6f}" for value in rest)] for *first, k, p, rest in table)
 
 
 class _Rows(Callback):
