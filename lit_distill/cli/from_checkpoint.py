@@ -98,7 +98,7 @@ def _read(path: Path, sections: Collection[str]) -> Origin:
     return Origin(config) if is_own(signed, checkpoint.get(SIGNATURE)) else Origin(_safe(config, path), path)
 
 
-def _safe(config: Mapping[str, object], path: Path) -> dict[str, Any]:
+def _safe(config: Mapping[str, object], path: Path) -> dict[str, object]:
     """Return what may be taken from somebody else's run: no choice of a machine, and no folder outside this one.
 
     Raises:

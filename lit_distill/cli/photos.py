@@ -1,10 +1,10 @@
 """``lit-distill predict STUDENT PHOTO ...``: the classes of photos, by a trained student."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 import sys
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from PIL.Image import Image
 import torch
@@ -62,7 +62,7 @@ def predict_photos(
     while batch := list(islice(readable, _BATCH)):
         names, images = zip(*batch, strict=True)
         probabilities = predict(student, images).probabilities
-        known_classes = cast(dict[str, Any], student.card).get("class_names")
+        known_classes = cast(Mapping[str, list[object]], student.card).get("class_names")
         classes = list(map(_printable, known_classes or range(probabilities.shape[1])))
         if output is None:
             _show(names, classes, probabilities, width)

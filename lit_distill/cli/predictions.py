@@ -15,6 +15,8 @@ from lit_distill.batch import Batch, IndexedSample
 from lit_distill.cli.csv_table import table_of, write_csv
 from lit_distill.cli.progress import all_callbacks
 
+_Table = tuple[Iterable[object], Iterable[Iterable[object]]]  # the head and the rows
+
 
 def write_predictions(trainer: Trainer, output: Path | None, **kwargs: Any) -> Path:
     """Predict with ``trainer`` and write one CSV row a sample: its row, the class, its probability, all probabilities.
@@ -61,7 +63,7 @@ class _Rows(Callback):
 
     @override
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: object, *args: object
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, *args: object
     ) -> None:
         if isinstance(batch, (Batch, IndexedSample)) and batch.index is not None:
             self.of_batches.append(batch.index.cpu())
@@ -82,10 +84,8 @@ def _in_order(probabilities: Tensor, row_batches: Sequence[Tensor], trainer: Tra
     return ordered.tolist(), probabilities[torch.from_numpy(first)]
 
 
-def _table(
-    data: object, rows: Sequence[int], probabilities: Tensor
-) -> tuple[Iterable[object], Iterable[Iterable[object]]]:
-    submission: Callable[[Tensor], Any] = getattr(data, "submission", lambda probabilities: None)
+def _table(data: object, rows: Sequence[int], probabilities: Tensor) -> _Table:
+    submission: Callable[[Tensor], _Table | None] = getattr(data, "submission", lambda probabilities: None)
     names_of: Callable[[str], Sequence[str]] = getattr(data, "names", lambda split: ())
     files = names_of("predict")
     columns: dict[str, Sequence[object]] = {"index": rows}

@@ -246,6 +246,18 @@ def test_a_signal_that_an_exception_follows_is_still_a_stop(monkeypatch, capfd) 
     assert captured.err == ""
 
 
+def test_an_error_has_a_line_of_its_own_after_the_progress_bar(monkeypatch, capfd) -> None:
+    def fail() -> None:
+        raise ValueError("no good")
+
+    at_batch(monkeypatch, 2, fail)
+    assert fit("--trainer.enable_progress_bar=true") == 1
+    captured = capfd.readouterr()
+    assert "Epoch 0:" in captured.out
+    assert captured.out.endswith("\n")
+    assert captured.err == "error: no good\n"
+
+
 def test_signals_are_given_back(monkeypatch) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     fit("--trainer.max_steps=1")
