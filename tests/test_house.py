@@ -13,7 +13,7 @@ TESTED_IN = {
     "lit_distill/evaluation.py": "tests/test_module.py",
     "lit_distill/files.py": "tests/test_checkpoint.py",
     "lit_distill/loading.py": "tests/test_module.py",
-    "lit_distill/cli/from_checkpoint.py": "tests/cli/test_app.py",
+    "lit_distill/cli/csv_table.py": "tests/cli/test_predictions.py",
     "lit_distill/cli/photos.py": "tests/cli/test_served.py",
     "lit_distill/cli/plan.py": "tests/cli/test_distill.py",
     "lit_distill/cli/progress.py": "tests/cli/test_checkpoints.py",

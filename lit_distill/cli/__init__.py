@@ -1,9 +1,13 @@
 """The command line, and the only room that may import every other one."""
 
-from lit_distill._lazy import import_all
-from lit_distill.cli.app import DistillCLI
+from typing import TYPE_CHECKING
+
+from lit_distill._lazy import attach
 from lit_distill.cli.entry import main
 
-__all__ = ["DistillCLI", "main"]
+if TYPE_CHECKING:
+    from lit_distill.cli.app import DistillCLI
+else:  # Lightning takes seconds to import, and `export` and `predict STUDENT PHOTO` do without
+    __getattr__, __dir__ = attach(__name__, {"app": ["DistillCLI"]})
 
-import_all("lit_distill", "lit_distill.models", "lit_distill.losses", "lit_distill.datamodules")
+__all__ = ["DistillCLI", "main"]

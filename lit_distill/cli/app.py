@@ -1,6 +1,6 @@
 """Lightning's command line with a teacher, a student and retrospection on it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 import inspect
@@ -16,43 +16,45 @@ from jsonargparse.typing import register_type
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, ModuleType, _InstantiatorFn
 from lightning.pytorch.utilities import rank_zero_only
 import torch
 from typing_extensions import override
 
+from lit_distill._lazy import import_all
 from lit_distill.callbacks import DivergenceCheck, LearningWithRetrospection, RunSummary, StepSeed, TeacherCheck
 from lit_distill.checkpoint import AtomicCheckpointIO
-from lit_distill.cli.arguments import add_common_flags, parse, with_recipes
-from lit_distill.cli.changes import changes
+from lit_distill.checks import did_you_mean
+from lit_distill.cli.arguments import add_common_flags, parse, with_class_names, with_recipes
+from lit_distill.cli.changes import as_list, changes
 from lit_distill.cli.checkpoints import BestCheckpoint, LastCheckpoint
 from lit_distill.cli.from_checkpoint import Origin, from_checkpoint
 from lit_distill.cli.outputs import keep_out_of_data
 from lit_distill.cli.predictions import write_predictions
-from lit_distill.cli.progress import callbacks_of, is_dry_run
+from lit_distill.cli.progress import all_callbacks, callbacks_of, is_dry_run
 from lit_distill.cli.run_config import SaveRunConfig, check_folders
 from lit_distill.cli.stopping import Stopping, resumable
-import lit_distill.datamodules
-import lit_distill.losses  # noqa: F401  # makes the short class names known
 from lit_distill.models import TimmStudent
 from lit_distill.models.saved import origin_of
 from lit_distill.models.trust import described_by, trusting
 from lit_distill.module import LitDistiller
 
-# Arguments of the student that it has from its weights or from the data, unless they are given. Their values are in the
-# configuration, so that a checkpoint knows them when the weights' file is gone.
+import_all("lit_distill", "lit_distill.models", "lit_distill.losses", "lit_distill.datamodules")
+
 # Callbacks that search before training, and what a resumed run does without the search.
 _SEARCHES: dict[type[Callback], str] = {
     LearningRateFinder: "the checkpoint has the learning rate",
     BatchSizeFinder: "set --data.batch_size to the size that it found",
 }
+# Arguments of the student that it has from its weights or from the data, unless they are given. Their values are in the
+# configuration, so that a checkpoint knows them when the weights' file is gone.
 _LINKED = ("num_classes", "image_size", "mean", "std", "img_size")
 # Those that weights of this project bring along, and what `origin_of` calls them.
 _OF_WEIGHTS = {"mean": "mean", "std": "std", "img_size": "input_size"}
 _BEST_BY = "val/accuracy_mean_probs"
 
 # Commands with parsers of their own, and what they do.
-OTHER_COMMANDS = {
+_OTHER_COMMANDS = {
     "distill": "Make a teacher, a student and its export from a folder of photos: distill PHOTOS.",
     "export": "Write the student of a checkpoint as safetensors and ONNX.",
 }
@@ -62,7 +64,20 @@ _DESCRIPTION = (
 )
 
 
-def _tensor(numbers: Any) -> torch.Tensor:
+def run(args: Sequence[str]) -> None:
+    """Run one of Lightning's commands with the arguments that follow ``lit-distill``.
+
+    Raises:
+        ValueError: If there is no such command; names the closest one.
+    """
+    command, known = "".join(args[:1]), [*DistillCLI.subcommands(), *_OTHER_COMMANDS]
+    if re.match("[^-]", command) and command not in known:
+        hint = did_you_mean(command, known, cutoff=0.0)
+        raise ValueError(f"there is no command {command!r} among {', '.join(known)}: {hint}")
+    DistillCLI(args)
+
+
+def _tensor(numbers: object) -> torch.Tensor:
     try:
         return torch.tensor(numbers, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -84,7 +99,8 @@ class DistillCLI(LightningCLI):
     def __init__(self, args: Sequence[str]) -> None:
         self.origin = Origin({})
         self.arguments = list(args)
-        kwargs: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
+        kwargs = {"exit_on_error": False, "allow_abbrev": False}
+        about = {"prog": "lit-distill", "description": _DESCRIPTION, "version": version("lit-distill")}
         super().__init__(
             LitDistiller,
             LightningDataModule,
@@ -93,12 +109,7 @@ class DistillCLI(LightningCLI):
             seed_everything_default=42,
             auto_configure_optimizers=False,
             parser_class=_Parser,
-            parser_kwargs={
-                **kwargs,
-                "description": _DESCRIPTION,
-                "version": f"lit-distill {version('lit-distill')}",
-                **{name: dict(kwargs) for name in self.subcommands()},
-            },
+            parser_kwargs={**kwargs, **about, **{name: dict(kwargs) for name in self.subcommands()}},
             args=self.arguments,
         )
 
@@ -126,32 +137,43 @@ class DistillCLI(LightningCLI):
         )
         add_common_flags(parser)
         for name in _LINKED:
-            target = f"model.student.init_args.{name}"
             linked = partial(self._linked, name)
             vars(linked)["__name__"] = name  # what --help shows
-            parser.link_arguments("data", target, compute_fn=linked, apply_on="instantiate")
+            parser.link_arguments("data", f"model.student.init_args.{name}", compute_fn=linked, apply_on="instantiate")
 
     @override
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        command = self.arguments[0] if self.arguments else ""
-        if command in self.subcommands() and command != subcommand:
-            return self.init_parser(**kwargs)  # saves a tenth of a second: only the command that runs needs arguments
-        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: object) -> LightningArgumentParser:
+        if subcommand not in self.arguments:
+            return self.init_parser(
+                **kwargs
+            )  # only the command that runs needs arguments, which take a tenth of a second
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.add_argument(
+                "--output",
+                type=Path | None,
+                default=None,
+                help="CSV file for the predictions, which must not exist; by default a new one beside the checkpoint.",
+            )
+        return parser
 
     @override
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.origin, args = from_checkpoint(with_recipes(args), self.subcommands())
+    def parse_arguments(self, parser: LightningArgumentParser, args: object) -> None:
+        self.origin, words = from_checkpoint(with_class_names(with_recipes(self.arguments)))
         # Lightning has no public way to the parser of one command.
-        self.config = parse(parser, args, self._subcommand_parsers.get(next(iter(args), "")))
-        command, config = self.config.subcommand, self.config[self.config.subcommand]
-        if config.get("ckpt_path") and not any(arg.startswith("--ckpt_path") for arg in args):
+        self.config = parse(parser, words, self._subcommand_parsers.get("".join(words[:1])))
+        config = self.config[self.config.subcommand]
+        if config.get("ckpt_path") and not any(word.startswith("--ckpt_path") for word in words):
             raise ValueError("give --ckpt_path on the command line: in a file it comes too late to configure the run")
-        settings = config.as_dict()
-        for change in changes(self.origin.config, {part: settings.get(part) for part in self.origin.config}):
+        self._tell_changes(config.as_dict())
+
+    def _tell_changes(self, config: Mapping[str, object]) -> None:
+        """Say what replaces the checkpoint's configuration, and refuse what a resume would ignore."""
+        for change in changes(self.origin.config, {part: config.get(part) for part in self.origin.config}):
             if change.old is None and change.key.startswith(("data.", "trainer.", "checkpoint.")):
                 continue  # nothing was chosen before
             line = f"{change.flag}={change.new} replaces the checkpoint's {change.old}"
-            if command == "fit" and _is_restored(change.key):
+            if self.config.subcommand == "fit" and _is_restored(change.key):
                 raise ValueError(f"{line}, but resuming restores the optimizer's state: leave it out, or start anew")
             rank_zero_only(print)(f"note: {line}", file=sys.stderr)
 
@@ -183,8 +205,7 @@ class DistillCLI(LightningCLI):
         if self.subcommand == "fit":
             keep_out_of_data(config)
             return
-        if config.trainer.logger is None:
-            config.trainer.logger = False
+        config.trainer.logger = config.trainer.logger or False
         if config.ckpt_path is None:
             print("note: without --ckpt_path the student is as its class makes it, perhaps untrained", file=sys.stderr)
 
@@ -194,44 +215,46 @@ class DistillCLI(LightningCLI):
             super().instantiate_classes()
 
     @override
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+    def instantiate_trainer(self, **kwargs: object) -> Trainer:
         made = self.config_init[self.subcommand]
-        retrospection: list[Callback] = [made.retrospection] if made.retrospection is not None else []
         best: BestCheckpoint = made.checkpoint
         self.trainer_defaults["callbacks"] = [
             Stopping(made.trainer.max_time),
-            *self._checkpoints(made, best),
+            *self._checkpoints(made),
             StepSeed(),
             DivergenceCheck(),
-            *retrospection,
+            *as_list(made.retrospection),
             RunSummary(best.monitor, best.mode) if best.monitor else RunSummary(),
             TeacherCheck(),  # after those that may stop the run
         ]
-        return super().instantiate_trainer(max_time=None, plugins=_with_atomic_checkpoints(made.trainer), **kwargs)
+        plugins = as_list(made.trainer.plugins)
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [*plugins, AtomicCheckpointIO()]
+        return super().instantiate_trainer(max_time=None, plugins=plugins, **kwargs)
 
-    def _checkpoints(self, made: Namespace, best: BestCheckpoint) -> list[Callback]:
+    def _checkpoints(self, made: Namespace) -> list[Callback]:
         if self.subcommand != "fit" or made.trainer.enable_checkpointing is False:
             return []
         # Lightning's save_last=True keeps the last checkpoint that was saved, which is the best epoch's.
-        return [best, LastCheckpoint(best.dirpath, made.ckpt_path, **best.within)]
+        return [made.checkpoint, LastCheckpoint(made.checkpoint.dirpath, made.ckpt_path, **made.checkpoint.within)]
 
     def before_fit(self) -> None:
         """Refuse to replace another run's logs, leave out searches that are over, and say who teaches."""
-        if self.config_init[self.subcommand].ckpt_path is not None:
+        is_resumed = self.config_init[self.subcommand].ckpt_path is not None
+        if is_resumed:
             self._leave_out_searches()
         if self.trainer.is_global_zero and not is_dry_run(self.trainer):
-            check_folders(self.trainer, resumes=self.config_init[self.subcommand].ckpt_path is not None)
+            check_folders(self.trainer, resumes=is_resumed)
         teacher = self.model.teacher
         if teacher is not None:
             rank_zero_only(print)(f"teacher: {type(teacher.network).__name__}({teacher.extra_repr()})")
 
     def _leave_out_searches(self) -> None:
         """Leave out callbacks that would search again, since Lightning then forgets the progress of the checkpoint."""
-        for callback in list(callbacks_of(self.trainer)):
-            if type(callback) in _SEARCHES:
-                callbacks_of(self.trainer).remove(callback)
-                name, instead = type(callback).__name__, _SEARCHES[type(callback)]
-                rank_zero_only(print)(f"note: {name} does not search again: {instead}", file=sys.stderr)
+        for kind, instead in _SEARCHES.items():
+            for callback in callbacks_of(self.trainer, kind):
+                all_callbacks(self.trainer).remove(callback)
+                rank_zero_only(print)(f"note: {kind.__name__} does not search again: {instead}", file=sys.stderr)
 
     def fit(self, **kwargs: Any) -> None:
         """Train. If that ends early, say how to continue."""
@@ -264,13 +287,6 @@ def _is_restored(key: str) -> bool:
     return key.startswith(("model.optimizer", "model.scheduler.")) and not key.endswith(".total_steps")
 
 
-def _with_atomic_checkpoints(trainer: Namespace) -> list[Any]:
-    plugins = trainer.plugins or []
-    plugins = plugins if isinstance(plugins, list) else [plugins]
-    has_checkpoint_io = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
-    return plugins if has_checkpoint_io else [*plugins, AtomicCheckpointIO()]
-
-
 class _ShortHelp(DefaultHelpFormatter):
     """jsonargparse's help without its lists of every module of every imported library."""
 
@@ -288,20 +304,9 @@ class _Parser(LightningArgumentParser):
     @override
     def add_subcommands(self, *args: Any, **kwargs: Any) -> Any:
         commands = super().add_subcommands(*args, **kwargs)
-        for name, purpose in OTHER_COMMANDS.items():  # for the list in the help; the entry point runs them
+        for name, purpose in _OTHER_COMMANDS.items():  # for the list in the help; the entry point runs them
             commands.add_subcommand(name, ArgumentParser(), help=purpose)
         return commands
-
-    @override
-    def add_method_arguments(self, theclass: type, themethod: str, *args: Any, **kwargs: Any) -> Any:
-        if themethod == "predict":
-            self.add_argument(
-                "--output",
-                type=Path | None,
-                default=None,
-                help="CSV file for the predictions, which must not exist; by default a new one beside the checkpoint.",
-            )
-        return super().add_method_arguments(theclass, themethod, *args, **kwargs)
 
     @override
     def dump(self, *args: Any, **kwargs: Any) -> str:
@@ -316,8 +321,8 @@ class _ModelInstantiator(_InstantiatorFn):
 
     @override
     def __call__(
-        self, class_type: type[Any], *args: Any, applied_instantiation_links: dict[str, Any], **kwargs: Any
-    ) -> Any:
+        self, class_type: type[ModuleType], *args: object, applied_instantiation_links: dict[str, Any], **kwargs: object
+    ) -> ModuleType:
         self.cli._dump_config()
         student = self.cli.config_dump["model"]["student"].get("init_args") or {}
         links = {key: value for key, value in applied_instantiation_links.items() if key.rpartition(".")[2] in student}

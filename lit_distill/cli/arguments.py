@@ -106,6 +106,20 @@ def with_recipes(args: Iterable[str]) -> list[str]:
     return substitute(option, lambda match: match[1] + _recipe(match[2]), args)
 
 
+def with_class_names(args: Iterable[str]) -> list[str]:
+    """Read a class name as one where names of networks are text: these have no capitals.
+
+    Example:
+        >>> with_class_names(["--model.teacher.model=DigitsCNN", "--model.teacher.model=resnet18"])
+        ['--model.teacher.model={"class_path": "DigitsCNN"}', '--model.teacher.model=resnet18']
+    """
+    return substitute(r"(\0--model\.teacher\.model[=\0])([A-Z]\w*)(?=\0|\Z)", _class_unless_path, args)
+
+
+def _class_unless_path(match: re.Match[str]) -> str:
+    return match[0] if Path(match[2]).exists() else f'{match[1]}{{"class_path": "{match[2]}"}}'
+
+
 def _recipe(name: str) -> str:
     recipes = {path.stem: path for path in Path(str(files("lit_distill.configs"))).glob("*.yaml")}
     if Path(name).is_file():

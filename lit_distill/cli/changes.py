@@ -1,7 +1,7 @@
 """Configurations as trees: their leaves, and where two of them differ."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Change(NamedTuple):
@@ -15,6 +15,18 @@ class Change(NamedTuple):
     def flag(self) -> str:
         """What the command line calls the key."""
         return self.key.replace(".init_args", "").removesuffix(".class_path")
+
+
+def as_list(value: object) -> list[Any]:
+    """Return what may be nothing, one or several as a list.
+
+    Example:
+        >>> as_list(None), as_list("a"), as_list(["a", "b"])
+        ([], ['a'], ['a', 'b'])
+    """
+    if isinstance(value, list):
+        return value
+    return [] if value is None else [value]
 
 
 def map_leaves(config: object, function: Callable[[object], object]) -> object:

@@ -1,5 +1,6 @@
 """The two checkpoint callbacks of a run: the best validation, and the last epoch."""
 
+from contextlib import ExitStack
 from datetime import timedelta
 from itertools import chain, count
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from typing_extensions import override
 
@@ -102,8 +104,9 @@ class BestCheckpoint(ModelCheckpoint):
 
 def _averages_at_epoch_end(trainer: Trainer) -> bool:
     """Tell whether averaged weights, which are what is validated and saved, change before ``on_train_epoch_end``."""
-    averages = [callback for callback in callbacks_of(trainer) if isinstance(callback, WeightAveraging)]
-    return any(average.should_update(epoch_idx=trainer.current_epoch) for average in averages)
+    return any(
+        average.should_update(epoch_idx=trainer.current_epoch) for average in callbacks_of(trainer, WeightAveraging)
+    )
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -131,7 +134,7 @@ class LastCheckpoint(ModelCheckpoint):
         self.best_model_path = resumed_from if resumed_from is not None and Path(resumed_from).is_file() else ""
         self.written = False
         self.step = self.epochs = 0
-        self._lock: Lock | None = None
+        self._claims = ExitStack()
 
     @property
     def path(self) -> Path:
@@ -144,29 +147,26 @@ class LastCheckpoint(ModelCheckpoint):
         return type(self).__name__  # whatever its arguments: it has no state that another run needs
 
     @override
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         return {}
 
     @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Do nothing: the constructor was given the path."""
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find out before the first step whether checkpoints can be written, and under which name."""
-        name = None
         if trainer.is_global_zero and not is_dry_run(trainer):
-            for callback in trainer.checkpoint_callbacks:
-                folder = getattr(callback, "dirpath", None)
-                if folder is not None:
-                    Path(folder).mkdir(parents=True, exist_ok=True)
-                    tempfile.TemporaryFile(dir=folder).close()
-            name = self._claim()
-        self.filename = trainer.strategy.broadcast(name) or self.filename
+            for callback in callbacks_of(trainer, ModelCheckpoint):
+                Path(str(callback.dirpath)).mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=callback.dirpath).close()
+            self.filename = self._claim()
+        self.filename = trainer.strategy.broadcast(self.filename)
 
     @override
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: object, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
     ) -> None:
         if ends_window(trainer, batch_idx):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
@@ -205,8 +205,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self._lock is not None:
-            self._lock.release()
+        self._claims.close()
 
     # Lightning has no public way to choose the file of a checkpoint, or to hear that it was written.
     @override
@@ -229,6 +228,6 @@ class LastCheckpoint(ModelCheckpoint):
             lock = Lock(path.with_name(f".{path.name}.lock"))
             if lock.acquire():
                 if path.resolve() == resumed_file or not path.exists():
-                    self._lock = lock
+                    self._claims.callback(lock.release)
                     return name
                 lock.release()

@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningDataModule
@@ -51,9 +51,14 @@ def run(args: Sequence[str]) -> None:
 def _with_named_folder(args: Sequence[str]) -> list[str]:
     """Return the arguments with the folder of the photos as ``--data.root``, whichever way it is given."""
     args = substitute(r"\0--root(?=[=\0]|\Z)", "\0--data.root", args)
+    args = substitute(r"(\0--data)([=\0]([^\0]+))", _root_if_folder, args)
     # A word alone: the first one, or one that follows another word or a flag with its value.
     alone = r"(\A|\0(?:[^-\0]|[^=\0]*=)[^\0]*)\0([^-\0][^\0]*)"
     return substitute(alone, "\\g<1>\0--data.root=\\g<2>", args, count=1)
+
+
+def _root_if_folder(match: re.Match[str]) -> str:
+    return f"{match[1]}.root{match[2]}" if Path(match[3]).is_dir() else match[0]
 
 
 def distill(config: Namespace, given: Collection[str], both: Sequence[str], students: Sequence[str]) -> None:
@@ -103,7 +108,7 @@ def _planned(
     description, data = plan.plan_data(config.data, given)
     output = _output_folder(config.output, description["init_args"].get("root"), type(data).__name__)
     common = {"seed_everything": config.seed, "data": description}
-    inputs: dict[str, Any] = {"photos": plan.digests_of_photos(data)}
+    inputs: dict[str, object] = {"photos": plan.digests_of_photos(data)}
     runs = []
     if config.teacher:
         source = str(Path(config.teacher).resolve())

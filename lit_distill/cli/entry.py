@@ -1,30 +1,21 @@
 """The entry point of the command line: which command runs, what an error prints, and the exit code."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 import io
 import logging
 import os
 import re
-import signal
 import sys
 import warnings
 
-from lightning.pytorch.utilities import rank_zero_only
-
-from lit_distill.checks import did_you_mean
-from lit_distill.cli import distill, export, photos
-from lit_distill.cli.app import OTHER_COMMANDS, DistillCLI
 from lit_distill.cli.arguments import one_trust
 from lit_distill.cli.errors import one_line
-from lit_distill.cli.signals import Stopped, end_with_parent, in_stage, stop_signals
+from lit_distill.cli.signals import end_with_parent, in_stage, stop_signals
 from lit_distill.processes import leave_at_exit
 
-# Commands with parsers of their own; "distil" is how the British write it.
-_COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    "distill": distill.run,
-    "distil": distill.run,
-    "export": export.run,
-}
+# The modules of commands with parsers of their own; "distil" is how the British write it.
+_MODULES = {"distill": "distill", "distil": "distill", "export": "export"}
 _IGNORED_WARNINGS = (
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # lightning 2.6 with torch >= 2.15
     "Starting from v1.9.0, `tensorboardX` has been removed",  # the CSV logger is meant to serve without it
@@ -48,12 +39,12 @@ def main(args: Sequence[str] | None = None) -> None:
             end_with_parent()
             _tidy_output()
             _run(one_trust(args))
-        except (KeyboardInterrupt, SystemExit) as end:
-            sys.exit(_exit_code(end, args))
+        except SystemExit as end:
+            sys.exit(end.code if stop_signals.received is None else _stopped(stop_signals.received, args))
         except Exception as error:
             # A signal to the whole group also ends the workers of a loader, which torch makes an error of.
             if stop_signals.received is not None and re.search("DataLoader worker.* (killed|exited)", str(error)):
-                sys.exit(_exit_code(Stopped(stop_signals.received), args))
+                sys.exit(_stopped(stop_signals.received, args))
             if "--debug" in args:
                 raise
             print(f"error: {one_line(error)}", file=sys.stderr)
@@ -64,44 +55,38 @@ def _run(args: list[str]) -> None:
     if os.getcwd() not in sys.path:  # Python does not put the current folder there for an installed command
         sys.path.append(os.getcwd())
     command, first = [*args, "", ""][:2]
-    if command in _COMMANDS:
-        _COMMANDS[command](args[1:])
-    elif command == "predict" and first and not first.startswith("-"):
-        photos.run(args[1:])
-    elif not command or command.startswith("-") or command in DistillCLI.subcommands():
-        DistillCLI(args)
-    else:
-        commands = [*DistillCLI.subcommands(), *OTHER_COMMANDS]
-        hint = did_you_mean(command, commands, cutoff=0.0)
-        raise ValueError(f"there is no command {command!r} among {', '.join(commands)}: {hint}")
+    module = "photos" if command == "predict" and re.match("[^-]", first) else _MODULES.get(command)
+    # Lightning takes seconds to import, and not all commands need it. A stop meanwhile needs no words.
+    stop_signals.told = True
+    run = import_module(f"lit_distill.cli.{module or 'app'}").run
+    stop_signals.told = False
+    _tidy_logs()
+    run(args[1:] if module else args)
 
 
-def _exit_code(end: BaseException, args: list[str]) -> str | int | None:
-    """Return 128 plus the number of the signal that ended the program, else its own exit code, and say what is next."""
-    received = stop_signals.received
-    # Lightning turns a KeyboardInterrupt into an exit with code 1.
-    if received is None and isinstance(end.__context__ or end, KeyboardInterrupt):
-        received = signal.SIGINT
-    if received is None:
-        return end.code if isinstance(end, SystemExit) else 1
-    is_first_rank = not getattr(rank_zero_only, "rank", 0)
-    if is_first_rank and not stop_signals.told and not in_stage():
-        again = "goes on from here" if args[:1] in (["distill"], ["distil"]) else "starts again"
+def _stopped(signum: int, args: list[str]) -> int:
+    """Say what is next, unless it is said, and return the exit code that a shell gives: 128 plus the signal."""
+    # Lightning and torchrun start the other ranks with one of the first two, srun all of them with the last.
+    ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    if any(rank != "0" for rank in ranks):
+        return 0  # if another rank ended first with another code, Lightning would kill the first before it has printed
+    if not stop_signals.told and not in_stage():
+        again = "goes on from here" if _MODULES.get([*args, ""][0]) == "distill" else "starts again"
         print(f"\nStopped. The same command {again}.", flush=True)
-    # If another rank ended first with a code other than 0, Lightning would kill the first one before it has printed.
-    return 128 + received if is_first_rank else 0
+    return 128 + signum
 
 
 def _tidy_output() -> None:
-    """Print what a user needs, and where it belongs."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to end a run
         sys.stdout.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # not where in which library
     for message in _IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message)
-    # Lightning's progress reports are no errors; standard error is for what is wrong.
-    loggers = (logging.getLogger("lightning.pytorch"), logging.getLogger("lightning.fabric"))
-    for handler in [handler for logger in loggers for handler in logger.handlers]:
+
+
+def _tidy_logs() -> None:
+    """Send Lightning's progress reports to standard output: they are no errors."""
+    for handler in logging.getLogger("lightning.pytorch").handlers + logging.getLogger("lightning.fabric").handlers:
         handler.addFilter(lambda record: not re.search("Tip:|^Loading `train_dataloader`", record.getMessage()))
         if isinstance(handler, logging.StreamHandler):
             handler.setStream(sys.stdout)

@@ -8,18 +8,17 @@ import re
 import sys
 
 from jsonargparse import ArgumentParser
-from lightning.pytorch import Callback, LightningDataModule
-from lightning.pytorch.loggers import Logger
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
+from lit_distill import datamodules
 from lit_distill.checks import did_you_mean
-from lit_distill.datamodules import ImageFolderDataModule
 from lit_distill.files import DiskFullError
 from lit_distill.models.weights import other_depth_in
 
-_BASES = (nn.Module, LightningDataModule, Callback, Optimizer, LRScheduler, Logger)
+# Whose subclasses are offered for a misspelt class. By name: Lightning takes seconds to import.
+_BASES = (
+    *("torch.nn.Module", "torch.optim.Optimizer", "torch.optim.lr_scheduler.LRScheduler"),
+    *(f"lightning.pytorch.{name}" for name in ("LightningDataModule", "Callback", "loggers.Logger")),
+)
 # Errors whose message alone does not say what went wrong.
 _TERSE = (KeyError, AttributeError, TypeError, IndexError)
 
@@ -39,6 +38,9 @@ _MEANINGS = {
         "a name that is no UTF-8 cannot be written into a configuration: rename it"
     ),
     r"No space left on device": "no space left on the disk: free some and run the same command again",
+    r"(?s)(could not get timm's pretrained weights of \S+; give a local file as weights)(.*)": (
+        r"\1, or, for a student, --model.student.pretrained=false\2"
+    ),
     # From here on they are jsonargparse's.
     r"arguments are required: photos": "name a photo or a folder after the student: predict STUDENT photo.jpg",
     r"(?s)required.*\broot\b|\broot\b.* required": "required: --data.root, the folder of your photos",
@@ -130,7 +132,7 @@ def _expected(match: re.Match[str]) -> str:
 
 def _unknown_option(option: str, options: Iterable[str]) -> str:
     # A parser knows the options of the data only when it knows their class.
-    of_data = ArgumentParser().add_class_arguments(ImageFolderDataModule, "data")
+    of_data = ArgumentParser().add_class_arguments(datamodules.ImageFolderDataModule, "data")
     known = [*options, *map("--{}".format, of_data)]
     elsewhere = [name for name in known if name.endswith(f".{option.lstrip('-')}")]
     return f"unknown option {option}: {did_you_mean(option, elsewhere or known, cutoff=0.0)}"
@@ -140,7 +142,7 @@ def _unknown_class(*names: str) -> str:
     path = ".".join(names)
     # Nothing is imported for a message: a file may have named the class.
     module, _, name = path.rpartition(".")
-    known = set(dir(sys.modules.get(module))).union(*map(_subclass_names, _BASES))
+    known = set(dir(sys.modules.get(module))).union(*(_subclass_names(resolve_name(base)) for base in _BASES))
     return f"there is no class {path!r}: {did_you_mean(name, known, count=3)}".rstrip(": ")
 
 

@@ -14,12 +14,11 @@ from torch.nn import Module
 
 from lit_distill.checkpoint import check_archive
 from lit_distill.cli.arguments import take
-from lit_distill.cli.changes import map_leaves
+from lit_distill.cli.changes import as_list, map_leaves
 from lit_distill.cli.checkpoints import BestCheckpoint
 from lit_distill.cli.errors import one_line
 from lit_distill.cli.run_config import KEY, SIGNATURE
 from lit_distill.models import load_safely
-from lit_distill.models.card import ABOUT
 from lit_distill.models.described import check_value
 from lit_distill.models.signature import is_own
 from lit_distill.models.trust import described_by, trusting
@@ -55,7 +54,7 @@ class Origin(NamedTuple):
     """The checkpoint, if somebody else wrote it."""
 
 
-def from_checkpoint(args: Sequence[str], commands: Collection[str]) -> tuple[Origin, list[str]]:
+def from_checkpoint(args: Sequence[str]) -> tuple[Origin, list[str]]:
     """Put the configuration of the run that ``--ckpt_path`` is from before all other arguments, which override it.
 
     A run that this user has written on this machine may name any class. Each name in another file is checked before it
@@ -63,27 +62,28 @@ def from_checkpoint(args: Sequence[str], commands: Collection[str]) -> tuple[Ori
 
     Args:
         args: The arguments, from the command on.
-        commands: The commands that take ``--ckpt_path``.
 
     Raises:
         ValueError: If the checkpoint is missing, cannot be read, or names what it may not name.
     """
-    command, others = args[:1], args[1:]
+    command, others = list(args[:1]), args[1:]
     values, _ = take(others, "--ckpt_path", "--trust")
-    path = values.ckpt_path[-1] if values.ckpt_path else None
-    if path in _BY_LIGHTNING or not set(command) & set(commands):
+    path = [None, *values.ckpt_path][-1]
+    if path in _BY_LIGHTNING:
         return Origin({}), list(args)
-    trust = json.loads(values.trust[-1]) if values.trust else []
+    trust = json.loads(["[]", *values.trust][-1])
     with trusting(trust):
         origin = _read(Path(path), _SECTIONS if command == ["fit"] else _WITHOUT_FIT)
+    config = origin.config
     if command == ["fit"]:
-        _take_next_version(origin.config)
-    elif "model" in origin.config and not any(arg.startswith("--model.teacher") for arg in others):
+        for logger in as_list(config.get("trainer", {}).get("logger")):
+            if isinstance(logger, dict):  # it chooses a new folder, so that nothing of the run before is overwritten
+                logger.get("init_args", {}).pop("version", None)
+    elif "model" in config and not any(arg.startswith("--model.teacher") for arg in others):
         with trusting(trust), described_by(origin.foreign):
-            teacher = None if command == ["predict"] else _teacher_if_there(origin.config["model"].get("teacher"))
-        origin.config["model"]["teacher"] = teacher
-    config = ["--config", json.dumps(origin.config)] if origin.config else []
-    return origin, [*command, *config, *others]
+            teacher = None if command == ["predict"] else _teacher_if_there(config["model"].get("teacher"))
+        config["model"]["teacher"] = teacher
+    return origin, [*command, "--config", json.dumps(config), *others]
 
 
 def _read(path: Path, sections: Collection[str]) -> Origin:
@@ -91,27 +91,23 @@ def _read(path: Path, sections: Collection[str]) -> Origin:
     check_archive(path)
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{path} is no Lightning checkpoint: it has no state_dict")
-    if KEY in checkpoint:
-        config = signed = checkpoint[KEY]
-        signature = checkpoint.get(SIGNATURE)
-    else:  # written by Python code, or by save_weights_only
-        signed = checkpoint.get("hyper_parameters", {})
-        signature = checkpoint.get(ABOUT, {}).get("signature")
-        model = {key: value for key, value in signed.items() if not key.startswith("_")}
-        config = {"model": model} if "student" in model else {}
-    config = {key: config[key] for key in sections if key in config}
-    return Origin(config) if is_own(signed, signature) else Origin(_safe(config, path), path)
+    if KEY not in checkpoint:  # written by Python code
+        return Origin({})
+    signed = checkpoint[KEY]
+    config = {key: signed[key] for key in sections if key in signed}
+    return Origin(config) if is_own(signed, checkpoint.get(SIGNATURE)) else Origin(_safe(config, path), path)
 
 
-def _safe(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _safe(config: Mapping[str, object], path: Path) -> dict[str, object]:
     """Return what may be taken from somebody else's run: no choice of a machine, and no folder outside this one.
 
     Raises:
         ValueError: If it names what a file may not name.
     """
     safe = {key: value for key, value in config.items() if key != "trust"}
-    if isinstance(safe.get("trainer"), dict):
-        safe["trainer"] = {key: value for key, value in safe["trainer"].items() if key not in _MACHINE}
+    trainer = safe.get("trainer")
+    if isinstance(trainer, dict):
+        safe["trainer"] = {key: value for key, value in trainer.items() if key not in _MACHINE}
     for key, kind in _EXPECTED.items():
         check_value(safe.get(key), kind, key, path)
     return safe | {key: map_leaves(safe[key], _inside) for key in ("trainer", "checkpoint") if key in safe}
@@ -127,14 +123,6 @@ def _inside(value: object) -> object:
     return inside
 
 
-def _take_next_version(config: dict[str, Any]) -> None:
-    """Have the loggers choose a new folder, so that nothing of the run before is overwritten."""
-    loggers = config.get("trainer", {}).get("logger")
-    for logger in loggers if isinstance(loggers, list) else [loggers]:
-        if isinstance(logger, dict):
-            logger.get("init_args", {}).pop("version", None)
-
-
 def _teacher_if_there(teacher: object) -> object:
     """Return the teacher's configuration, or None and a note if it cannot be built any more."""
     parser = ArgumentParser(exit_on_error=False)
@@ -147,7 +135,7 @@ def _teacher_if_there(teacher: object) -> object:
     return teacher
 
 
-def instantiated(parser: ArgumentParser, config: dict[str, Any]) -> Namespace:
+def instantiated(parser: ArgumentParser, config: dict[str, object]) -> Namespace:
     """Return the configuration with its objects made."""
     make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # the name until jsonargparse 4.50
     objects: Namespace = make(parser.parse_object(config))

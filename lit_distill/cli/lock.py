@@ -5,12 +5,20 @@ import os
 from pathlib import Path
 import socket
 import time
-from typing import IO, Any
+from typing import IO, NamedTuple
 
 try:
     import fcntl
 except ImportError:  # Windows, where nothing is locked
     fcntl = None  # type: ignore[assignment]
+
+
+class Holder(NamedTuple):
+    """A process that holds a lock."""
+
+    process: int
+    host: str
+    since: str
 
 
 class Lock:
@@ -44,8 +52,8 @@ class Lock:
                 file.close()
                 continue
             file.truncate(0)
-            about = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-            file.write(json.dumps(about))
+            holder = Holder(os.getpid(), socket.gethostname(), time.strftime("%Y-%m-%d %H:%M:%S"))
+            file.write(json.dumps(holder._asdict()))
             file.flush()
             self._file = file
         return True
@@ -63,12 +71,12 @@ class Lock:
             raise ValueError(f"{self.path} is not held")
         return self._file.fileno()
 
-    def holder(self) -> dict[str, Any]:
-        """Return the holder's ``process``, ``host`` and ``since``; empty if it has not written them down yet."""
+    def holder(self) -> Holder | None:
+        """Return who holds the lock, or None if nobody has written that down yet."""
         try:
-            return dict(json.loads(self.path.read_text()))
+            return Holder(**json.loads(self.path.read_text()))
         except (OSError, ValueError):
-            return {}
+            return None
 
 
 def _is_at(file: IO[str], path: Path) -> bool:

@@ -3,11 +3,11 @@
 from pathlib import Path
 from pkgutil import resolve_name
 import sys
-from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_only
 
+from lit_distill.cli.changes import as_list
 from lit_distill.datamodules import FilesDataModule
 
 
@@ -45,14 +45,11 @@ def keep_out_of_data(config: Namespace) -> None:
     if not issubclass(resolve_name(config.data.class_path), FilesDataModule):
         return
     root = config.data.init_args.get("root")
-    loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
-    places: list[tuple[Any, str, str | None]] = [
-        (config.checkpoint, "dirpath", None),
-        (config.trainer, "default_root_dir", "."),
-        *((getattr(logger, "init_args", {}), "save_dir", None) for logger in loggers),
-    ]
-    for holder, name, default in places:
-        place = holder.get(name) or default
+    config.trainer.default_root_dir = config.trainer.default_root_dir or "."
+    places = [(config.checkpoint, "dirpath"), (config.trainer, "default_root_dir")]
+    places += [(getattr(logger, "init_args", {}), "save_dir") for logger in as_list(config.trainer.logger)]
+    for holder, name in places:
+        place = holder.get(name)
         if place is not None and beside(place, root) != Path(place):
             holder[name] = str(beside(place, root))
             rank_zero_only(print)(f"note: outputs go to {holder[name]}, not into the data", file=sys.stderr)

@@ -1,20 +1,21 @@
 """``lit-distill predict STUDENT PHOTO ...``: the classes of photos, by a trained student."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 import sys
-from typing import Any, Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from PIL.Image import Image
 import torch
 from torch import Tensor
 
 from lit_distill.cli.arguments import command_parser, parse
-from lit_distill.cli.predictions import table_of, write_csv
+from lit_distill.cli.csv_table import table_of, write_csv
 from lit_distill.datamodules.walk import photos_in, printable
 from lit_distill.models import load_student
 from lit_distill.models.serving import predict, preprocessing_of
-from lit_distill.photos import as_image
+from lit_distill.photos import Mode, as_image
 
 _SHOWN = 3  # classes a photo
 _BATCH = 64
@@ -53,23 +54,20 @@ def predict_photos(
     if output is not None and output.exists():
         raise ValueError(f"{output} exists and is not overwritten: choose another --output")
     student = load_student(student_path, trust=trust)
-    mode = preprocessing_of(student).mode
-    card = cast(Mapping[str, Any], student.card)
     photos = [photo for place in places for photo in _photos(place)]
     width = max(len(printable(str(photo.file))) for photo in photos)
-    classes = list(map(_printable, card.get("class_names") or []))
+    readable = _readable(photos, preprocessing_of(student).mode)
     files: list[str] = []
-    parts = []
-    for start in range(0, len(photos), _BATCH):
-        batch = [(photo, _read(photo, mode)) for photo in photos[start : start + _BATCH]]
-        names = [printable(str(photo.file)) for photo, image in batch if image is not None]
-        if not names:
-            continue
-        files += names
-        parts.append(predict(student, [image for _, image in batch if image is not None]).probabilities)
-        classes = classes or list(map(str, range(parts[-1].shape[1])))
+    parts: list[Tensor] = []
+    while batch := list(islice(readable, _BATCH)):
+        names, images = zip(*batch, strict=True)
+        probabilities = predict(student, images).probabilities
+        known_classes = cast(Mapping[str, list[object]], student.card).get("class_names")
+        classes = list(map(_printable, known_classes or range(probabilities.shape[1])))
         if output is None:
-            _show(names, classes, parts[-1], width)
+            _show(names, classes, probabilities, width)
+        files += names
+        parts.append(probabilities)
     if not parts:
         raise ValueError(f"none of the {len(photos)} files can be read as a photo")
     if output is not None:
@@ -80,22 +78,6 @@ def predict_photos(
 class _Photo(NamedTuple):
     file: Path
     is_named: bool  # by itself, not by its folder
-
-
-def _read(photo: _Photo, mode: Literal["RGB", "L"]) -> Image | None:
-    """Return the image, or None and a line about it if it is a damaged one of a folder."""
-    try:
-        return as_image(photo.file, mode)
-    except ValueError as error:
-        if photo.is_named:
-            raise
-        print(f"left out: {error}", file=sys.stderr)
-        return None
-
-
-def _printable(name: object) -> str:
-    """Return a class name without the characters that a terminal would take for a command."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(name))
 
 
 def _photos(place: Path) -> list[_Photo]:
@@ -109,6 +91,22 @@ def _photos(place: Path) -> list[_Photo]:
     if left_out:
         print(f"{place}: {left_out}", file=sys.stderr)
     return [_Photo(place / name, is_named=False) for name in found.names]
+
+
+def _readable(photos: Iterable[_Photo], mode: Mode) -> Iterator[tuple[str, Image]]:
+    """Yield the name and the image of each photo, and leave damaged ones of folders out with a line about them."""
+    for file, is_named in photos:
+        try:
+            yield printable(str(file)), as_image(file, mode)
+        except ValueError as error:
+            if is_named:
+                raise
+            print(f"left out: {error}", file=sys.stderr)
+
+
+def _printable(name: object) -> str:
+    """Return a class name without the characters that a terminal would take for a command."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(name))
 
 
 def _show(files: Sequence[str], names: Sequence[str], probabilities: Tensor, width: int) -> None:

@@ -1,7 +1,6 @@
 """Write what ``predict`` predicts."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-import csv
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, cast
@@ -13,9 +12,10 @@ from torch import Tensor, distributed
 from typing_extensions import override
 
 from lit_distill.batch import Batch, IndexedSample
-from lit_distill.cli.progress import callbacks_of
-from lit_distill.datamodules.walk import printable
-from lit_distill.files import write_atomically
+from lit_distill.cli.csv_table import table_of, write_csv
+from lit_distill.cli.progress import all_callbacks
+
+_Table = tuple[Iterable[object], Iterable[Iterable[object]]]  # the head and the rows
 
 
 def write_predictions(trainer: Trainer, output: Path | None, **kwargs: Any) -> Path:
@@ -40,7 +40,7 @@ def write_predictions(trainer: Trainer, output: Path | None, **kwargs: Any) -> P
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} for {path.name}: make it first, or choose another --output")
     rows = _Rows()
-    callbacks_of(trainer).append(rows)
+    all_callbacks(trainer).append(rows)
     batches = cast(list[Tensor], trainer.predict(**kwargs))
     numbers, probabilities = _in_order(torch.cat(batches), rows.of_batches, trainer)
     broken = [row for row, is_whole in zip(numbers, probabilities.isfinite().all(dim=1), strict=True) if not is_whole]
@@ -55,30 +55,6 @@ def write_predictions(trainer: Trainer, output: Path | None, **kwargs: Any) -> P
     return path
 
 
-def write_csv(path: Path, head: Iterable[object], rows: Iterable[Iterable[object]]) -> None:
-    """Write a CSV file of UTF-8 that is whole or not there; texts are written as `printable` makes them."""
-    with write_atomically(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        for row in (head, *rows):
-            writer.writerow([printable(value) if isinstance(value, str) else value for value in row])
-
-
-def table_of(
-    columns: Mapping[str, Sequence[object]], names: Sequence[str], probabilities: Tensor
-) -> tuple[list[str], Iterable[list[object]]]:
-    """Return the head and the rows of a table of predictions.
-
-    Args:
-        columns: Name and values of what comes first in each row, such as the file.
-        names: The classes, K.
-        probabilities: ``(N, K)``.
-    """
-    head = [*columns, "class", "probability", *(f"p({name})" for name in names)]
-    confidence, decided = probabilities.max(dim=1)
-    table = zip(*columns.values(), decided.tolist(), confidence.tolist(), probabilities.tolist(), strict=True)
-    return head, ([*first, names[k], f"{p:.6f}", *(f"{value:.6f}" for value in rest)] for *first, k, p, rest in table)
-
-
 class _Rows(Callback):
     """Note which rows of the data set this process predicts."""
 
@@ -87,7 +63,7 @@ class _Rows(Callback):
 
     @override
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: object, *args: object
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, *args: object
     ) -> None:
         if isinstance(batch, (Batch, IndexedSample)) and batch.index is not None:
             self.of_batches.append(batch.index.cpu())
@@ -108,10 +84,8 @@ def _in_order(probabilities: Tensor, row_batches: Sequence[Tensor], trainer: Tra
     return ordered.tolist(), probabilities[torch.from_numpy(first)]
 
 
-def _table(
-    data: object, rows: Sequence[int], probabilities: Tensor
-) -> tuple[Iterable[object], Iterable[Iterable[object]]]:
-    submission: Callable[[Tensor], Any] = getattr(data, "submission", lambda probabilities: None)
+def _table(data: object, rows: Sequence[int], probabilities: Tensor) -> _Table:
+    submission: Callable[[Tensor], _Table | None] = getattr(data, "submission", lambda probabilities: None)
     names_of: Callable[[str], Sequence[str]] = getattr(data, "names", lambda split: ())
     files = names_of("predict")
     columns: dict[str, Sequence[object]] = {"index": rows}

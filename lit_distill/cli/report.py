@@ -1,9 +1,9 @@
 """What ``distill`` prints: what it found, how long it takes, and what came of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 import shlex
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Trainer
 
@@ -14,11 +14,8 @@ from lit_distill.datamodules.walk import printable
 from lit_distill.losses import HardDistillation
 from lit_distill.models import load_safely, load_student
 from lit_distill.models.card import card_of
+from lit_distill.models.output import Head
 from lit_distill.module import LitDistiller
-
-_QUIET: dict[str, Any] = dict.fromkeys(
-    ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False
-)
 
 
 def duration(seconds: float) -> str:
@@ -48,9 +45,12 @@ def data_line(root: str, data: SizedData) -> str:
 def table(teachers: Sequence[Stage], student: Stage, exported: Path, data: SizedData, accelerator: str) -> str:
     """Measure the exported student, and return what came of the runs and where it is."""
     metrics = card_of(load_safely(student.checkpoint, "checkpoint"), student.checkpoint)["metrics"]
-    served: Any = load_student(exported)
-    head = served.card["head"]
-    trainer = Trainer(accelerator=accelerator, devices=1, **_QUIET)
+    served = load_student(exported)
+    head = cast(Mapping[str, Head], served.card)["head"]
+    quiet: dict[str, Any] = dict.fromkeys(
+        ("enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False
+    )
+    trainer = Trainer(accelerator=accelerator, devices=1, logger=False, **quiet)
     # With a distillation loss, both heads are measured as they answer.
     module = LitDistiller(served, distillation=HardDistillation(), head=head)
     (validated,) = trainer.validate(module, datamodule=data, verbose=False)

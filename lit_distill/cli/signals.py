@@ -7,16 +7,16 @@ import os
 import signal
 import stat
 import sys
-import threading
 import time
 from types import FrameType
-from typing import Any, Self
+from typing import Self
 
 from lit_distill.files import process_exists
 
 # Seconds within which signals are one request. A terminal and a parent process may both send it, or Slurm and srun.
 _SAME_REQUEST = 0.5
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_Handler = Callable[[int, FrameType | None], object] | int | None  # what ``signal.getsignal`` returns
 # Environment variables with the process id of a parent that a child must not outlive.
 STAGE = "LIT_DISTILL_STAGE"  # a `distill` command, of one of its runs
 LAUNCHER = "LIT_DISTILL_LAUNCHER"  # rank 0, of the other ranks that Lightning starts
@@ -32,8 +32,8 @@ class Stopped(SystemExit):
 class StopSignals:
     """Handle the signals that ask to stop, within a ``with`` statement.
 
-    Without a listener, a signal raises `Stopped` wherever the program is. With a listener the program continues, so
-    that it can end where nothing is lost. A second request then raises `Stopped`, unless the listener hears all.
+    Without a listener, a signal raises `Stopped` wherever the program is. With a listener the program continues, to end
+    where nothing is lost. A second request then raises `Stopped`, unless the listener hears all.
 
     Attributes:
         received: The first signal, or None.
@@ -44,7 +44,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self._process = 0
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, _Handler] = {}
         self._reset()
 
     def _reset(self) -> None:
@@ -56,15 +56,15 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         self._process = os.getpid()
-        if threading.current_thread() is threading.main_thread():
-            # An ignored signal stays ignored: nohup, and shells that start a job in the background, rely on it.
-            self._before = {s: signal.getsignal(s) for s in _SIGNALS if signal.getsignal(s) is not signal.SIG_IGN}
+        # An ignored signal stays ignored: nohup, and shells that start a job in the background, rely on it.
+        handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+        self._before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
         self.take()
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            signal.signal(number, handler)
         self._reset()  # another command line may follow in the same process
 
     def take(self) -> None:
@@ -92,7 +92,7 @@ class StopSignals:
             return
         first = self.received is None
         self.received, self._time = self.received or number, now
-        if number != signal.SIGINT and number != signal.SIGTERM:
+        if number not in (signal.SIGINT, signal.SIGTERM):
             _leave_terminal()
         if self.listener is None or not (first or self.hears_all):
             raise Stopped(self.received)
@@ -136,8 +136,7 @@ def is_orphan() -> bool:
 
 def _parent(variable: str) -> int:
     """Return the process that this one must not outlive, itself if there is none."""
-    parent = os.environ.get(variable, "")
-    return int(parent) if parent.isdecimal() else os.getpid()
+    return int(os.environ.get(variable, os.getpid()))
 
 
 def _leave_terminal() -> None:
@@ -145,6 +144,4 @@ def _leave_terminal() -> None:
     for number in (1, 2):
         with contextlib.suppress(OSError):
             if stat.S_ISCHR(os.fstat(number).st_mode):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, number)
-                os.close(nowhere)
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)

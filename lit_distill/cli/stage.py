@@ -123,18 +123,18 @@ class Stage:
             ValueError: If another command is at work in it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        waiting = False
+        said = False
         while not self._lock.acquire():
             holder = self._lock.holder()
-            process, host = holder.get("process", 0), holder.get("host")
-            if process and (host != socket.gethostname() or process_exists(process)):
-                raise ValueError(
-                    f"process {process} on {host} is at work in {self.folder} since {holder['since']}: wait for it, or "
-                    "stop it"
-                )
-            if process and not waiting:
-                waiting = True
-                print(f"waiting for the {self.name}'s run that process {process} has left behind to stop", flush=True)
+            if holder is not None:
+                process, host, since = holder
+                if host != socket.gethostname() or process_exists(process):
+                    place = f"{self.folder} since {since}"
+                    raise ValueError(f"process {process} on {host} is at work in {place}: wait for it, or stop it")
+                if not said:
+                    left_behind = f"the {self.name}'s run that process {process} has left behind"
+                    print(f"waiting for {left_behind} to stop", flush=True)
+                said = True
             time.sleep(0.1)
         try:
             yield

@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from lit_distill.callbacks import RunSummary
 from lit_distill.callbacks.summary import short_path
+from lit_distill.cli.arguments import take
 from lit_distill.cli.checkpoints import LastCheckpoint
 from lit_distill.cli.progress import callbacks_of, ends_window, is_dry_run, is_finished
 from lit_distill.cli.signals import LAUNCHER, in_stage, is_orphan, say_at_once, stop_signals
@@ -69,6 +70,11 @@ class Stopping(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         stop_signals.listen(None)
 
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if trainer.is_global_zero and trainer.progress_bar_callback is not None:
+            print(flush=True)  # the bar leaves its line open, and what is wrong stands on a line of its own
+
     def _stop_if_asked(self, trainer: Trainer) -> None:
         remaining = self.timer.time_remaining()
         is_asked = stop_signals.received is not None or (remaining is not None and remaining <= 0)
@@ -96,33 +102,30 @@ def resumable(trainer: Trainer, arguments: Sequence[str]) -> Iterator[None]:
         yield
     except BaseException as error:
         stop_signals.listen(None)
-        if isinstance(error, SIGTERMException) and stop_signals.received is None:
+        is_stop = stop_signals.received is not None
+        if isinstance(error, SIGTERMException) and not is_stop:
             _say_where_it_stands(trainer, arguments, "max_time")
             return
-        is_stop = isinstance(error, (SystemExit, KeyboardInterrupt)) or stop_signals.received is not None
         if is_stop or _last_checkpoint(trainer) is not None:
-            _say_where_it_stands(trainer, arguments, _cause(error))
+            _say_where_it_stands(trainer, arguments, _cause())
         raise
     else:
         is_at_limit = 0 < trainer.max_steps <= trainer.global_step
         if is_at_limit and not is_dry_run(trainer) and not is_finished(trainer):
             _say_where_it_stands(trainer, arguments, "max_steps")
     finally:
-        os.environ.pop(LAUNCHER, None)
+        del os.environ[LAUNCHER]
 
 
-def _cause(error: BaseException) -> str:
+def _cause() -> str:
     if is_orphan():
         return "the end of the command that it is a part of"
-    # Lightning turns a KeyboardInterrupt into an exit.
-    interrupt = signal.SIGINT if isinstance(error.__context__, KeyboardInterrupt) else None
-    return _CAUSES.get(stop_signals.received or interrupt, "a closed terminal")
+    return _CAUSES.get(stop_signals.received, "a closed terminal")
 
 
 def _last_checkpoint(trainer: Trainer) -> LastCheckpoint | None:
     """Return the callback that has written this run's last checkpoint, if one is written."""
-    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint)]
-    return next((callback for callback in callbacks if callback.written), None)
+    return next((callback for callback in callbacks_of(trainer, LastCheckpoint) if callback.written), None)
 
 
 def _say_where_it_stands(trainer: Trainer, arguments: Sequence[str], cause: str) -> None:
@@ -130,13 +133,14 @@ def _say_where_it_stands(trainer: Trainer, arguments: Sequence[str], cause: str)
     if not trainer.is_global_zero:
         return
     if cause == "max_time":  # Lightning ends such a run without its last hook
-        for summary in [callback for callback in callbacks_of(trainer) if isinstance(callback, RunSummary)]:
+        for summary in callbacks_of(trainer, RunSummary):
             summary.on_fit_end(trainer, trainer.lightning_module)
     last = _last_checkpoint(trainer)
     epochs = progress_of(trainer)[0] if last is None else last.epochs
     of_all = f" of {trainer.max_epochs}" if trainer.max_epochs != -1 else ""
-    print(f"\nStopped by {cause} with {epochs}{of_all} epochs done.", end="", flush=True)
-    print(_how_to_continue(last, arguments, cause), flush=True)
+    print(
+        f"\nStopped by {cause} with {epochs}{of_all} epochs done.{_how_to_continue(last, arguments, cause)}", flush=True
+    )
 
 
 def _how_to_continue(last: LastCheckpoint | None, arguments: Sequence[str], cause: str) -> str:
@@ -145,25 +149,15 @@ def _how_to_continue(last: LastCheckpoint | None, arguments: Sequence[str], caus
     if last is not None:
         resume = ["fit", "--ckpt_path", short_path(str(last.path)), *_LIFTED.get(cause, [])]
         return f" Resume with\n  {command(resume)}"
-    if any(argument.startswith("--ckpt_path") for argument in arguments):
+    if take(arguments, "--ckpt_path")[0].ckpt_path:
         return f" No new checkpoint is written yet. Resume with\n  {command(arguments)}"
     return " There is no checkpoint yet: nothing to resume from."
 
 
 def command(arguments: Sequence[str]) -> str:
     """Return the line for a shell that runs this program with other arguments."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if spec is not None and spec.name.startswith("lit_distill."):
-        program = [_short_name(sys.executable), "-m", spec.name.removesuffix(".__main__")]
-    elif Path(sys.argv[0]).suffix == ".py":
-        program = [_short_name(sys.executable), sys.argv[0]]
-    else:
-        program = [_short_name(sys.argv[0])]
+    program = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv[1:])]
+    name = Path(program[-1]).name
+    if shutil.which(name) == program[-1]:  # installed where a shell finds it
+        program = [name]
     return shlex.join([*program, *arguments])
-
-
-def _short_name(path: str) -> str:
-    """Return the name of a program if a shell finds it under its name, else its path."""
-    name = Path(path).name
-    found = shutil.which(name)
-    return name if found is not None and os.path.abspath(found) == os.path.abspath(path) else path

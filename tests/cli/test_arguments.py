@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_distill.cli.arguments import one_trust, take, with_recipes
+from lit_distill.cli.arguments import one_trust, take, with_class_names, with_recipes
 from lit_distill.cli.distill import _with_named_folder
 
 
@@ -54,3 +54,22 @@ def test_a_file_is_no_recipe_and_neither_is_a_configuration(tmp_path: Path, monk
 )
 def test_a_word_alone_is_the_folder(args: list[str], expected: list[str]) -> None:
     assert _with_named_folder(args) == expected
+
+
+def test_a_folder_that_is_given_as_the_data_is_its_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    assert _with_named_folder(["--data", "photos"]) == ["--data.root", "photos"]
+    assert _with_named_folder(["--data=photos"]) == ["--data.root=photos"]
+    assert _with_named_folder(["--data=CIFAR10DataModule"]) == ["--data=CIFAR10DataModule"]
+
+
+def test_a_class_name_of_the_teacher_is_a_class_unless_it_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flag = "--model.teacher.model"
+    assert with_class_names([flag, "DigitsCNN"]) == [flag, '{"class_path": "DigitsCNN"}']
+    for name in ("resnet18", "a.B", "Export"):
+        Path("Export").mkdir(exist_ok=True)
+        assert with_class_names([f"{flag}={name}", "--x=Y"]) == [f"{flag}={name}", "--x=Y"]

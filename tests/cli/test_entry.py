@@ -63,4 +63,20 @@ def test_help_explains(capsys) -> None:
     assert out.count("\n") < 200
     with pytest.raises(SystemExit):
         main(["--version"])
-    assert "lit-distill 0." in capsys.readouterr().out
+    assert re.fullmatch(r"lit-distill 0\.\S+\n", capsys.readouterr().out)
+
+
+PHOTOS_PROGRAM = """
+import sys
+from lit_distill.cli import main
+
+try:
+    main(["predict", "no/such/student", "photo.jpg"])
+except SystemExit:
+    print("lightning" in sys.modules)
+"""
+
+
+def test_photos_are_predicted_without_lightning() -> None:
+    done = subprocess.run([sys.executable, "-c", PHOTOS_PROGRAM], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("False\n", "error: no checkpoint file at no/such/student\n")

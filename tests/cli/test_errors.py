@@ -34,6 +34,9 @@ UNION = """Parser key "model.distillation":
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
          "worker 7 of the data loader was killed: out of memory? Fewer --data.num_workers or a smaller "
          "--data.batch_size need less"),
+        (ValueError("could not get timm's pretrained weights of deit; give a local file as weights (offline)"),
+         "could not get timm's pretrained weights of deit; give a local file as weights, or, for a student, "
+         "--model.student.pretrained=false (offline)"),
     ],
 )  # fmt: skip
 def test_an_error_is_its_innermost_message(error: Exception, line: str) -> None:

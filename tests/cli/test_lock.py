@@ -14,7 +14,7 @@ def test_one_holds_it_and_is_named(tmp_path) -> None:
     first, second = Lock(tmp_path / "lock"), Lock(tmp_path / "lock")
     assert first.acquire()
     assert not second.acquire()
-    assert second.holder()["process"] == os.getpid()
+    assert second.holder().process == os.getpid()
     first.release()
     assert list(tmp_path.iterdir()) == []
     assert second.acquire()
@@ -36,6 +36,6 @@ def test_a_child_that_it_was_passed_to_holds_it_too(tmp_path) -> None:
 def test_a_file_without_a_holder_is_no_lock(tmp_path) -> None:
     Path(tmp_path, "lock").write_text("{")
     lock = Lock(tmp_path / "lock")
-    assert lock.holder() == {}
+    assert lock.holder() is None
     assert lock.acquire()
     lock.release()

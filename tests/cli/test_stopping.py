@@ -1,7 +1,6 @@
 """However a fit ends early, it says so, and the line that it prints goes on to the bits of one that did not."""
 
 from collections.abc import Callable
-from importlib.machinery import ModuleSpec
 import os
 from pathlib import Path
 import re
@@ -247,6 +246,18 @@ def test_a_signal_that_an_exception_follows_is_still_a_stop(monkeypatch, capfd) 
     assert captured.err == ""
 
 
+def test_an_error_has_a_line_of_its_own_after_the_progress_bar(monkeypatch, capfd) -> None:
+    def fail() -> None:
+        raise ValueError("no good")
+
+    at_batch(monkeypatch, 2, fail)
+    assert fit("--trainer.enable_progress_bar=true") == 1
+    captured = capfd.readouterr()
+    assert "Epoch 0:" in captured.out
+    assert captured.out.endswith("\n")
+    assert captured.err == "error: no good\n"
+
+
 def test_signals_are_given_back(monkeypatch) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     fit("--trainer.max_steps=1")
@@ -312,15 +323,17 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_from_the_checkpoint_before(
 
 def test_the_printed_line_is_for_a_shell_and_for_this_interpreter(tmp_path, monkeypatch) -> None:
     arguments = ["fit", "--ckpt_path", "my runs/last.ckpt"]
-    main_module = sys.modules["__main__"]
-    monkeypatch.setattr(main_module, "__spec__", ModuleSpec("lit_distill.cli.__main__", None))
-    assert command(arguments).endswith("-m lit_distill.cli fit --ckpt_path 'my runs/last.ckpt'")
-    assert Path(shlex.split(command(arguments))[0]).name.startswith("python")
-    monkeypatch.setattr(main_module, "__spec__", None)
-    monkeypatch.setattr(sys, "argv", ["my tools/train.py", "fit"])
-    assert command(arguments).endswith("'my tools/train.py' fit --ckpt_path 'my runs/last.ckpt'")
-    (tmp_path / "lit-distill").touch(mode=0o755)
-    monkeypatch.setattr(sys, "argv", [str(tmp_path / "lit-distill"), "fit"])
-    assert shlex.split(command(arguments))[0] == str(tmp_path / "lit-distill")
+    monkeypatch.setattr(sys, "argv", ["the program", "fit", "--config=digits"])
+
+    def printed_for(*program: str) -> str:
+        monkeypatch.setattr(sys, "orig_argv", [*program, "fit", "--config=digits"])
+        return command(arguments)
+
+    run = "fit --ckpt_path 'my runs/last.ckpt'"
+    assert printed_for("python", "-m", "lit_distill.cli") == f"python -m lit_distill.cli {run}"
+    assert printed_for("python3", "my tools/train.py") == f"python3 'my tools/train.py' {run}"
+    installed = tmp_path / "lit-distill"
+    installed.touch(mode=0o755)
+    assert printed_for("/bin/python", str(installed)) == f"/bin/python {installed} {run}"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert shlex.split(command(arguments)) == ["lit-distill", *arguments]
+    assert printed_for("/bin/python", str(installed)) == f"lit-distill {run}"
