@@ -13,7 +13,8 @@ import torch
 from torch import distributed, multiprocessing, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_distill.datamodules import Batch, DigitsDataModule, IndexedDataset, KeyedSampler
+from lit_distill.datamodules import Batch, DigitsDataModule, ImageFolderDataModule, IndexedDataset, KeyedSampler
+from lit_distill.datamodules.images import Files, ImageFiles
 
 
 class Foreign(LightningModule):
@@ -172,3 +173,30 @@ def both(ours: Any, theirs: Any, image: Image.Image, seed: int) -> tuple[Any, An
         seed_all(seed)
         results.append(transform(image.copy()))
     return results[0], results[1]
+
+
+MIXED = [f"c{i % 3}/{i}.{kind}" for i, kind in enumerate(["png", "jpg", "webp", "bmp"] * 5)]
+
+
+def mixed_files(root: Path, mode: Any = "RGB", shrink: int | None = None) -> ImageFiles:
+    """Write photos of several formats, each of a size of its own, and return them."""
+    for i, name in enumerate(MIXED):
+        make_photos(root, [name], size=(20 + i, 50 - i), seed=i)
+    return ImageFiles(Files(root, MIXED), [i % 3 for i in range(len(MIXED))], mode=mode, shrink=shrink)
+
+
+def same_image(one: Image.Image, other: Image.Image) -> bool:
+    return one.mode == other.mode and one.size == other.size and one.tobytes() == other.tobytes()
+
+
+def pets(prefix: str = "", cats: int = 10, dogs: int = 6) -> list[str]:
+    """Names of photos in two folders of classes."""
+    return [f"{prefix}{kind}/{i:02}.png" for kind, count in (("cat", cats), ("dog", dogs)) for i in range(count)]
+
+
+def photo_folder(root: Path, **kwargs: Any) -> ImageFolderDataModule:
+    return ImageFolderDataModule(root, image_size=16, batch_size=4, num_workers=0, **kwargs)
+
+
+def names_by_split(data: ImageFolderDataModule) -> dict[str, list[str]]:
+    return {split: list(files) for split, (files, _) in data.splits.items()}
