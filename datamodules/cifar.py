@@ -117,28 +117,23 @@ class CIFAR10DataModule(ImageDataModule):
         self.choose_workers(in_memory=True)
 
     def _read(self) -> dict[str, "_Part"]:
-        if not self._parts:
-            train, test = self._open(train=True), self._open(train=False)
-            self.class_names = tuple(train.classes)
-            self._parts = {"train": _Part.of(train), "test": _Part.of(test)}
-            if self.val_fraction is not None:
-                images, targets = self._parts["train"]
-                rows = train_test_split(
-                    range(len(targets)), test_size=self.val_fraction, stratify=targets, random_state=42
-                )
-                for name, chosen in zip(("train", "val"), map(sorted, rows), strict=True):
-                    self._parts[name] = _Part(images[chosen], targets[chosen])
+        if self._parts:
+            return self._parts
+        train, test = self._open(train=True), self._open(train=False)
+        self.class_names = tuple(train.classes)
+        self._parts = {"train": _Part.of(train), "test": _Part.of(test)}
+        if self.val_fraction is not None:
+            images, targets = self._parts["train"]
+            rows = train_test_split(range(len(targets)), test_size=self.val_fraction, stratify=targets, random_state=42)
+            for name, chosen in zip(("train", "val"), map(sorted, rows), strict=True):
+                self._parts[name] = _Part(images[chosen], targets[chosen])
         return self._parts
 
     def _open(self, train: bool) -> datasets.CIFAR10:
         """Return torchvision's data set."""
         source = self.source
         try:
-            return source(self.root, train)
-        except RuntimeError:  # not there, or damaged
-            pass
-        try:
-            return source(self.root, train, download=True)
+            return source(self.root, train, download=True)  # unless it is there, and undamaged
         except Exception as error:  # of the network, the disk, the archive
             why = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(
@@ -147,12 +142,12 @@ class CIFAR10DataModule(ImageDataModule):
             ) from error
 
     def _statistics(self) -> tuple[list[float], list[float]]:
-        images = self._read()["train"].images
+        channels = self._read()["train"].images.numpy().reshape(-1, 3).T
         levels = np.arange(256) / 255
-        counts = [np.bincount(images[..., channel].numpy().ravel(), minlength=256) for channel in range(3)]
-        means = [np.average(levels, weights=count) for count in counts]
-        variances = [np.average((levels - m) ** 2, weights=count) for m, count in zip(means, counts, strict=True)]
-        return [round(float(m), 4) for m in means], [round(float(v) ** 0.5, 4) for v in variances]
+        shares = np.stack([np.bincount(channel, minlength=256) for channel in channels]) / channels.shape[1]
+        mean = shares @ levels
+        std = np.sqrt(shares @ levels**2 - mean**2)
+        return mean.round(4).tolist(), std.round(4).tolist()
 
 
 class CIFAR100DataModule(CIFAR10DataModule):

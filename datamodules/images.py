@@ -49,8 +49,8 @@ class Files:
         return len(self._ends) - 1
 
     def __getitem__(self, index: int) -> str:
-        start, end = self._ends.numpy()[index : index + 2]
-        return os.fsdecode(self._bytes.numpy()[start:end].tobytes())
+        ends = self._ends.numpy()
+        return os.fsdecode(self._bytes.numpy()[ends[index] : ends[index + 1]].tobytes())
 
     def __iter__(self) -> Iterator[str]:
         names = self._bytes.numpy().tobytes()

@@ -58,6 +58,10 @@ class Found:
         parts = [f"{what}: {_counted([*self.left_out[why]])}" for why, what in _WHY.items() if why in self.left_out]
         return f"left out: {'; '.join(parts)}" if parts else ""
 
+    def after(self, message: str) -> str:
+        """Return a message, followed by what was left out."""
+        return f"{message} ({self.told()})".removesuffix(" ()")
+
 
 def photos_in(folder: str | Path, root: str | Path) -> Found:
     """Return the photos in a folder, at any depth.

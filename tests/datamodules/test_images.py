@@ -24,6 +24,8 @@ def test_names_are_packed_whatever_their_bytes(tmp_path) -> None:
     files = Files(tmp_path, names)
     assert list(files) == names
     assert [files[i] for i in range(5)] == names
+    with pytest.raises(IndexError):
+        files[5]
     (tmp_path / "ü").mkdir()
     (tmp_path / "ü/é.png").write_bytes(b"bytes")
     assert files.open(1).read() == b"bytes"
