@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -16,7 +16,6 @@ from typing_extensions import override
 from lit_distill.checks import check_at_least, check_inside
 from lit_distill.datamodules.augmentation import Augmentation
 from lit_distill.datamodules.base import ImageDataModule
-from lit_distill.datamodules.mixing import Mixing
 
 
 class CIFAR10DataModule(ImageDataModule):
@@ -27,8 +26,6 @@ class CIFAR10DataModule(ImageDataModule):
     the best. To choose settings, hold a part of the training images out with ``val_fraction``; validation is then on
     that part, and the test images are for the command ``test``. Prediction is on the test images.
 
-    The images are one array in memory, which forked workers share.
-
     Args:
         root: Folder of the data, or for it.
         image_size: Side of the square images in pixels; they are enlarged to another than 32.
@@ -36,13 +33,9 @@ class CIFAR10DataModule(ImageDataModule):
             42. None validates on the test images.
         augmentation: What becomes of the training images; by default a random crop with 4 pixels of padding, and a
             flip.
-        mixing: Mixup and cutmix; None for none.
-        repeats: Views of each image in an epoch, as `KeyedSampler` explains.
-        batch_size: Samples a step and rank.
-        eval_batch_size: Samples a step in validation, test and prediction; by default ``batch_size``.
         num_workers: Processes that augment; by default one a core, at most 8 and shared by the ranks, and none where
             there are two cores or fewer.
-        seed: Seed of order and augmentation, not of the split; by default the one given to ``seed_everything``.
+        **kwargs: All other arguments of `ImageDataModule`.
 
     Raises:
         ValueError: If an argument is out of range; when it is first read, if the data is not there and cannot be
@@ -69,14 +62,10 @@ class CIFAR10DataModule(ImageDataModule):
         image_size: int = 32,
         val_fraction: float | None = None,
         augmentation: Augmentation | None = None,
-        mixing: Mixing | None = None,
-        repeats: int = 1,
-        batch_size: int = 128,
-        eval_batch_size: int | None = None,
         num_workers: int | None = None,
-        seed: int | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, seed, repeats, mixing)
+        super().__init__(num_workers=num_workers, **kwargs)
         check_at_least(1, image_size=image_size)
         check_inside(0, 1, val_fraction=val_fraction)
         self.root = Path(root)
@@ -135,9 +124,8 @@ class CIFAR10DataModule(ImageDataModule):
         try:
             return source(self.root, train, download=True)  # unless it is there, and undamaged
         except Exception as error:  # of the network, the disk, the archive
-            why = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(
-                f"{source.__name__} is not in {self.root}, and downloading it failed ({why}): "
+                f"{source.__name__} is not in {self.root}, and downloading it failed ({' '.join(str(error).split())}): "
                 f"put {source.filename} from {source.url} into {self.root.absolute()}"
             ) from error
 

@@ -39,9 +39,7 @@ class DogsVsCatsDataModule(FilesDataModule):
         root: Kaggle's download: ``dogs-vs-cats.zip`` or ``dogs-vs-cats-redux-kernels-edition.zip``; the ``train.zip``
             in it, with ``test.zip`` or ``test1.zip`` beside it if there is one; or a folder with any of these, or with
             ``train/cat.0.jpg``, ``train/dog.0.jpg``, ... and ``test/1.jpg`` or ``test1/1.jpg``, ...
-        **kwargs: ``image_size``, ``channels``, ``augmentation``, ``mixing``, ``repeats``, ``batch_size``,
-            ``eval_batch_size``, ``num_workers``, ``seed``, ``decode_memory``, ``check`` and ``max_damaged`` of
-            `FilesDataModule`.
+        **kwargs: All other arguments of `FilesDataModule`.
 
     Raises:
         ValueError: If ``root`` is not there or is something else, an archive is damaged or not to be trusted, a photo

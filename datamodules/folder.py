@@ -44,9 +44,7 @@ class ImageFolderDataModule(FilesDataModule):
         split_seed: Seed of the split.
         test_root: Folder with the same classes to test on, all of it; by default ``root/test``.
         predict_root: Folder of images to predict, at any depth; by default what is tested.
-        **kwargs: ``image_size``, ``channels``, ``augmentation``, ``mixing``, ``repeats``, ``batch_size``,
-            ``eval_batch_size``, ``num_workers``, ``seed``, ``decode_memory``, ``check`` and ``max_damaged`` of
-            `FilesDataModule`.
+        **kwargs: All other arguments of `FilesDataModule`.
 
     Raises:
         ValueError: If the folder is not there or not readable, a class is empty, alone or has nothing to train on, or

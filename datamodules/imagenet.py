@@ -33,8 +33,7 @@ class ImageNetDataModule(FilesDataModule):
             by default 0, which reads files in every epoch.
         check: Read all files before training, and leave out damaged ones. By default not: there are many, and
             torchvision has compared the archives with their checksums.
-        **kwargs: ``image_size``, ``channels``, ``augmentation``, ``mixing``, ``repeats``, ``batch_size``,
-            ``eval_batch_size``, ``num_workers``, ``seed`` and ``max_damaged`` of `FilesDataModule`.
+        **kwargs: All other arguments of `FilesDataModule`.
 
     Raises:
         ValueError: If neither images nor archives are there, an archive is damaged, unpacking was cut off, or a class

@@ -55,23 +55,18 @@ def read_all(data: ImageFiles, budget: int = 0, workers: int | None = None, quie
     """
     if workers is None:
         workers = min(8, cores()) if len(data) >= _FEW else 0
-    loader: DataLoader[_Image] = DataLoader(
-        _Images(data, with_pixels=budget > 0),
-        _BATCH,
-        num_workers=workers,
-        collate_fn=_collate,
-        generator=torch.Generator(),
-    )
+    images = _Images(data, with_pixels=budget > 0)
+    loader = DataLoader(images, _BATCH, num_workers=workers, collate_fn=_collate, generator=torch.Generator())
     buffer = PixelBuffer()
-    batches: list[_Batch] = []
+    found = []
     options = {"desc": "reading images", "unit": " images", "unit_scale": _BATCH, "delay": 1, "leave": False}
-    for pixels, batch in tqdm(loader, disable=quiet or None, **options):
-        batches.append(batch)
+    for pixels, *batch in tqdm(loader, disable=quiet or None, **options):
+        found.append(batch)
         if buffer.nbytes <= budget:
             buffer.write(pixels.numpy())
         else:
             buffer.discard()
-    sizes, moments, contents, errors = zip(*batches, strict=True)
+    sizes, moments, contents, errors = zip(*found, strict=True)
     size = torch.cat(sizes)
     return Reading(
         size,
@@ -115,8 +110,8 @@ class Scan:
             digest=data.digest(),
             count=len(data),
             nbytes=int(lengths.sum()) * len(data.mode),
-            mean=_rounded(mean),
-            std=_rounded(std),
+            mean=mean.round(decimals=4).tolist(),
+            std=std.round(decimals=4).tolist(),
             damaged={data.files[row]: reason for row, reason in reading.damaged.items()},
             contents=reading.contents,
         )
@@ -167,15 +162,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Batch(NamedTuple):
-    """What reading some files has found, apart from their pixels."""
-
-    sizes: Tensor
-    moments: Tensor
-    contents: tuple[str, ...]
-    errors: tuple[str, ...]
-
-
 class _Image(NamedTuple):
     """What reading one file has found; a damaged file has no pixels, no size and no moments."""
 
@@ -211,11 +197,7 @@ class _Images(Dataset[_Image]):
         return _Image(pixels.reshape(-1) if self.with_pixels else nothing, pixels.shape[:2], moments, content)
 
 
-def _collate(images: list[_Image]) -> tuple[Tensor, _Batch]:
+def _collate(images: list[_Image]) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...], tuple[str, ...]]:
     pixels, sizes, moments, contents, errors = zip(*images, strict=True)
-    batch = _Batch(torch.tensor(sizes, dtype=torch.int32), torch.from_numpy(np.stack(moments)), contents, errors)
-    return torch.from_numpy(np.concatenate(pixels)), batch
-
-
-def _rounded(values: Tensor) -> list[float]:
-    return [round(value, 4) for value in values.tolist()]
+    size, moment = torch.tensor(sizes, dtype=torch.int32), torch.from_numpy(np.stack(moments))
+    return torch.from_numpy(np.concatenate(pixels)), size, moment, contents, errors

@@ -141,8 +141,7 @@ class ZipArchive:
 class ZipFiles(Files):
     """Members of a zip archive, read straight from it.
 
-    The place of each member is packed like the names, so the memory of a worker does not grow with the archive. Reading
-    never unpacks more of a member than the archive announces; a member of another length or checksum is damaged.
+    Reading never unpacks more of a member than the archive announces; one of another length or checksum is damaged.
 
     Args:
         archive: The archive, or its path.
@@ -169,11 +168,6 @@ class ZipFiles(Files):
 
     @override
     def open(self, index: int) -> BinaryIO:
-        """Return a member's bytes as an opened file.
-
-        Raises:
-            OSError: If it is damaged.
-        """
         offset, packed, size, crc, method = self._table[index].tolist()
         data = self.archive.read(self.archive.data_of(offset), packed)
         if method == zipfile.ZIP_DEFLATED:
@@ -185,13 +179,11 @@ class ZipFiles(Files):
 
     @override
     def stamp(self, index: int) -> str:
-        """Return size and checksum of a member."""
         size, crc = self._table[index, 2:4].tolist()
         return f"{size} {crc:08x}"
 
     @override
     def identities(self) -> Tensor:
-        """Return content and name of each row, ``(N, 2)`` int64."""
         _, _, sizes, checksums, _ = self._table.unbind(dim=1)
         return identities(self, content_key(sizes, checksums))
 
