@@ -41,9 +41,6 @@ class CIFAR10DataModule(ImageDataModule):
         ValueError: If an argument is out of range; when it is first read, if the data is not there and cannot be
             downloaded.
 
-    Attributes:
-        mean, std: Of the training images' pixels in 0..1, a value a channel; the data is read when they are asked for.
-
     Source:
         Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 
@@ -76,7 +73,7 @@ class CIFAR10DataModule(ImageDataModule):
 
     @property
     def mean(self) -> list[float]:
-        """Mean of the training images, a value a channel."""
+        """Mean of the training images' pixels in 0..1, a value a channel; the first call reads the data."""
         return self._statistics()[0]
 
     @property

@@ -164,7 +164,7 @@ def _class_folders(root: Path, folders: Mapping[str, Path]) -> list[Path]:
 def _few_classes(classes: Classes) -> str:
     """Say which classes there are, if there is none or one."""
     if not classes:
-        return "no folders of classes with images"
+        return "no folders of classes"
     ((label, names),) = classes.items()
     is_deep = len({Path(name).parent for name in names}) > 1
     return f"one class only, {label!r}" + (f" (was {label} meant as the root?)" if is_deep else "")

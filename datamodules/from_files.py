@@ -31,7 +31,10 @@ _SPLITS: dict[str | None, tuple[Split, ...]] = {  # by Lightning's stage
     "predict": ("predict",),
     None: ("train", "val", "test", "predict"),
 }
-_STANDS_IN: dict[Split, Split] = {"predict": "test", "test": "val"}  # for a split that there is not
+_STAND_INS: dict[Split, tuple[Split, ...]] = {  # the first of these that there is
+    "test": ("test", "val"),
+    "predict": ("predict", "test", "val"),
+}
 
 # The fields of a `DecodedImages`; unpickling one maps its file, which other machines do not have.
 _Images = tuple[str, Tensor, Mode]
@@ -80,9 +83,6 @@ class FilesDataModule(ImageDataModule):
 
     Raises:
         ValueError: If an argument is out of range. Before training, if too many files are damaged, or all of a class.
-
-    Attributes:
-        mean, std: Of the training images' pixels in 0..1, a value a channel; computed when they are first asked for.
     """
 
     scan_file: Path | None = None
@@ -119,7 +119,7 @@ class FilesDataModule(ImageDataModule):
 
     @property
     def mean(self) -> list[float] | None:
-        """Mean of the training images, a value a channel."""
+        """Mean of the training images' pixels in 0..1, a value a channel; the first call reads the files."""
         return self.scan("train").mean if self.check else None
 
     @property
@@ -167,9 +167,7 @@ class FilesDataModule(ImageDataModule):
 
     def _source(self, split: Split) -> Split:
         """Return the split that serves as this one."""
-        while split not in self.splits and split in _STANDS_IN:
-            split = _STANDS_IN[split]
-        return split
+        return next(name for name in _STAND_INS.get(split, (split,)) if name in self.splits)
 
     def _files(self, split: Split) -> ImageFiles:
         """Return the files of a split, read as its transform wants them: shrunk or resized, so that more fit."""

@@ -158,11 +158,11 @@ MISTAKES = {
     "a file": (["photos"], "photos is a file: expected train/<class>/"),
     "no folders": (
         ["photos/1.png", "photos/2.png"],
-        "photos has no folders of classes with images: expected train/<class>/",
+        "photos has no folders of classes: expected train/<class>/",
     ),
     "splits only": (
         ["photos/val/cat/1.png"],
-        "photos has no folders of classes with images: expected train/<class>/ with val/<class>/, or <class>/",
+        "photos has no folders of classes: expected train/<class>/ with val/<class>/, or <class>/",
     ),
     "no class folders": (["photos/train/1.png"], "train has no folders of classes"),
     "one class": (["photos/cat/1.png", "photos/cat/2.png"], "one class only, 'cat': expected train/<class>/"),
