@@ -224,8 +224,8 @@ class FilesDataModule(ImageDataModule):
             message = f"{len(scan.damaged)} of {len(files)} files for {split} are no readable images: {scan.damage()}"
             emptied = sorted(set(targets.tolist()) - set(targets[scan.readable(files)].tolist()))
             if emptied:
-                label = f"class {self._class_names()[emptied[0]]!r}" if emptied[0] >= 0 else split
-                raise ValueError(f"{message}; {label} has no other: mend or remove them")
+                there_is = f"class {self._class_names()[emptied[0]]!r} has" if emptied[0] >= 0 else "there is"
+                raise ValueError(f"{message}; {there_is} no other: mend or remove them")
             if len(scan.damaged) > max(1, self.max_damaged * len(files)):
                 raise ValueError(
                     f"{message}; that is more than max_damaged={self.max_damaged:g}: mend or remove them, or raise it "

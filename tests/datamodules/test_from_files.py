@@ -222,7 +222,7 @@ def test_nothing_to_predict_that_can_be_read_is_an_error(tmp_path) -> None:
     photos(tmp_path)
     make_photos(tmp_path, ["new/1.png"])
     damage(tmp_path, ["new/1.png"])
-    with pytest.raises(ValueError, match=r"1 of 1 files for predict .*; predict has no other: mend or remove"):
+    with pytest.raises(ValueError, match=r"1 of 1 files for predict .*; there is no other: mend or remove"):
         module(tmp_path, predict_root=tmp_path / "new").setup("predict")
 
 
