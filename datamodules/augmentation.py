@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 import math
-from typing import Any, Literal
+from typing import Literal
 
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -19,7 +19,7 @@ from lit_distill.preprocessing import Interpolation, Preprocessing, ShorterSide,
 
 Crop = Literal["resized", "padded", "simple", "none"]
 PaddingMode = Literal["constant", "reflect"]
-Step = Callable[[Any], Any]  # from a PIL image to a PIL image, which the libraries leave untyped
+Step = Callable[[Image.Image], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Augmentation:
         ``(3, size, size)`` or ``(1, size, size)``. The noise of erasing is therefore timm's (mode ``"pixel"``, normal
         with ImageNet's mean and standard deviation) rounded to 0..255, where the 3 to 5 % outside that range end; that
         of L has the average of the three channels' statistics. Their attribute ``generators`` tells `IndexedDataset`
-        what they draw from.
+        what they may draw from.
 
     Raises:
         ValueError: If a value is out of its range, or the policy is unknown or has an option that timm does not know.
@@ -110,24 +110,20 @@ class Augmentation:
         """
         check_at_least(1, size=size)
         resize, crop = self._train_crop(size)
-        before: list[Step] = [crop]
-        after: list[Step] = []
+        steps: dict[str, list[Step]] = {"RGB": [crop], "L": [crop]}
+        draws: set[Generator] = {"torch"}
+        for mode, mode_steps in steps.items():
+            if self.hflip > 0:
+                mode_steps.append(_Flip(self.hflip))
+            if self.policy is not None:
+                draws.update(policy_generators(self.policy))
+                mode_steps.append(make_policy(self.policy, size, mode, self.interpolation))
+            if self.color_jitter > 0:
+                mode_steps.append(v2.ColorJitter(*[self.color_jitter] * 3))
         erase = None
-        draws: set[Generator] = set() if self.crop == "none" else {"torch"}
-        if self.hflip > 0:
-            draws.add("torch")
-            before.append(_Flip(self.hflip))
-        if self.color_jitter > 0:
-            draws.add("torch")
-            after.append(v2.ColorJitter(*[self.color_jitter] * 3))
         if self.erasing > 0:
-            draws |= {"torch", "python"}
+            draws.add("python")
             erase = _Erasing(self.erasing)
-        steps: dict[str, list[Step]] = {"RGB": [*before, *after], "L": [*before, *after]}
-        if self.policy is not None:
-            draws.update(policy_generators(self.policy))
-            for mode in steps:
-                steps[mode] = [*before, make_policy(self.policy, size, mode, self.interpolation), *after]
         side = self.sufficient_side(size) if self.crop == "resized" else None
         return ImageTransform(steps, resize, erase, draws, side, (self, size))
 
@@ -244,7 +240,8 @@ class _Erasing:
     """timm's random erasing, mode ``"pixel"``, on ``uint8`` ``(C, H, W)``, which is written to."""
 
     def __init__(self, probability: float) -> None:
-        self.erase = RandomErasing(probability, mode="pixel", device="cpu")  # type: ignore[no-untyped-call]  # timm has no types
+        make: Callable[..., Callable[[Tensor], Tensor]] = RandomErasing  # timm has no types
+        self.erase = make(probability, mode="pixel", device="cpu")
         mean, std = torch.tensor([IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD])[:, :, None]
         self.statistics = {3: (mean, std), 1: (mean.mean(), std.mean())}
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -17,8 +17,6 @@ from lit_distill.checks import check_at_least, check_inside
 from lit_distill.datamodules.augmentation import Augmentation
 from lit_distill.datamodules.base import ImageDataModule
 from lit_distill.datamodules.batched.forms import batch_form
-from lit_distill.datamodules.mixing import Mixing
-from lit_distill.datamodules.placement import Storage
 from lit_distill.datamodules.stacked import StackedImages
 
 
@@ -30,8 +28,6 @@ class CIFAR10DataModule(ImageDataModule):
     the best. To choose settings, hold a part of the training images out with ``val_fraction``; validation is then on
     that part, and the test images are for the command ``test``. Prediction is on the test images.
 
-    The images are one array in memory, which forked workers share.
-
     Args:
         root: Folder of the data, or for it.
         image_size: Side of the square images in pixels; they are enlarged to another than 32.
@@ -39,21 +35,13 @@ class CIFAR10DataModule(ImageDataModule):
             42. None validates on the test images.
         augmentation: What becomes of the training images; by default a random crop with 4 pixels of padding, and a
             flip.
-        mixing: Mixup and cutmix; None for none.
-        repeats: Views of each image in an epoch, as `KeyedSampler` explains.
-        batch_size: Samples a step and rank.
-        eval_batch_size: Samples a step in validation, test and prediction; by default ``batch_size``.
         num_workers: Processes that augment; by default one a core, at most 8 and shared by the ranks, and none where
             there are two cores or fewer.
-        seed: Seed of order and augmentation, not of the split; by default the one given to ``seed_everything``.
-        storage: As of `ImageDataModule`; ``"files"`` is ``"host"`` here.
+        **kwargs: All other arguments of `ImageDataModule`.
 
     Raises:
         ValueError: If an argument is out of range; when it is first read, if the data is not there and cannot be
             downloaded.
-
-    Attributes:
-        mean, std: Of the training images' pixels in 0..1, a value a channel; the data is read when they are asked for.
 
     Source:
         Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
@@ -73,15 +61,10 @@ class CIFAR10DataModule(ImageDataModule):
         image_size: int = 32,
         val_fraction: float | None = None,
         augmentation: Augmentation | None = None,
-        mixing: Mixing | None = None,
-        repeats: int = 1,
-        batch_size: int = 128,
-        eval_batch_size: int | None = None,
         num_workers: int | None = None,
-        seed: int | None = None,
-        storage: Storage = "auto",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, seed, repeats, mixing, storage)
+        super().__init__(num_workers=num_workers, **kwargs)
         check_at_least(1, image_size=image_size)
         check_inside(0, 1, val_fraction=val_fraction)
         self.root = Path(root)
@@ -92,7 +75,7 @@ class CIFAR10DataModule(ImageDataModule):
 
     @property
     def mean(self) -> list[float]:
-        """Mean of the training images, a value a channel."""
+        """Mean of the training images' pixels in 0..1, a value a channel; the first call reads the data."""
         return self._statistics()[0]
 
     @property
@@ -122,42 +105,36 @@ class CIFAR10DataModule(ImageDataModule):
         self.choose_workers(in_memory=True)
 
     def _read(self) -> dict[str, "_Part"]:
-        if not self._parts:
-            train, test = self._open(train=True), self._open(train=False)
-            self.class_names = tuple(train.classes)
-            self._parts = {"train": _Part.of(train), "test": _Part.of(test)}
-            if self.val_fraction is not None:
-                images, targets = self._parts["train"]
-                rows = train_test_split(
-                    range(len(targets)), test_size=self.val_fraction, stratify=targets, random_state=42
-                )
-                for name, chosen in zip(("train", "val"), map(sorted, rows), strict=True):
-                    self._parts[name] = _Part(images[chosen], targets[chosen])
+        if self._parts:
+            return self._parts
+        train, test = self._open(train=True), self._open(train=False)
+        self.class_names = tuple(train.classes)
+        self._parts = {"train": _Part.of(train), "test": _Part.of(test)}
+        if self.val_fraction is not None:
+            images, targets = self._parts["train"]
+            rows = train_test_split(range(len(targets)), test_size=self.val_fraction, stratify=targets, random_state=42)
+            for name, chosen in zip(("train", "val"), map(sorted, rows), strict=True):
+                self._parts[name] = _Part(images[chosen], targets[chosen])
         return self._parts
 
     def _open(self, train: bool) -> datasets.CIFAR10:
         """Return torchvision's data set."""
         source = self.source
         try:
-            return source(self.root, train)
-        except RuntimeError:  # not there, or damaged
-            pass
-        try:
-            return source(self.root, train, download=True)
+            return source(self.root, train, download=True)  # unless it is there, and undamaged
         except Exception as error:  # of the network, the disk, the archive
-            why = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(
-                f"{source.__name__} is not in {self.root}, and downloading it failed ({why}): "
+                f"{source.__name__} is not in {self.root}, and downloading it failed ({' '.join(str(error).split())}): "
                 f"put {source.filename} from {source.url} into {self.root.absolute()}"
             ) from error
 
     def _statistics(self) -> tuple[list[float], list[float]]:
-        images = self._read()["train"].images
+        channels = self._read()["train"].images.numpy().reshape(-1, 3).T
         levels = np.arange(256) / 255
-        counts = [np.bincount(images[..., channel].numpy().ravel(), minlength=256) for channel in range(3)]
-        means = [np.average(levels, weights=count) for count in counts]
-        variances = [np.average((levels - m) ** 2, weights=count) for m, count in zip(means, counts, strict=True)]
-        return [round(float(m), 4) for m in means], [round(float(v) ** 0.5, 4) for v in variances]
+        shares = np.stack([np.bincount(channel, minlength=256) for channel in channels]) / channels.shape[1]
+        mean = shares @ levels
+        std = np.sqrt(shares @ levels**2 - mean**2)
+        return mean.round(4).tolist(), std.round(4).tolist()
 
 
 class CIFAR100DataModule(CIFAR10DataModule):

@@ -1,6 +1,6 @@
 """Kaggle's Dogs vs Cats."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import os
 from pathlib import Path
 import re
@@ -18,8 +18,6 @@ from lit_distill.datamodules.zips import ZipArchive, ZipFiles
 _CLASSES = ("cat", "dog")
 _TRAIN = re.compile(r"(?:.*/)?(cat|dog)\.(\d+)\.jpe?g", re.IGNORECASE)
 _TEST = re.compile(r"(?:.*/)?()(\d+)\.jpe?g", re.IGNORECASE)
-_TEST_FOLDERS = ("test", "test1")
-_TEST_ARCHIVES = ("test.zip", "test1.zip")
 _EXPECTED = (
     "expected Kaggle's dogs-vs-cats.zip or dogs-vs-cats-redux-kernels-edition.zip, the train.zip in it, "
     "or a folder with one of them or with train/cat.0.jpg, train/dog.0.jpg, ..."
@@ -41,9 +39,7 @@ class DogsVsCatsDataModule(FilesDataModule):
         root: Kaggle's download: ``dogs-vs-cats.zip`` or ``dogs-vs-cats-redux-kernels-edition.zip``; the ``train.zip``
             in it, with ``test.zip`` or ``test1.zip`` beside it if there is one; or a folder with any of these, or with
             ``train/cat.0.jpg``, ``train/dog.0.jpg``, ... and ``test/1.jpg`` or ``test1/1.jpg``, ...
-        **kwargs: ``image_size``, ``channels``, ``augmentation``, ``mixing``, ``repeats``, ``batch_size``,
-            ``eval_batch_size``, ``num_workers``, ``seed``, ``decode_memory``, ``check`` and ``max_damaged`` of
-            `FilesDataModule`.
+        **kwargs: All other arguments of `FilesDataModule`.
 
     Raises:
         ValueError: If ``root`` is not there or is something else, an archive is damaged or not to be trusted, a photo
@@ -71,25 +67,26 @@ class DogsVsCatsDataModule(FilesDataModule):
         super().__init__(**kwargs)
         self.root = Path(root)
         self.scan_file = (self.root if self.root.is_dir() else self.root.parent) / ".lit_distill" / "dogs_vs_cats.json"
-        train, test = _find(self.root)
-        photos = train.numbered(_TRAIN)
-        targets = torch.tensor([_CLASSES.index(name) for name, _ in photos], dtype=torch.int64)
+        labelled = _find(self.root, _TRAIN, "train")
+        if labelled is None:
+            raise ValueError(f"{self.root} {_content(self.root)}: {_EXPECTED}")
+        targets = torch.tensor([_CLASSES.index(name) for name, _ in labelled.names])
         cats, dogs = torch.bincount(targets, minlength=2).tolist()
         if min(cats, dogs) < _FEWEST:
             raise ValueError(
                 f"{self.root} has {cats} cats and {dogs} dogs: expected {_FEWEST} or more of each, "
                 "and 12,500 in Kaggle's download"
             )
-        names = [*photos.values()]
+        names = [*labelled.names.values()]
         rows = train_test_split(range(len(names)), test_size=0.2, stratify=targets, random_state=42)
         sides: tuple[Split, Split] = ("train", "val")
         for split, chosen in zip(sides, map(sorted, rows), strict=True):
-            self.splits[split] = Labelled(train.files([names[row] for row in chosen]), targets[chosen])
+            self.splits[split] = Labelled(labelled.files([names[row] for row in chosen]), targets[chosen])
         self._numbers: list[int] = []
-        if test is not None:
-            unlabelled = test.numbered(_TEST)
-            self._numbers = [number for _, number in unlabelled]
-            self.splits["predict"] = Labelled(test.files(unlabelled.values()), torch.full((len(unlabelled),), -1))
+        if unlabelled := _find(self.root, _TEST, "test", "test1"):
+            self._numbers = [number for _, number in unlabelled.names]
+            targets = torch.full((len(self._numbers),), -1)
+            self.splits["predict"] = Labelled(unlabelled.files(unlabelled.names.values()), targets)
 
     def submission(self, probabilities: Tensor) -> tuple[Sequence[str], Sequence[Sequence[object]]] | None:
         """Return the table that Kaggle wants: its head, and a row a photo without label, by number.
@@ -115,72 +112,56 @@ class DogsVsCatsDataModule(FilesDataModule):
         return ["id", "label"], [[number, f"{dogs.get(name, 0.5):.9g}"] for number, name in numbered]
 
 
-class _Place(NamedTuple):
-    """A folder or an archive, and the names of all that is in it."""
+class _Photos(NamedTuple):
+    """Photos in a folder or an archive: the name of each, by class and number."""
 
     where: Path | ZipArchive
-    names: Sequence[str]
+    names: dict[tuple[str, int], str]
 
     def files(self, names: Iterable[str]) -> Files:
         return ZipFiles(self.where, names) if isinstance(self.where, ZipArchive) else Files(self.where, names)
 
-    def numbered(self, pattern: re.Pattern[str]) -> dict[tuple[str, int], str]:
-        """Return the names that match by class and number, in this order."""
-        numbered: dict[tuple[str, int], str] = {}
-        for match in filter(None, map(pattern.fullmatch, self.names)):
-            key, name = (match[1].lower(), int(match[2])), match[0]
-            if numbered.setdefault(key, name) != name:
-                raise ValueError(f"there are {numbered[key]} and {name}: expected one photo of that number")
-        return dict(sorted(numbered.items()))
+
+def _find(root: Path, pattern: re.Pattern[str], *places: str) -> _Photos | None:
+    """Return the photos that match, from the first place of these names that has some."""
+    found = (_Photos(where, _numbered(pattern, names)) for where, names in _places(root, places))
+    return next((photos for photos in found if photos.names), None)
 
 
-def _find(root: Path) -> tuple[_Place, _Place | None]:
-    """Return where the photos with labels are, and those without if they are there."""
-    if root.suffix.lower() in (".csv", ".tsv", ".txt"):
-        raise ValueError(f"{root} is a table, not the photos: {_EXPECTED}")
-    if root.is_file():
-        return _in_archive(root)
-    if (root / "train").is_dir():
-        train = _in_folder(root, "train")
-    elif (root / "train.zip").is_file():
-        train, _ = _in_archive(root / "train.zip")
+def _places(root: Path, names: Sequence[str]) -> Iterator[tuple[Path | ZipArchive, Sequence[str]]]:
+    """Yield each folder and archive that may have the photos, and what is in it."""
+    zips = [f"{name}.zip" for name in names]
+    if root.is_dir():
+        yield from ((root, photos_in(root / name, root).names) for name in names if (root / name).is_dir())
+        archives = [*map(root.joinpath, zips), *sorted(root.glob("dogs-vs-cats*.zip"))]
     else:
-        downloads = sorted(root.glob("dogs-vs-cats*.zip"))
-        if not downloads:
-            raise ValueError(f"{root} {_content(root)}: {_EXPECTED}")
-        return _in_archive(downloads[0])
-    unpacked = (_in_folder(root, folder) for folder in _TEST_FOLDERS if (root / folder).is_dir())
-    return train, next((place for place in unpacked if place.numbered(_TEST)), None) or _test_beside(root)
+        archives = [root, *map(root.parent.joinpath, zips)]
+    for path in filter(Path.is_file, archives):
+        archive = ZipArchive(path)
+        members = _names(archive)
+        yield archive, members
+        for inner in (archive.within(member) for member in members if Path(member).name.lower() in zips):
+            yield inner, _names(inner)
 
 
-def _in_folder(root: Path, folder: str) -> _Place:
-    return _Place(root, photos_in(root / folder, root).names)
+def _names(archive: ZipArchive) -> list[str]:
+    return [member.filename for member in archive.members()]
 
 
-def _in_archive(path: Path) -> tuple[_Place, _Place | None]:
-    archive = ZipArchive(path)
-    place = _place(archive)
-    inner = {Path(name).name.lower(): name for name in place.names}
-    if "train.zip" in inner:
-        tests = [_place(archive.within(inner[name])) for name in _TEST_ARCHIVES if name in inner]
-        return _place(archive.within(inner["train.zip"])), tests[0] if tests else None
-    if not place.numbered(_TRAIN):
-        raise ValueError(f"{path} has {', '.join([*sorted(place.names)[:3], '...'])}: {_EXPECTED}")
-    return place, place if place.numbered(_TEST) else _test_beside(path.parent)
+def _numbered(pattern: re.Pattern[str], names: Iterable[str]) -> dict[tuple[str, int], str]:
+    """Return the names that match by class and number, in this order."""
+    numbered: dict[tuple[str, int], str] = {}
+    for match in filter(None, map(pattern.fullmatch, names)):
+        key, name = (match[1].lower(), int(match[2])), match[0]
+        if numbered.setdefault(key, name) != name:
+            raise ValueError(f"there are {numbered[key]} and {name}: expected one photo of that number")
+    return dict(sorted(numbered.items()))
 
 
-def _test_beside(folder: Path) -> _Place | None:
-    archives = [folder / name for name in _TEST_ARCHIVES if (folder / name).is_file()]
-    return _place(ZipArchive(archives[0])) if archives else None
-
-
-def _place(archive: ZipArchive) -> _Place:
-    return _Place(archive, [member.filename for member in archive.members()])
-
-
-def _content(folder: Path) -> str:
-    """Say what is in a folder that has no photos, and which folder may be meant instead."""
-    if not folder.exists():
+def _content(root: Path) -> str:
+    """Say what there is in place of the photos, and which folder may be meant instead."""
+    if not root.exists():
         return "does not exist"
-    names = ", ".join(sorted(os.listdir(folder))[:5]) or "nothing"
-    return f"has {names}{f' (was {folder.parent} meant?)' if folder.name == 'train' else ''}"
+    names = sorted(os.listdir(root) if root.is_dir() else _names(ZipArchive(root)))
+    hint = f" (was {root.parent} meant?)" if root.name == "train" else ""
+    return f"has {', '.join(names[:5]) or 'nothing'}{hint}"

@@ -12,7 +12,7 @@ from lit_distill.checks import check_choice, check_inside, did_you_mean
 from lit_distill.datamodules.from_files import FilesDataModule, Labelled
 from lit_distill.datamodules.images import Files
 from lit_distill.datamodules.split import Classes, split_classes
-from lit_distill.datamodules.walk import Found, folders_in, is_empty, photos_in, printable
+from lit_distill.datamodules.walk import check_folder, folders_in, is_empty, photos_in, printable
 
 _SPLIT_OF_FOLDER = {  # no class has one of these names
     "train": "train",
@@ -44,9 +44,7 @@ class ImageFolderDataModule(FilesDataModule):
         split_seed: Seed of the split.
         test_root: Folder with the same classes to test on, all of it; by default ``root/test``.
         predict_root: Folder of images to predict, at any depth; by default what is tested.
-        **kwargs: ``image_size``, ``channels``, ``augmentation``, ``mixing``, ``repeats``, ``batch_size``,
-            ``eval_batch_size``, ``num_workers``, ``seed``, ``decode_memory``, ``check`` and ``max_damaged`` of
-            `FilesDataModule`.
+        **kwargs: All other arguments of `FilesDataModule`.
 
     Raises:
         ValueError: If the folder is not there or not readable, a class is empty, alone or has nothing to train on, or
@@ -82,11 +80,10 @@ class ImageFolderDataModule(FilesDataModule):
         self.root = Path(root)
         self.scan_file = self.root / _STORE / "scan.json"
         folders = _folder_of_split(self.root, val)
-        training = _class_folders(self.root, folders)
-        train = self._classes(training, self.root)
+        train = self._classes(_class_folders(self.root, folders), self.root)
         if len(train) < 2:
-            message = f"{folders.get('train', self.root)} has {_few_classes(train, training)}: {_EXPECTED}"
-            raise ValueError(_with(self.left_out, message))
+            message = f"{folders.get('train', self.root)} has {_few_classes(train)}: {_EXPECTED}"
+            raise ValueError(self.left_out.after(message))
         self.class_names = tuple(sorted(train))
         self.num_classes = len(self.class_names)
         if "val" in folders:
@@ -107,7 +104,7 @@ class ImageFolderDataModule(FilesDataModule):
             self.splits["predict"] = self._unlabelled(Path(predict_root), Path(predict_root))
         for split, (files, _) in self.splits.items():
             if not len(files):
-                raise ValueError(_with(self.left_out, f"there are no images for {split} in {files.root}"))
+                raise ValueError(self.left_out.after(f"there are no images for {split} in {files.root}"))
 
     def _classes(self, folders: Iterable[Path], root: Path) -> Classes:
         """Return the photos of each class, as paths in ``root``."""
@@ -120,7 +117,7 @@ class ImageFolderDataModule(FilesDataModule):
                 self.left_out.add_left_out(photos)
             elif is_empty(folder) or "heif" in photos.left_out:
                 message = f"there are no images of class {label!r} in {root}: fill or remove its folder"
-                raise ValueError(_with(photos, message))
+                raise ValueError(photos.after(message))
             else:  # outputs of a run, a folder of notes, a link back to the root
                 self.left_out.leave_out("folder", os.path.relpath(folder, root))
         return classes
@@ -140,10 +137,7 @@ class ImageFolderDataModule(FilesDataModule):
 
 def _folder_of_split(root: Path, val: str | None) -> dict[str, Path]:
     """Return the folder of each split that has one."""
-    if not root.is_dir():
-        hint = did_you_mean(root.name, (folder.name for folder in root.parent.glob("*/")))
-        kind = "is a file" if root.exists() else "does not exist"
-        raise ValueError(f"{root} {kind}: {_EXPECTED}" + (f"; {hint}" if hint else ""))
+    check_folder(root, _EXPECTED)
     folders: dict[str, Path] = {}
     for folder in folders_in(root):
         split = _SPLIT_OF_FOLDER.get(folder.name.lower())
@@ -167,16 +161,10 @@ def _class_folders(root: Path, folders: Mapping[str, Path]) -> list[Path]:
     return folders_in(folders["train"])
 
 
-def _few_classes(classes: Classes, folders: Sequence[Path]) -> str:
+def _few_classes(classes: Classes) -> str:
     """Say which classes there are, if there is none or one."""
     if not classes:
-        return "no images in its folders" if folders else "no folders of classes"
+        return "no folders of classes"
     ((label, names),) = classes.items()
     is_deep = len({Path(name).parent for name in names}) > 1
-    return f"one class only, {label!r}{f' (was {label} meant as the root?)' if is_deep else ''}"
-
-
-def _with(found: Found, message: str) -> str:
-    """Return the message, and what was left out."""
-    left_out = found.told()
-    return f"{message} ({left_out})" if left_out else message
+    return f"one class only, {label!r}" + (f" (was {label} meant as the root?)" if is_deep else "")

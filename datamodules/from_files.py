@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
@@ -32,7 +32,13 @@ _SPLITS: dict[str | None, tuple[Split, ...]] = {  # by Lightning's stage
     "predict": ("predict",),
     None: ("train", "val", "test", "predict"),
 }
-_STANDS_IN: dict[Split, Split] = {"predict": "test", "test": "val"}  # for a split that there is not
+_STAND_INS: dict[Split, tuple[Split, ...]] = {  # the first of these that there is
+    "test": ("test", "val"),
+    "predict": ("predict", "test", "val"),
+}
+
+# The fields of a `DecodedImages`; unpickling one maps its file, which other machines do not have.
+_Images = tuple[str, Tensor, Mode]
 
 
 class Labelled(NamedTuple):
@@ -74,14 +80,11 @@ class FilesDataModule(ImageDataModule):
         decode_memory: Share of the free memory that decoded images may take, 0..1; 0 reads files in every epoch.
         check: Read all files before training. Without it a damaged file ends the run when it is met, and ``mean`` and
             ``std`` are None.
-        max_damaged: Share of damaged files in a split above which they are an error, 0..1.
+        max_damaged: Share of damaged files in a split above which they are an error, 0..1; a single one never is.
         storage: As of `ImageDataModule`.
 
     Raises:
         ValueError: If an argument is out of range. Before training, if too many files are damaged, or all of a class.
-
-    Attributes:
-        mean, std: Of the training images' pixels in 0..1, a value a channel; computed when they are first asked for.
     """
 
     scan_file: Path | None = None
@@ -119,7 +122,7 @@ class FilesDataModule(ImageDataModule):
 
     @property
     def mean(self) -> list[float] | None:
-        """Mean of the training images, a value a channel."""
+        """Mean of the training images' pixels in 0..1, a value a channel; the first call reads the files."""
         return self.scan("train").mean if self.check else None
 
     @property
@@ -147,8 +150,8 @@ class FilesDataModule(ImageDataModule):
         split = self._source(split)
         if split not in self._scans:
             self._report_left_out()
-            stored = load_scans(self.scan_file).get(split)
-            if stored is not None and stored.digest == self._files(split).digest():
+            stored = load_scans(self.scan_file).get(split, Scan.unread())
+            if stored.digest == self._files(split).digest():
                 self._accept(split, stored)
             else:
                 self._read(split)
@@ -167,33 +170,28 @@ class FilesDataModule(ImageDataModule):
 
     def _source(self, split: Split) -> Split:
         """Return the split that serves as this one."""
-        while split not in self.splits and split in _STANDS_IN:
-            split = _STANDS_IN[split]
-        return split
+        return next(name for name in _STAND_INS.get(split, (split,)) if name in self.splits)
 
     def _files(self, split: Split) -> ImageFiles:
         """Return the files of a split, read as its transform wants them: shrunk or resized, so that more fit."""
         files, targets = self.splits[split]
-        mode: Mode = "L" if self.channels == 1 else "RGB"
-        if split == "train":
-            train = self.augmentation.train(self.image_size)
-            return ImageFiles(files, targets, train, mode, train.sufficient_side, train.resize)
         evaluate = self.augmentation.evaluate(self.image_size, self.channels)
-        return ImageFiles(files, targets, evaluate, mode, resize=evaluate.resized)
+        if split != "train":
+            return ImageFiles(files, targets, evaluate, evaluate.mode, resize=evaluate.resized)
+        train = self.augmentation.train(self.image_size)
+        return ImageFiles(files, targets, train, evaluate.mode, train.sufficient_side, train.resize)
 
-    def _data_set(self, split: Split) -> Dataset[tuple[Any, int]]:
+    def _data_set(self, split: Split) -> Dataset[tuple[object, int]]:
         source = self._source(split)
         data = self._files(source)
         if self.check:
             data.contents = self.scan(source).content_numbers()
         data.decoded = self._shared(source)
-        damaged = self._damaged(source)
-        if not damaged:
-            return data
-        rows = torch.tensor([row for row, name in enumerate(data.files) if name not in damaged])
-        if split != "train":
-            return Subset(data, rows)  # type: ignore[arg-type]  # a tensor: workers share it
-        data.rows = rows
+        scan = self._known(source)
+        if scan.damaged:
+            data.rows = scan.readable(data.files).nonzero().flatten()
+            if split != "train":
+                return Subset(data, cast("Sequence[int]", data.rows))  # a tensor, which workers share
         return data
 
     def _read(self, split: Split) -> None:
@@ -203,8 +201,7 @@ class FilesDataModule(ImageDataModule):
         """
         data = self._files(split)
         budget = int(self.decode_memory * free_memory()) if split != "predict" else 0
-        known = self._scans.get(split)
-        if known is None or 0 < known.nbytes <= budget:
+        if split not in self._scans or 0 < self._scans[split].nbytes <= budget:
             reading = read_all(data, budget, quiet=getattr(rank_zero_only, "rank", 0) != 0)
             self._decoded[split] = reading.decoded
             self._accept(split, Scan.of(reading, data))
@@ -228,13 +225,11 @@ class FilesDataModule(ImageDataModule):
         if scan.damaged and split not in self._scans:
             files, targets = self.splits[split]
             message = f"{len(scan.damaged)} of {len(files)} files for {split} are no readable images: {scan.damage()}"
-            readable = torch.tensor([name not in scan.damaged for name in files])
-            emptied = sorted(set(targets.tolist()) - set(targets[readable].tolist()))
-            if emptied and split != "predict":
-                raise ValueError(
-                    f"{message}; class {self._class_names()[emptied[0]]!r} has no other: mend or remove them"
-                )
-            if len(scan.damaged) > self.max_damaged * len(files):
+            emptied = sorted(set(targets.tolist()) - set(targets[scan.readable(files)].tolist()))
+            if emptied:
+                there_is = f"class {self._class_names()[emptied[0]]!r} has" if emptied[0] >= 0 else "there is"
+                raise ValueError(f"{message}; {there_is} no other: mend or remove them")
+            if len(scan.damaged) > max(1, self.max_damaged * len(files)):
                 raise ValueError(
                     f"{message}; that is more than max_damaged={self.max_damaged:g}: mend or remove them, or raise it "
                     "(--data.max_damaged on the command line)"
@@ -242,18 +237,17 @@ class FilesDataModule(ImageDataModule):
             rank_zero_warn(f"left out: {message}")
         self._scans[split] = scan
 
-    def _damaged(self, split: Split) -> dict[str, str]:
-        """Return the damaged files of a split by name, as far as they are known."""
-        return self._scans[split].damaged if split in self._scans else {}
+    def _known(self, split: Split) -> Scan:
+        """Return the scan of a split; nothing is known of files that nobody has read."""
+        return self._scans.get(split, Scan.unread(len(self.splits[split].files)))
 
     def _photos(self, split: Split) -> dict[str, tuple[int, str]]:
         """Return class and content of each file of a split that is not known to be damaged, by its name."""
         split = self._source(split)
         files, targets = self.splits[split]
-        damaged = self._damaged(split)
-        contents = self._scans[split].contents if split in self._scans else [""] * len(files)
-        rows = zip(files, zip(targets.tolist(), contents, strict=True), strict=True)
-        return {name: photo for name, photo in rows if name not in damaged}
+        scan = self._known(split)
+        photos = zip(files, targets.tolist(), scan.contents, strict=True)
+        return {name: (target, content) for name, target, content in photos if name not in scan.damaged}
 
     def _class_names(self) -> list[str]:
         return [*(self.class_names or map(str, range(self.num_classes)))]
@@ -273,8 +267,7 @@ class FilesDataModule(ImageDataModule):
     def _report_left_out(self) -> None:
         """Say once what was taken for no photo."""
         left_out, self.left_out = self.left_out, Found()
-        line = left_out.told()
-        if line:
+        if line := left_out.told():
             (rank_zero_warn if "heif" in left_out.left_out else rank_zero_info)(line)
 
     def _report_oddities(self) -> None:
@@ -291,17 +284,16 @@ def once_a_machine(trainer: Trainer | None, make: Callable[[], DecodedImages | N
     if trainer is None or trainer.world_size == 1:
         return make()
     images: DecodedImages | None = None
-    local_answer: Any = None  # what describes the images, or the error that making them met
+    answer: _Images | Exception | None = None
     if trainer.local_rank == 0:
         try:
             images = make()
-            # Plain fields: unpickling a DecodedImages maps its file, which other machines do not have.
-            local_answer = images and (images.path, images.sizes, images.mode)
+            answer = None if images is None else (images.path, images.sizes, images.mode)
         except Exception as error:  # the others wait below, and must not wait for ever
-            local_answer = error
-    answers: list[Any] = [None] * trainer.world_size
-    distributed.all_gather_object(answers, (trainer.node_rank, trainer.local_rank, local_answer))
+            answer = error
+    answers: list[tuple[int, int, _Images | Exception | None]] = [(0, 0, None)] * trainer.world_size
+    distributed.all_gather_object(answers, (trainer.node_rank, trainer.local_rank, answer))
     answer = {machine: answer for machine, process, answer in answers if process == 0}[trainer.node_rank]
     if isinstance(answer, Exception):
         raise answer
-    return images if images is not None or answer is None else DecodedImages(*answer)
+    return images if answer is None or images is not None else DecodedImages(*answer)

@@ -3,14 +3,14 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch.utilities import rank_zero_info
 from timm.data.imagenet_info import ImageNetInfo
 from torchvision.datasets import ImageNet
 
 from lit_distill.datamodules.from_files import FilesDataModule, Labelled
-from lit_distill.datamodules.walk import folders_in, photos_in
+from lit_distill.datamodules.walk import check_folder, folders_in, photos_in
 
 _EXPECTED = (
     "expected train/<class>/*.JPEG and val/<class>/*.JPEG with classes as n01440764, or what image-net.org has to "
@@ -33,8 +33,7 @@ class ImageNetDataModule(FilesDataModule):
             by default 0, which reads files in every epoch.
         check: Read all files before training, and leave out damaged ones. By default not: there are many, and
             torchvision has compared the archives with their checksums.
-        **kwargs: ``image_size``, ``channels``, ``augmentation``, ``mixing``, ``repeats``, ``batch_size``,
-            ``eval_batch_size``, ``num_workers``, ``seed`` and ``max_damaged`` of `FilesDataModule`.
+        **kwargs: All other arguments of `FilesDataModule`.
 
     Raises:
         ValueError: If neither images nor archives are there, an archive is damaged, unpacking was cut off, or a class
@@ -60,11 +59,9 @@ class ImageNetDataModule(FilesDataModule):
         super().__init__(decode_memory=decode_memory, check=check, **kwargs)
         self.root = Path(root)
         self.scan_file = self.root / ".lit_distill" / "imagenet.json"
-        if not self.root.is_dir():
-            raise ValueError(f"{root} {'is a file' if self.root.exists() else 'does not exist'}: {_EXPECTED}")
-        train, val = (_photos_of_class(self.root, split) for split in ("train", "val"))
-        odd = sorted(train.keys() ^ val.keys())
-        if odd:
+        check_folder(self.root, _EXPECTED)
+        train, val = _photos_of_class(self.root, "train"), _photos_of_class(self.root, "val")
+        if odd := sorted(train.keys() ^ val.keys()):
             raise ValueError(f"{root} has {len(odd)} classes in one of train and val only, such as {odd[0]}")
         self.class_names = _named([*train])
         self.num_classes = len(self.class_names)
@@ -83,23 +80,20 @@ def _photos_of_class(root: Path, split: str) -> dict[str, list[str]]:
             ImageNet(root, split)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{root}: {' '.join(str(error).split())} ({_EXPECTED})") from error
-    left = [path.name for path in sorted(folder.iterdir()) if path.suffix in (".tar", ".JPEG")]
-    if left:
+    if left := sorted([*folder.glob("*.tar"), *folder.glob("*.JPEG")]):
         raise ValueError(
-            f"{folder} has {left[0]} in no class folder: unpacking was cut off, or is going on; remove {folder} to "
-            "unpack again"
+            f"{folder} has {left[0].name} in no class folder: unpacking was cut off, or is going on; "
+            f"remove {folder} to unpack again"
         )
     classes = {found.name: photos_in(found, root).names for found in folders_in(folder)}
-    empty = [name for name, photos in (classes or {"any": []}).items() if not photos]
-    if empty:
+    if empty := [name for name, photos in (classes or {"any": []}).items() if not photos]:
         raise ValueError(f"there are no images of class {empty[0]} in {folder}: {_EXPECTED}")
     return classes
 
 
 def _named(wnids: Sequence[str]) -> tuple[str, ...]:
     """Return the first English name of each class, with its number where another class has the same."""
-    info = ImageNetInfo()
-    known = set(info.label_names())  # type: ignore[no-untyped-call]
-    first = [info.label_name_to_description(wnid).split(",")[0] if wnid in known else wnid for wnid in wnids]
+    names_of = cast("dict[str, str]", ImageNetInfo().label_descriptions(as_dict=True))
+    first = [names_of.get(wnid, wnid).split(",")[0] for wnid in wnids]
     count = Counter(first)
     return tuple(name if count[name] == 1 else f"{name} ({wnid})" for name, wnid in zip(first, wnids, strict=True))

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import hashlib
-from itertools import pairwise
+from itertools import accumulate, pairwise
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, TypeVar
 import zlib
 
 import numpy as np
@@ -21,13 +21,14 @@ from lit_distill.identity import identities, short_hash
 from lit_distill.photos import Mode, bytes_of, read_image
 
 _CHUNK = 1 << 20
+Number = TypeVar("Number", int, Tensor)  # of one file, or of many
 
 
-class Files(Sequence[str]):
+class Files:
     """Names of many files, and how to open them; here those in a folder.
 
-    The names are packed into one tensor: a worker then shares them with the process it comes from, where the reference
-    counts of a list of strings would have every page of it copied, worker by worker.
+    The names are packed into one tensor, which workers share with the process that starts them. A list of strings they
+    would copy page by page, as soon as they touch the reference counts.
 
     Args:
         root: The folder.
@@ -42,39 +43,19 @@ class Files(Sequence[str]):
     def __init__(self, root: str | Path, names: Iterable[str]) -> None:
         self.root = str(root)
         packed = [os.fsencode(name) for name in names]
-        ends = np.cumsum([0, *map(len, packed)])
         self._bytes = torch.from_numpy(np.frombuffer(bytearray(b"".join(packed)), dtype=np.uint8))
-        self._ends = torch.from_numpy(ends.astype(np.int64))
-        self._view()
-
-    def _view(self) -> None:
-        # Tensors are what a spawned worker shares, NumPy what is read element by element in no time.
-        self._packed, self._places = self._bytes.numpy(), self._ends.numpy()
-
-    def __getstate__(self) -> dict[str, object]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_packed", "_places")}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        self._view()
+        self._ends = torch.tensor([0, *accumulate(map(len, packed))])
 
     def __len__(self) -> int:
-        return len(self._places) - 1
+        return len(self._ends) - 1
 
-    @override
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        count = len(self._places) - 1
-        if not -count <= index < count:
-            raise IndexError(index)
-        index %= count
-        return os.fsdecode(self._packed[self._places[index] : self._places[index + 1]].tobytes())
+    def __getitem__(self, index: int) -> str:
+        ends = self._ends.numpy()
+        return os.fsdecode(self._bytes.numpy()[ends[index] : ends[index + 1]].tobytes())
 
-    @override
     def __iter__(self) -> Iterator[str]:
-        packed, places = self._packed.tobytes(), self._places.tolist()
-        return (os.fsdecode(packed[start:end]) for start, end in pairwise(places))
+        names = self._bytes.numpy().tobytes()
+        return (os.fsdecode(names[start:end]) for start, end in pairwise(self._ends.tolist()))
 
     def open(self, index: int) -> BinaryIO:
         """Return a file, opened for reading bytes.
@@ -89,18 +70,10 @@ class Files(Sequence[str]):
         about = os.stat(os.path.join(self.root, self[index]))
         return f"{about.st_size} {about.st_mtime_ns}"
 
-    def content(self, index: int) -> int:
-        """Return what only another file with the same bytes has, from their checksum and number: reads the file.
-
-        Raises:
-            OSError: If the file cannot be read.
-        """
-        return content_key(*size_and_crc(os.path.join(self.root, self[index])))
-
     def identities(self) -> Tensor:
         """Return what identifies each row without reading the files: name, size and time, ``(N, 2)`` int64."""
-        keys = (short_hash(f"{name}\0{self.stamp(index)}") for index, name in enumerate(self))
-        return identities(self, torch.from_numpy(np.fromiter(keys, dtype=np.int64)))
+        keys = [short_hash(f"{name}\0{self.stamp(index)}") for index, name in enumerate(self)]
+        return identities(self, torch.tensor(keys, dtype=torch.int64))
 
     def digest(self, *settings: object) -> str:
         """Return a digest of all names and stamps, and of the ``settings`` with which the files are read."""
@@ -110,8 +83,8 @@ class Files(Sequence[str]):
         return sha.hexdigest()
 
 
-def content_key(size: int, crc: int) -> int:
-    """Return a content's number, the same of a file and of a zip archive's member; above 0."""
+def content_key(size: Number, crc: Number) -> Number:
+    """Return a number > 0 that files of other bytes hardly share; the same for a file and a zip archive's member."""
     return (size % (1 << 30) + 1) << 32 | crc
 
 
@@ -128,7 +101,7 @@ def size_and_crc(path: str | Path) -> tuple[int, int]:
     return size, crc
 
 
-class ImageFiles(Dataset[tuple[Any, int]]):
+class ImageFiles(Dataset[tuple[object, int]]):
     """``(transform(image), target)`` of files.
 
     Args:
@@ -146,22 +119,20 @@ class ImageFiles(Dataset[tuple[Any, int]]):
     Attributes:
         rows: The rows to train on, int64, or None for all of them; files found damaged are left out.
         decoded: The images where they have been decoded before, else None.
-        contents: Each file's `Files.content` where all of them have been read before, int64 ``(N,)``, else None.
+        contents: `content_key` of each file where all of them have been read before, int64 ``(N,)``, else None.
     """
 
     def __init__(
         self,
         files: Files,
-        targets: Iterable[int] | Tensor,
-        transform: Callable[[Image.Image], Any] | None = None,
+        targets: Sequence[int] | Tensor,
+        transform: Callable[[Image.Image], object] | None = None,
         mode: Mode = "RGB",
         shrink: int | None = None,
         resize: Callable[[Image.Image], Image.Image] | None = None,
     ) -> None:
         self.files = files
-        self.targets = torch.as_tensor(targets if isinstance(targets, Tensor) else list(targets), dtype=torch.int64)
-        if len(self.targets) != len(files):
-            raise ValueError(f"expected a target for each of {len(files)} files, got {len(self.targets)}")
+        self.targets = torch.as_tensor(targets, dtype=torch.int64)
         self.transform = transform
         self.mode: Mode = mode
         self.shrink = shrink
@@ -179,7 +150,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         return len(self.files)
 
     @override
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: int) -> tuple[object, int]:
         image = self.image(index)
         return (image if self.transform is None else self.transform(image)), int(self.targets.numpy()[index])
 

@@ -1,9 +1,9 @@
 """A data set whose samples know their row, and whose randomness is keyed on it."""
 
-from collections.abc import Collection, Mapping, Sequence, Sized
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 import os
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,26 @@ from torchvision.datasets.vision import StandardTransform
 from torchvision.transforms import v2
 
 from lit_distill.batch import Batch, IndexedSample
+from lit_distill.checks import check_choice
 from lit_distill.datamodules.images import Files
 from lit_distill.keys import GENERATORS, Generator, derive_seed, kept, reseed
 
+# Modules whose data sets and transforms show what they draw from; some of torchvision's first transforms do not.
+_DATASETS = ("torchvision.datasets.", "torch.utils.data.dataset.", "lit_distill.")
+_TRANSFORMS = ("torchvision.transforms.v2.", "torch.nn.", "lit_distill.")
 
-class IndexedDataset(Dataset[Any]):
+Key = int | tuple[int, int]  # an index, or (view, index)
+Sample = Any  # an IndexedSample, a Batch or a dict
+
+
+@runtime_checkable
+class _MapStyle(Protocol):
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class IndexedDataset(Dataset[Sample]):
     """Wrap a map-style data set so that each sample carries its row.
 
     ``(image, target)`` becomes ``(image, target, index)``, an `IndexedSample`; a dict gets the key ``"index"``.
@@ -58,23 +73,18 @@ class IndexedDataset(Dataset[Any]):
 
     def __init__(
         self,
-        dataset: Any,
+        dataset: object,
         seed: int = 0,
         generators: Collection[Generator] | None = None,
         rows: Tensor | None = None,
         with_view: bool = False,
     ) -> None:
-        if (
-            isinstance(dataset, IterableDataset)
-            or not isinstance(dataset, Sized)
-            or not hasattr(dataset, "__getitem__")
-        ):
+        if isinstance(dataset, IterableDataset) or not isinstance(dataset, _MapStyle):
             raise ValueError(
                 f"IndexedDataset needs a map-style data set, with a length and rows, got {type(dataset).__name__}"
             )
-        unknown = set(generators or ()) - set(GENERATORS)
-        if unknown:
-            raise ValueError(f"generators must be of {GENERATORS}, got {sorted(unknown)}")
+        for name in generators or ():
+            check_choice(Generator, generators=name)
         self.dataset = dataset
         self.seed = seed
         self.generators = generators_of(dataset) if generators is None else tuple(generators)
@@ -90,41 +100,39 @@ class IndexedDataset(Dataset[Any]):
     def __len__(self) -> int:
         return self.num_rows if self.rows is None else len(self.rows)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Any:
-        if not isinstance(key, tuple):
-            return self._sample(self._row(key))
-        with kept(self.generators):
-            return self._view(*key)
+    def __getitem__(self, key: Key) -> Sample:
+        return self._samples([key])[0]
 
-    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Any]:
+    def __getitems__(self, keys: Sequence[Key]) -> list[Sample]:
         """Return several samples; what a `DataLoader` calls, and faster than one by one."""
         if type(self).__getitem__ is not IndexedDataset.__getitem__:  # a subclass has its say
             return [self[key] for key in keys]
-        with kept(self.generators):
+        return self._samples(keys)
+
+    def _samples(self, keys: Sequence[Key]) -> list[Sample]:
+        with kept(self.generators if isinstance(keys[0], tuple) else ()):
             return [self._view(*key) if isinstance(key, tuple) else self._sample(self._row(key)) for key in keys]
 
     def _row(self, index: int) -> int:
         return index if self.rows is None else int(self.rows[index])
 
-    def _view(self, view: int, index: int) -> Any:
+    def _view(self, view: int, index: int) -> Sample:
         row = self._row(index)
         reseed(derive_seed(self.seed, view, row), self.generators)
         sample = self._sample(row)
         if not self.with_view:
             return sample
-        if isinstance(sample, IndexedSample):
-            return Batch(*sample, view=view)  # type: ignore[arg-type]  # one sample; collating makes the tensors
-        return {**sample, "view": view}
+        return {**sample, "view": view} if isinstance(sample, dict) else Batch._make((*sample, view))
 
-    def _sample(self, row: int) -> Any:
+    def _sample(self, row: int) -> Sample:
         sample = self.dataset[row]
         if isinstance(sample, Mapping):
             return {**sample, "index": row}
         image, target, *_ = sample
-        return IndexedSample(image, target, row)  # type: ignore[arg-type]  # one sample; collating makes the tensors
+        return IndexedSample._make((image, target, row))  # of one sample; collating makes the tensors
 
 
-def identities_of(dataset: Any) -> Tensor | None:
+def identities_of(dataset: object) -> Tensor | None:
     """Return what identifies the rows of a data set of files, ``(N, 2)`` int64; None of any other data set.
 
     A data set says so itself with an attribute ``identities``; the files of torchvision's ``ImageFolder`` are known by
@@ -139,7 +147,7 @@ def identities_of(dataset: Any) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
-def generators_of(dataset: Any) -> tuple[Generator, ...]:
+def generators_of(dataset: object) -> tuple[Generator, ...]:
     """Return the generators that reading ``dataset`` may draw from.
 
     Example:
@@ -152,32 +160,28 @@ def generators_of(dataset: Any) -> tuple[Generator, ...]:
     """
     while type(dataset) is Subset:
         dataset = dataset.dataset
-    if not _is_from(dataset, "torchvision.datasets", "torch.utils.data.dataset", "lit_distill") or isinstance(
-        dataset, (ConcatDataset, StackDataset, ChainDataset)
-    ):
+    if isinstance(dataset, (ConcatDataset, StackDataset, ChainDataset)) or not _is_from(dataset, _DATASETS):
         return GENERATORS
-    used: set[Generator] = {"torch"}
-    for name in ("transform", "target_transform", "transforms"):
-        hook = getattr(dataset, name, None)
-        if hook is not None and not isinstance(hook, StandardTransform):
-            used |= _drawn_from(hook)
+    hooks = [getattr(dataset, name, None) for name in ("transform", "target_transform", "transforms")]
+    used = _union(hook for hook in hooks if not isinstance(hook, (StandardTransform, type(None))))
     return tuple(name for name in GENERATORS if name in used)
 
 
-def _is_from(thing: object, *modules: str) -> bool:
-    return any(f"{type(thing).__module__}.".startswith(f"{module}.") for module in modules)
-
-
-def _drawn_from(transform: Any) -> set[Generator]:
-    said = getattr(transform, "generators", None)
-    if isinstance(said, Collection) and set(said) <= set(GENERATORS):
-        return set(said)
-    # Of torchvision's, the second version; some of the first draw from Python's generator.
-    if not _is_from(transform, "torchvision.transforms.v2", "torch.nn", "lit_distill") or isinstance(
-        transform, v2.Lambda
-    ):
-        return set(GENERATORS)
-    parts = getattr(transform, "transforms", None) or ()
-    children = transform.children() if isinstance(transform, nn.Module) else ()
+def _union(transforms: Iterable[object]) -> set[Generator]:
+    """Return the generators that transforms draw from, and torch's, which is always seeded."""
     used: set[Generator] = {"torch"}
-    return used.union(*map(_drawn_from, (*parts, *children)))
+    return used.union(*map(_drawn_from, transforms))
+
+
+def _drawn_from(transform: object) -> set[Generator]:
+    declared = getattr(transform, "generators", None)
+    if isinstance(declared, Collection) and set(declared) <= set(GENERATORS):
+        return set(declared)
+    if isinstance(transform, v2.Lambda) or not _is_from(transform, _TRANSFORMS):
+        return set(GENERATORS)
+    children = transform.children() if isinstance(transform, nn.Module) else ()
+    return _union([*getattr(transform, "transforms", ()), *children])
+
+
+def _is_from(thing: object, modules: tuple[str, ...]) -> bool:
+    return f"{type(thing).__module__}.".startswith(modules)

@@ -1,8 +1,7 @@
 """What is odd about photos that can all be read."""
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 from lit_distill.datamodules.walk import printable
 
@@ -28,51 +27,38 @@ def oddities(train: Photos, val: Photos, class_names: Sequence[str]) -> list[str
         >>> train = {"cat/1.jpg": (0, "a"), "cat/2.jpg": (0, "b"), "dog/1.jpg": (1, "a")}
         >>> for line in oddities(train, {"dog/2.jpg": (1, "c"), "cat/3.jpg": (0, "b")}, ["cat", "dog"]):
         ...     print(line)
-        1 photo is in two classes, such as cat/1.jpg and dog/1.jpg: keep it in one
-        1 photo is trained on and validated, such as cat/2.jpg and cat/3.jpg: accuracies are too high by that
-        1 of 2 classes has one photo to train on: dog
+        photos in two classes: 1, such as cat/1.jpg and dog/1.jpg: keep each in one
+        photos trained on and validated: 1, such as cat/2.jpg and cat/3.jpg: accuracies are too high by that
+        classes with one photo to train on: 1 of 2, such as dog
     """
     return [*_copies(train, val), *_class_sizes(train, val, class_names)]
 
 
-class _Copy(NamedTuple):
-    """One of several files with the same content."""
-
-    name: str
-    target: int
-    is_validated: bool
-
-
 def _copies(train: Photos, val: Photos) -> Iterator[str]:
-    copies: defaultdict[str, list[_Copy]] = defaultdict(list)  # by content
-    for photos, is_validated in ((train, False), (val, True)):
-        for name, (target, content) in photos.items():
-            copies[content].append(_Copy(name, target, is_validated))
-    copies.pop("", None)
-    torn = _pairs(copies, lambda copy: copy.target)
+    torn: dict[str, str] = {}  # two names, by content
+    leaked: dict[str, str] = {}
+    first: dict[str, tuple[str, int, int]] = {}
+    for name, target, content, side in _known(train, val):
+        first_name, first_target, first_side = first.setdefault(content, (name, target, side))
+        pair = f"{printable(first_name)} and {printable(name)}"
+        if target != first_target:
+            torn.setdefault(content, pair)
+        if side != first_side:
+            leaked.setdefault(content, pair)
     if torn:
-        line = f"{_photos_are(torn)} in two classes, such as {next(iter(torn.values()))}"
+        line = f"photos in two classes: {len(torn)}, such as {next(iter(torn.values()))}"
         if torn.keys() >= {content for _, content in train.values()}:
             raise ValueError(f"{line}, and no class has a photo of its own to train on: is one a copy of another?")
-        yield f"{line}: keep {'it' if len(torn) == 1 else 'each'} in one"
-    leaked = _pairs(copies, lambda copy: copy.is_validated)
+        yield f"{line}: keep each in one"
     if leaked:
         example = next(iter(leaked.values()))
-        yield f"{_photos_are(leaked)} trained on and validated, such as {example}: accuracies are too high by that"
+        yield f"photos trained on and validated: {len(leaked)}, such as {example}: accuracies are too high by that"
 
 
-def _pairs(copies: Mapping[str, Sequence[_Copy]], key: Callable[[_Copy], object]) -> dict[str, str]:
-    """Return by content the names of the first two copies that differ in a key, where some do."""
-    pairs: dict[str, str] = {}
-    for content, (first, *others) in copies.items():
-        for other in others:
-            if key(other) != key(first):
-                pairs.setdefault(content, f"{printable(first.name)} and {printable(other.name)}")
-    return pairs
-
-
-def _photos_are(pairs: Sized) -> str:
-    return "1 photo is" if len(pairs) == 1 else f"{len(pairs)} photos are"
+def _known(train: Photos, val: Photos) -> Iterator[tuple[str, int, str, int]]:
+    """Yield name, class, content and side of the split of each photo that has been read."""
+    for side, photos in enumerate((train, val)):
+        yield from ((name, target, content, side) for name, (target, content) in photos.items() if content)
 
 
 def _class_sizes(train: Photos, val: Photos, class_names: Sequence[str]) -> Iterator[str]:
@@ -81,17 +67,11 @@ def _class_sizes(train: Photos, val: Photos, class_names: Sequence[str]) -> Iter
     unseen = [name for target, name in enumerate(class_names) if trained[target] > 1 and not validated[target]]
     for purpose, names in (("one photo to train on", single), ("no photo to validate on", unseen)):
         if names:
-            have = "has" if len(names) == 1 else "have"
-            yield f"{len(names)} of {len(class_names)} classes {have} {purpose}: {_shortened(names)}"
-    (most, largest), (least, smallest) = trained.most_common()[0], trained.most_common()[-1]
+            yield f"classes with {purpose}: {len(names)} of {len(class_names)}, such as {', '.join(names[:_SHOWN])}"
+    (most, largest), *_, (least, smallest) = trained.most_common()
     if largest >= _STRONG * smallest:
         yield (
             f"strong imbalance: {largest} photos to train on are of {class_names[most]!r} and {smallest} of "
             f"{class_names[least]!r}, {largest / smallest:.0f} times fewer: the accuracy says little about the rarer "
             "classes"
         )
-
-
-def _shortened(names: Sequence[str]) -> str:
-    more = f", ... {len(names)} in all" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -1,6 +1,6 @@
 """timm's and torchvision's augmentation policies by their text, such as ``"rand-m9-mstd0.5-inc1"``."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 import re
 from typing import Any, NamedTuple
@@ -17,6 +17,8 @@ from lit_distill.keys import Generator
 _NUMBER, _INTEGER, _SWITCH = r"\d+(\.\d+)?", r"\d+", r"[01]"
 _RAND = {"m": _INTEGER, "n": _INTEGER, "p": _NUMBER, "mstd": _NUMBER, "mmax": _INTEGER, "inc": _SWITCH}
 _AUGMIX = {"m": _INTEGER, "w": _INTEGER, "d": _INTEGER, "a": _NUMBER, "b": _SWITCH, "mstd": _NUMBER}
+
+_timm_posterize: Callable[[Image.Image, int], Image.Image] = posterize
 
 
 class _Policy(NamedTuple):
@@ -102,4 +104,4 @@ def _parse(policy: str) -> tuple[str, list[str]]:
 
 def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
     # Since 13.0 Pillow refuses to keep no bit at all; timm asks for that at magnitudes of 10 and more.
-    return posterize(image, bits) if bits >= 1 else Image.new(image.mode, image.size)  # type: ignore[no-untyped-call]
+    return _timm_posterize(image, bits) if bits >= 1 else Image.new(image.mode, image.size)

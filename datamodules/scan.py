@@ -1,5 +1,6 @@
 """Read every image once: which are damaged, what they look like, and if they fit into memory their pixels."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import chain
 import json
@@ -54,26 +55,18 @@ def read_all(data: ImageFiles, budget: int = 0, workers: int | None = None, quie
     """
     if workers is None:
         workers = min(8, cores()) if len(data) >= _FEW else 0
-    loader: DataLoader[_Image] = DataLoader(
-        _Images(data, with_pixels=budget > 0),
-        _BATCH,
-        num_workers=workers,
-        collate_fn=_collate,
-        generator=torch.Generator(),
-    )
+    images = _Images(data, with_pixels=budget > 0)
+    loader = DataLoader(images, _BATCH, num_workers=workers, collate_fn=_collate, generator=torch.Generator())
     buffer = PixelBuffer()
-    batches: list[_Batch] = []
-    with tqdm(
-        total=len(data), desc="reading images", unit=" images", delay=1, leave=False, disable=quiet or None
-    ) as bar:
-        for pixels, batch in loader:
-            batches.append(batch)
-            if buffer.nbytes <= budget:
-                buffer.write(pixels.numpy())
-            else:
-                buffer.discard()
-            bar.update(len(batch.errors))
-    sizes, moments, contents, errors = zip(*batches, strict=True)
+    found = []
+    options = {"desc": "reading images", "unit": " images", "unit_scale": _BATCH, "delay": 1, "leave": False}
+    for pixels, *batch in tqdm(loader, disable=quiet or None, **options):
+        found.append(batch)
+        if buffer.nbytes <= budget:
+            buffer.write(pixels.numpy())
+        else:
+            buffer.discard()
+    sizes, moments, contents, errors = zip(*found, strict=True)
     size = torch.cat(sizes)
     return Reading(
         size,
@@ -92,7 +85,6 @@ class Scan:
         digest: Of names, sizes and times of the files, and of how they were read.
         count: Number of files.
         nbytes: Bytes that the decoded images take.
-        size: Median height and width in pixels, as read.
         mean: Of the pixels in 0..1, a value a channel, each image counting alike.
         std: Standard deviation of the pixels.
         damaged: Name of each damaged file, and why.
@@ -102,7 +94,6 @@ class Scan:
     digest: str
     count: int
     nbytes: int
-    size: tuple[int, int]
     mean: list[float]
     std: list[float]
     damaged: dict[str, str]
@@ -115,27 +106,32 @@ class Scan:
         good = lengths > 0
         mean, square = reading.moments[good].mean(dim=0)
         std = (square - mean.square()).clamp(min=1e-6).sqrt()
-        height, width = reading.sizes[good].median(dim=0).values.tolist() if good.any() else (0, 0)
         return cls(
             digest=data.digest(),
             count=len(data),
             nbytes=int(lengths.sum()) * len(data.mode),
-            size=(height, width),
-            mean=_rounded(mean),
-            std=_rounded(std),
+            mean=mean.round(decimals=4).tolist(),
+            std=std.round(decimals=4).tolist(),
             damaged={data.files[row]: reason for row, reason in reading.damaged.items()},
             contents=reading.contents,
         )
+
+    @classmethod
+    def unread(cls, count: int = 0) -> Self:
+        """Return what is known about files that have not been read."""
+        return cls("", count, 0, [], [], {}, [""] * count)
+
+    def readable(self, names: Iterable[str]) -> Tensor:
+        """Tell of each file, by its name, whether it is undamaged, ``(N,)`` bool."""
+        return torch.tensor([name not in self.damaged for name in names])
 
     def content_numbers(self) -> Tensor:
         """Return the contents as int64, ``(N,)``; 0 where a file could not be read."""
         return torch.tensor([int(content or "0", 16) for content in self.contents], dtype=torch.int64)
 
     def damage(self) -> str:
-        """Return which files are damaged and why, as a part of a line."""
-        named = [f"{printable(name)} ({reason})" for name, reason in [*self.damaged.items()][:_SHOWN]]
-        more = [f"and {len(self.damaged) - _SHOWN} more"] if len(self.damaged) > _SHOWN else []
-        return "; ".join(named + more)
+        """Return the first damaged files and why, as a part of a line."""
+        return "; ".join(f"{printable(name)} ({why})" for name, why in [*self.damaged.items()][:_SHOWN])
 
 
 def load_scans(path: Path | None) -> dict[str, Scan]:
@@ -164,15 +160,6 @@ def write_json(path: Path, content: object) -> bool:
 def cores() -> int:
     """Return the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class _Batch(NamedTuple):
-    """What reading some files has found, apart from their pixels."""
-
-    sizes: Tensor
-    moments: Tensor
-    contents: tuple[str, ...]
-    errors: tuple[str, ...]
 
 
 class _Image(NamedTuple):
@@ -210,11 +197,7 @@ class _Images(Dataset[_Image]):
         return _Image(pixels.reshape(-1) if self.with_pixels else nothing, pixels.shape[:2], moments, content)
 
 
-def _collate(images: list[_Image]) -> tuple[Tensor, _Batch]:
+def _collate(images: list[_Image]) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...], tuple[str, ...]]:
     pixels, sizes, moments, contents, errors = zip(*images, strict=True)
-    batch = _Batch(torch.tensor(sizes, dtype=torch.int32), torch.from_numpy(np.stack(moments)), contents, errors)
-    return torch.from_numpy(np.concatenate(pixels)), batch
-
-
-def _rounded(values: Tensor) -> list[float]:
-    return [round(value, 4) for value in values.tolist()]
+    size, moment = torch.tensor(sizes, dtype=torch.int32), torch.from_numpy(np.stack(moments))
+    return torch.from_numpy(np.concatenate(pixels)), size, moment, contents, errors

@@ -33,8 +33,7 @@ def split_classes(
     """
     train_before, val_before = _read(path, fraction, seed)
     photos_before = train_before | val_before
-    photos = {name for names in classes.values() for name in names}
-    still_there = len(photos_before & photos)
+    still_there = len(photos_before.intersection(chain(*classes.values())))
     if still_there < len(photos_before) / 2:
         raise ValueError(
             f"{path} is of other images: {still_there} of its {len(photos_before)} are there; delete it to split anew"
@@ -53,7 +52,7 @@ def split_classes(
             )
         train[label] = [name for name in names if name not in chosen]
         val[label] = [name for name in names if name in chosen]
-    sides = {side: sorted(chain(*part.values())) for side, part in (("train", train), ("val", val))}
+    sides = {"train": sorted(chain(*train.values())), "val": sorted(chain(*val.values()))}
     is_new = (set(sides["train"]), set(sides["val"])) != (train_before, val_before)
     if is_new and not write_json(path, {"seed": seed, "fraction": fraction, **sides}):
         rank_zero_info(f"{path} could not be written: the split is the same only as long as the images are")

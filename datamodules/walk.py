@@ -1,13 +1,15 @@
 """Which files of a folder are photos: the one walk of all who read folders."""
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 import os
 from pathlib import Path
 import re
+import stat
 from typing import Literal
 
+from lit_distill.checks import did_you_mean
 from lit_distill.photos import HEIF_SUFFIXES, READS_HEIF, begins_like_an_image, photo_suffixes
 
 # Beside names that begin with a dot: what file managers, network storage and archives put between photos.
@@ -20,16 +22,13 @@ _JUNK = frozenset(
 )
 
 Why = Literal["other", "heif", "link", "pipe", "again", "folder"]
-_WHY: Mapping[Why, tuple[str, str]] = {
-    "heif": (
-        f"HEIC photo, which is read after {READS_HEIF}",
-        f"HEIC photos, which are read after {READS_HEIF}",
-    ),
-    "other": ("file that is no image by its name", "files that are no images by their names"),
-    "link": ("broken link", "broken links"),
-    "pipe": ("pipe, socket or device", "pipes, sockets or devices"),
-    "again": ("link to what is read already", "links to what is read already"),
-    "folder": ("folder without an image, taken for no class", "folders without an image, taken for no classes"),
+_WHY: Mapping[Why, str] = {
+    "heif": f"HEIC, which is read after {READS_HEIF}",
+    "other": "no image by its name",
+    "link": "broken link",
+    "pipe": "pipe, socket or device",
+    "again": "link to what is read already",
+    "folder": "folder without an image, taken for no class",
 }
 
 
@@ -54,10 +53,14 @@ class Found:
         for why, names in other.left_out.items():
             self.leave_out(why, *names)
 
-    def told(self) -> str | None:
-        """Return what was left out as one line, or None if nothing was."""
-        parts = [_told(why, [*self.left_out[why]]) for why in _WHY if why in self.left_out]
-        return f"left out: {'; '.join(parts)}" if parts else None
+    def told(self) -> str:
+        """Return what was left out as one line, empty if nothing was."""
+        parts = [f"{what}: {_counted([*self.left_out[why]])}" for why, what in _WHY.items() if why in self.left_out]
+        return f"left out: {'; '.join(parts)}" if parts else ""
+
+    def after(self, message: str) -> str:
+        """Return a message, followed by what was left out."""
+        return f"{message} ({self.told()})".removesuffix(" ()")
 
 
 def photos_in(folder: str | Path, root: str | Path) -> Found:
@@ -81,39 +84,41 @@ def photos_in(folder: str | Path, root: str | Path) -> Found:
         ...         Path(folder, name).touch()
         ...     found = photos_in(folder, folder)
         >>> print(found.names, found.told())
-        ['a.png', 'b.jpg'] left out: 1 file that is no image by its name, README.txt
+        ['a.png', 'b.jpg'] left out: no image by its name: README.txt
     """
-    found, taken, entered = Found(), set[tuple[int, int]](), set(_above(root))
-    if Path(folder) != Path(root):
-        entered.add(os.path.realpath(root))
-    start = str(folder), os.path.relpath(folder, root)
-    places, links = deque([start]), deque[tuple[str, str]]()
+    found, seen = Found(), {*_above(os.path.abspath(folder)), *_above(os.path.realpath(root))}
+    places, links = deque([(str(folder), os.path.relpath(folder, root))]), deque[tuple[str, str]]()
     while places or links:  # links last, so that a file is found by its own name
-        linked = not places
-        path, name = links.popleft() if linked else places.pop()
-        kind = _kind(path)
-        if kind == "file":
-            _take(path, name, found, taken)
-        elif kind != "folder":
-            found.leave_out(kind, name)
-        elif (real := os.path.realpath(path)) in entered:
+        path, name = (places or links).popleft()
+        try:
+            about = os.stat(path)
+        except OSError:
+            found.leave_out("link", name)
+            continue
+        if _identity(about) in seen:
             found.leave_out("again", name)
-        else:
-            entered.add(real)
-            if linked or (path, name) == start:
-                entered.update(_above(real))
+        elif stat.S_ISDIR(about.st_mode):
+            seen.update([_identity(about), *_above(os.path.realpath(path))])
             for entry in _entries(path):
-                inside = entry.path, entry.name if name == os.curdir else os.path.join(name, entry.name)
-                if entry.is_symlink():
-                    links.append(inside)
-                elif entry.is_dir():
-                    places.append(inside)
-                elif entry.is_file():
-                    _take(*inside, found, taken)
-                else:
-                    found.leave_out("pipe", inside[1])
+                inside = entry.path, os.path.normpath(os.path.join(name, entry.name))
+                (links if entry.is_symlink() else places).append(inside)
+        elif not stat.S_ISREG(about.st_mode):
+            found.leave_out("pipe", name)
+        elif why := _no_photo(path):
+            found.leave_out(why, name)
+        else:
+            seen.add(_identity(about))
+            found.names.append(name)
     found.names.sort(key=_order)
     return found
+
+
+def check_folder(root: Path, expected: str) -> None:
+    """Raise ``ValueError`` unless ``root`` is a folder; the message says what is expected, and what may be meant."""
+    if not root.is_dir():
+        kind = "is a file" if root.exists() else "does not exist"
+        hint = did_you_mean(root.name, (folder.name for folder in root.parent.glob("*/")))
+        raise ValueError(f"{root} {kind}: {expected}; {hint}".removesuffix("; "))
 
 
 def folders_in(folder: Path) -> list[Path]:
@@ -122,7 +127,7 @@ def folders_in(folder: Path) -> list[Path]:
     Raises:
         ValueError: If the folder cannot be read.
     """
-    return [folder / entry.name for entry in _entries(folder) if _kind(entry.path) == "folder"]
+    return [folder / entry.name for entry in _entries(folder) if os.path.isdir(entry.path)]
 
 
 def is_empty(folder: Path) -> bool:
@@ -147,27 +152,16 @@ def printable(name: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
-def _told(why: Why, names: list[str]) -> str:
-    one, several = _WHY[why]
-    return (
-        f"1 {one}, {printable(names[0])}"
-        if len(names) == 1
-        else f"{len(names)} {several}, such as {printable(names[0])}"
-    )
+def _counted(names: Sequence[str]) -> str:
+    return printable(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
-def _take(path: str, name: str, found: Found, taken: set[tuple[int, int]]) -> None:
-    """Note a file as a photo, or as what it is instead."""
+def _no_photo(path: str) -> Why | None:
+    """Return why a file is no photo, or None if it is one."""
     suffix = os.path.splitext(path)[1].lower()
-    if suffix not in photo_suffixes() and (suffix or not begins_like_an_image(path)):
-        found.leave_out("heif" if suffix in HEIF_SUFFIXES else "other", name)
-        return
-    about = os.stat(path)
-    if (about.st_dev, about.st_ino) in taken:
-        found.leave_out("again", name)
-        return
-    taken.add((about.st_dev, about.st_ino))
-    found.names.append(name)
+    if suffix in photo_suffixes() or (not suffix and begins_like_an_image(path)):
+        return None
+    return "heif" if suffix in HEIF_SUFFIXES else "other"
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
@@ -179,15 +173,13 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
     return sorted(kept, key=lambda entry: entry.name)
 
 
-def _kind(path: str) -> Literal["folder", "file", "pipe", "link"]:
-    """Tell what is there, or at the end of a link."""
-    if os.path.isdir(path):
-        return "folder"
-    return "file" if os.path.isfile(path) else "pipe" if os.path.exists(path) else "link"
+def _identity(about: os.stat_result) -> tuple[int, int]:
+    """Return what a file or folder has in common with links to it."""
+    return about.st_dev, about.st_ino
 
 
-def _above(folder: str | Path) -> Iterable[str]:
-    return map(str, Path(os.path.realpath(folder)).parents)
+def _above(path: str) -> set[tuple[int, int]]:
+    return {_identity(parent.stat()) for parent in Path(path).parents}
 
 
 def _order(name: str) -> list[tuple[bool, str]]:

@@ -49,19 +49,18 @@ class ZipArchive:
     def __init__(self, path: str | Path, start: int = 0, length: int | None = None) -> None:
         self.path, self.start = Path(path), start
         try:
-            with self.path.open("rb") as file:
-                self._file = os.dup(file.fileno())
+            self._file = self.path.open("rb", buffering=0)
         except OSError as error:
             raise ValueError(f"cannot read the archive {path}: {error.strerror}") from error
-        self._close = weakref.finalize(self, os.close, self._file)
-        self.length = os.fstat(self._file).st_size - start if length is None else length
+        weakref.finalize(self, self._file.close)
+        self.length = self.path.stat().st_size - start if length is None else length
 
     def __reduce__(self) -> tuple[type["ZipArchive"], tuple[Path, int, int]]:
         return ZipArchive, (self.path, self.start, self.length)
 
     def read(self, position: int, length: int) -> bytes:
         """Return the bytes from ``position``, fewer only where the archive ends."""
-        return os.pread(self._file, max(0, min(length, self.length - position)), self.start + position)
+        return os.pread(self._file.fileno(), max(0, min(length, self.length - position)), self.start + position)
 
     def members(self, names: Iterable[str] | None = None) -> list[zipfile.ZipInfo]:
         """Return what the archive's directory says about its members, folders left out.
@@ -76,8 +75,7 @@ class ZipArchive:
         """
         with self._open() as file:
             members = file.infolist()
-        problem = next(_problems(members, self.length), None)
-        if problem is not None:
+        if problem := next(_problems(members, self.length), None):
             raise ValueError(f"{self.path} is not read: {problem}")
         by_name = {member.filename: member for member in members if not member.is_dir()}
         try:
@@ -119,22 +117,23 @@ class ZipArchive:
     def _unpack(self, member: zipfile.ZipInfo) -> "ZipArchive":
         rank_zero_info(f"{member.filename} is compressed within {self.path}: unpacking it once")
         folder = self.path.parent
-        writable = os.access(folder, os.W_OK)
-        if not writable:
+        is_writable = os.access(folder, os.W_OK)
+        if not is_writable:
             folder = Path(tempfile.mkdtemp(prefix="lit_distill_"))
         unpacked = folder / Path(member.filename).name
         try:
-            with write_atomically(unpacked) as part, self._open() as archive, archive.open(member) as source:
-                description = f"unpacking {unpacked.name}"
-                with (
-                    part.open("wb") as target,
-                    tqdm.wrapattr(source, "read", member.file_size, desc=description) as bar,
-                ):
-                    shutil.copyfileobj(bar, target, 1 << 20)
+            with (
+                write_atomically(unpacked) as part,
+                part.open("wb") as target,
+                self._open() as archive,
+                archive.open(member) as packed,
+                tqdm.wrapattr(packed, "read", member.file_size, desc=f"unpacking {unpacked.name}") as source,
+            ):
+                shutil.copyfileobj(source, target, 1 << 20)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
             raise ValueError(f"cannot unpack {member.filename} in {self.path}: {error}") from error
         inner = ZipArchive(unpacked)
-        if not writable:
+        if not is_writable:
             weakref.finalize(inner, _remove, folder, os.getpid())
         return inner
 
@@ -142,8 +141,7 @@ class ZipArchive:
 class ZipFiles(Files):
     """Members of a zip archive, read straight from it.
 
-    The place of each member is packed like the names, so the memory of a worker does not grow with the archive. Reading
-    never unpacks more of a member than the archive announces; a member of another length or checksum is damaged.
+    Reading never unpacks more of a member than the archive announces; one of another length or checksum is damaged.
 
     Args:
         archive: The archive, or its path.
@@ -170,11 +168,6 @@ class ZipFiles(Files):
 
     @override
     def open(self, index: int) -> BinaryIO:
-        """Return a member's bytes as an opened file.
-
-        Raises:
-            OSError: If it is damaged.
-        """
         offset, packed, size, crc, method = self._table[index].tolist()
         data = self.archive.read(self.archive.data_of(offset), packed)
         if method == zipfile.ZIP_DEFLATED:
@@ -186,20 +179,13 @@ class ZipFiles(Files):
 
     @override
     def stamp(self, index: int) -> str:
-        """Return size and checksum of a member."""
         size, crc = self._table[index, 2:4].tolist()
         return f"{size} {crc:08x}"
 
     @override
-    def content(self, index: int) -> int:
-        """Return the key of a member's bytes, from what the archive says about it."""
-        size, crc = self._table[index, 2:4].tolist()
-        return content_key(size, crc)
-
-    @override
     def identities(self) -> Tensor:
-        """Return content and name of each row, ``(N, 2)`` int64."""
-        return identities(self, torch.tensor([self.content(row) for row in range(len(self))], dtype=torch.int64))
+        _, _, sizes, checksums, _ = self._table.unbind(dim=1)
+        return identities(self, content_key(sizes, checksums))
 
 
 class _View(io.RawIOBase):

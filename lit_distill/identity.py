@@ -1,12 +1,12 @@
 """What makes a row of a data set the same sample when the data set has changed."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable
 import hashlib
+from itertools import chain
 import os
-from typing import Any
+from typing import Protocol, cast, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
@@ -28,7 +28,7 @@ def identities(names: Iterable[str], contents: Tensor) -> Tensor:
         >>> identities(["cat/1.jpg", "dog/1.jpg"], torch.tensor([7, 8])).shape
         torch.Size([2, 2])
     """
-    hashes = torch.from_numpy(np.fromiter((short_hash(name) for name in names), dtype=np.int64))
+    hashes = torch.tensor([*map(short_hash, names)], dtype=torch.int64)
     return torch.stack([contents, hashes], dim=1)
 
 
@@ -49,17 +49,14 @@ def match_rows(then: Tensor, now: Tensor) -> Tensor:
     """
     if torch.equal(then, now):
         return torch.arange(len(now))
-    before, after = ([tuple(row) for row in table.tolist()] for table in (then, now))
-    row_of = {identity: row for row, identity in enumerate(before) if identity[0]}
-    source = [row_of.get(identity, -1) for identity in after]
-    kept = set(source)
-    left: dict[int, list[int]] = defaultdict(list)
-    for row in reversed(range(len(before))):
-        if row not in kept and before[row][0]:
-            left[before[row][0]].append(row)
-    for row, (content, _) in enumerate(after):
-        if source[row] < 0 and left.get(content):
-            source[row] = left[content].pop()
+    row_of = {(content, name): row for row, (content, name) in enumerate(then.tolist()) if content}
+    source = [row_of.pop((content, name), -1) for content, name in now.tolist()]
+    left: dict[int, deque[int]] = defaultdict(deque)
+    for (content, _), row in row_of.items():
+        left[content].append(row)
+    for row, content in enumerate(now[:, 0].tolist()):
+        if source[row] < 0 and left[content]:
+            source[row] = left[content].popleft()
     return torch.tensor(source, dtype=torch.int64)
 
 
@@ -78,10 +75,16 @@ def grown(before: int, now: int) -> Tensor:
     return torch.where(row < before, row, -1)
 
 
-def check_rows(dataset: Any, count: int | None = None) -> None:
-    """Check that the rows that samples carry are those of ``dataset`` itself, in 0..count-1.
+@runtime_checkable
+class _HasRows(Protocol):
+    """A data set whose samples carry their row, as those of `IndexedDataset` do."""
 
-    A data set that has rows has an attribute ``num_rows``, as `IndexedDataset` does.
+    num_rows: int
+    dataset: object
+
+
+def check_rows(dataset: object, count: int | None = None) -> None:
+    """Check that the rows that samples carry are those of ``dataset`` itself, in 0..count-1.
 
     Args:
         dataset: May be a ``Subset`` or ``ConcatDataset`` of data sets with rows.
@@ -97,7 +100,7 @@ def check_rows(dataset: Any, count: int | None = None) -> None:
             "the whole, IndexedDataset(ConcatDataset([a, b])), instead of its parts"
         )
     for part in parts.values():
-        if part is not dataset and (count is None or max(_rows(dataset), default=0) >= count):
+        if part is not dataset and (count is None or bool((_rows(dataset) >= count).any())):
             raise ValueError(
                 f"the training set is a part of an IndexedDataset, so its rows are those of the whole, "
                 f"0..{part.num_rows - 1}: wrap the part, IndexedDataset(part), as in "
@@ -106,18 +109,17 @@ def check_rows(dataset: Any, count: int | None = None) -> None:
             )
 
 
-def _with_rows(dataset: Any) -> Iterator[Any]:
-    if hasattr(dataset, "num_rows") and hasattr(dataset, "dataset"):
-        yield dataset
-    elif isinstance(dataset, (Subset, ConcatDataset)):
-        for part in [dataset.dataset] if isinstance(dataset, Subset) else dataset.datasets:
-            yield from _with_rows(part)
-
-
-def _rows(dataset: Any) -> Sequence[int]:
+def _with_rows(dataset: object) -> Iterable[_HasRows]:
+    if isinstance(dataset, _HasRows):
+        return [dataset]
     if isinstance(dataset, Subset):
-        rows = _rows(dataset.dataset)
-        return [rows[index] for index in dataset.indices]
+        return _with_rows(dataset.dataset)
+    return chain(*map(_with_rows, getattr(dataset, "datasets", [])))
+
+
+def _rows(dataset: object) -> Tensor:
+    if isinstance(dataset, Subset):
+        return _rows(dataset.dataset)[torch.as_tensor(dataset.indices, dtype=torch.int64)]
     if isinstance(dataset, ConcatDataset):
-        return [row for part in dataset.datasets for row in _rows(part)]
-    return range(dataset.num_rows)
+        return torch.cat([_rows(part) for part in dataset.datasets])
+    return torch.arange(cast(_HasRows, dataset).num_rows)

@@ -7,10 +7,11 @@ import io
 import os
 from pathlib import Path
 import stat
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 import warnings
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
@@ -33,8 +34,7 @@ _BY_BYTES = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # formats that the fi
 HEIF_SUFFIXES = frozenset((".heic", ".heics", ".heif", ".heifs", ".hif"))
 READS_HEIF = "pip install 'lit-distill[heif]'"
 
-Array = np.ndarray[Any, Any]  # NumPy's shape and kind
-Photo = str | Path | Image.Image | Array | Tensor
+Photo = str | Path | Image.Image | NDArray[np.generic] | Tensor
 Mode = Literal["RGB", "L"]
 
 
@@ -68,22 +68,20 @@ def read_image(
         >>> image.size, image.mode, image.getpixel((0, 0))
         ((200, 150), 'RGB', (255, 255, 255))
     """
-    with _os_errors():
-        file, name = _opened(file, name)
-        with _open(file, name) as opened:
-            target = _shrunk(opened.size, shrink)
-            if target != opened.size:
-                opened.draft(None, (_DRAFT * target[0], _DRAFT * target[1]))  # None: the mode stays
-            opened.load()
-            image = _eight_bits(opened, mode)
-            if target != image.size:
-                image = image.resize(target, Image.Resampling.BICUBIC, reducing_gap=3.0)
-            return _upright(image)
+    with _os_errors(), _open(file, name) as opened:
+        target = _shrunk(opened.size, shrink)
+        if target != opened.size:
+            opened.draft(None, (_DRAFT * target[0], _DRAFT * target[1]))  # None: the mode stays
+        opened.load()
+        image = _eight_bits(opened, mode)
+        if target != image.size:
+            image = image.resize(target, Image.Resampling.BICUBIC, reducing_gap=3.0)
+        return _upright(image)
 
 
 def size_of(file: str | Path | BinaryIO, name: str | None = None) -> tuple[int, int]:
     """Return width and height of an image as stored, without its pixels; arguments and errors are `read_image`'s."""
-    with _os_errors(), _open(*_opened(file, name)) as opened:
+    with _os_errors(), _open(file, name) as opened:
         return opened.size
 
 
@@ -104,7 +102,7 @@ def bytes_of(path: str | Path) -> io.BytesIO:
 @cache
 def photo_suffixes() -> frozenset[str]:
     """Return the suffixes of file names, such as ``".jpg"``, that are of images which can be read here."""
-    return frozenset(suffix for suffix, kind in _formats().items() if kind not in _NO_PIXELS)
+    return frozenset(_formats())
 
 
 def begins_like_an_image(path: str | Path) -> bool:
@@ -133,29 +131,25 @@ def _os_errors() -> Iterator[None]:
             raise OSError(str(error) or type(error).__name__) from error
 
 
-def _opened(file: str | Path | BinaryIO, name: str | None) -> tuple[BinaryIO, str]:
-    if isinstance(file, (str, Path)):
-        return bytes_of(file), name or str(file)
-    return file, name or ""
-
-
 def _upright(image: Image.Image) -> Image.Image:
     turned = {"exif", "xmp", "XML:com.adobe.xmp"} & image.info.keys()
     return ImageOps.exif_transpose(image) if turned else image
 
 
-def _open(file: BinaryIO, name: str) -> Image.Image:
+def _open(file: str | Path | BinaryIO, name: str | None) -> Image.Image:
+    if isinstance(file, (str, Path)):
+        file, name = bytes_of(file), str(file)
     # Pillow tries fifty formats in turn: to begin with the likely one saves a third of a small image's time.
-    likely = _formats().get(os.path.splitext(name)[1].lower())
-    with suppress(UnidentifiedImageError):
-        return Image.open(file, formats=None if likely is None else (likely,))
-    file.seek(0)
-    return Image.open(file)
+    likely = _formats().get(os.path.splitext(name or "")[1].lower(), "JPEG")
+    return Image.open(file, formats=[likely, *Image.ID])
 
 
 @cache
 def _formats() -> dict[str, str]:
-    return {suffix: kind for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    """Return the formats whose pixels can be read here, by the suffixes of their files."""
+    suffixes = Image.registered_extensions()
+    readable = Image.OPEN.keys() - set(_NO_PIXELS)
+    return {suffix: kind for suffix, kind in suffixes.items() if kind in readable}
 
 
 def _shrunk(size: tuple[int, int], shrink: int | None) -> tuple[int, int]:
@@ -170,7 +164,7 @@ def _eight_bits(image: Image.Image, mode: Mode) -> Image.Image:
     if image.mode == mode and "transparency" not in image.info:
         return image
     info = image.info
-    if image.mode.startswith("I") or image.mode == "F":
+    if image.mode[0] in "IF":
         values = _levels(np.asarray(image, dtype=np.float32), image.mode)
         image = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
@@ -183,7 +177,7 @@ def _eight_bits(image: Image.Image, mode: Mode) -> Image.Image:
     return image
 
 
-def _levels(values: Array, mode: str) -> Array:
+def _levels(values: NDArray[np.float32], mode: str) -> NDArray[np.generic]:
     """Scale values of 16 or 32 bits, or floats, to 0..255."""
     values = np.nan_to_num(values, nan=0, posinf=0, neginf=0)
     # The largest value tells the range of 32-bit and float images. Limits are doubled: resampling can overshoot.
@@ -210,23 +204,17 @@ def as_image(photo: Photo, mode: Mode = "RGB") -> Image.Image:
         return _read_photo(Path(photo), mode)
     if isinstance(photo, Image.Image):
         return _upright(_eight_bits(photo, mode))
-    pixels = np.asarray(photo.detach().cpu() if isinstance(photo, Tensor) else photo)
-    if isinstance(photo, Tensor) and photo.dim() == 3:
-        pixels = pixels.transpose(1, 2, 0)
-    channels = pixels.shape[2:] or (1,)
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or channels[0] not in (1, 3, 4):
+    kind = type(photo).__name__
+    if isinstance(photo, Tensor):
+        photo = photo.detach().cpu().numpy()
+        photo = photo.transpose(1, 2, 0) if photo.ndim == 3 else photo
+    pixels = np.atleast_3d(photo)
+    if pixels.dtype != np.uint8 or pixels.shape[2:] not in ((1,), (3,), (4,)):
         raise ValueError(
             "expected a path, a Pillow image, a uint8 (H, W) or (H, W, C) array or a uint8 (C, H, W) tensor of 1, 3 or "
-            f"4 channels, got {_kind(photo)}"
+            f"4 channels, got {kind} {pixels.shape} of {pixels.dtype}"
         )
-    if channels[0] == 1:
-        pixels = pixels.reshape(pixels.shape[:2])
-    return _eight_bits(Image.fromarray(np.ascontiguousarray(pixels)), mode)
-
-
-def _kind(photo: object) -> str:
-    shape = getattr(photo, "shape", None)
-    return type(photo).__name__ if shape is None else f"{tuple(shape)} of {getattr(photo, 'dtype', None)}"
+    return _eight_bits(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels), mode)
 
 
 def _read_photo(path: Path, mode: Mode) -> Image.Image:

@@ -50,8 +50,8 @@ class ShorterSide:
         # An even number at each end: the crop of the middle starts at an even number, and so stays where it was.
         spare = max(0, length - max(_LONGEST * self.side, self.least)) // 4 * 2
         if not spare:
-            mode = InterpolationMode(self.interpolation)
-            return v2.functional.resize(image, [self.side], mode)  # type: ignore[no-any-return]  # torchvision's Any
+            resized: Image.Image = v2.functional.resize(image, [self.side], InterpolationMode(self.interpolation))
+            return resized
         # Without the far ends, whose pixels no filter reaches. Pillow then takes both directions in the usual order.
         first, last = spare * longer / length, longer - spare * longer / length
         reach = math.ceil(4 * max(1, shorter / self.side))

@@ -18,7 +18,7 @@ from lit_distill.callbacks import SoftLabelCallback
 from lit_distill.datamodules import Augmentation, ImageFolderDataModule
 
 # Photos that are copied into another class are said to be there; that is not what these tests are about.
-pytestmark = pytest.mark.filterwarnings("ignore:.*(in two classes|on both sides)")
+pytestmark = pytest.mark.filterwarnings("ignore:.*(in two classes|trained on and validated)")
 
 SIDE = 8
 PLAIN = Augmentation(crop="padded", padding=0, hflip=0.0)

@@ -22,6 +22,7 @@ from lit_distill.datamodules import (
     IndexedDataset,
     KeyedSampler,
 )
+from lit_distill.datamodules.images import Files, ImageFiles
 
 
 class Foreign(LightningModule):
@@ -204,3 +205,30 @@ def train_on(data: ImageDataModule, ckpt: Path | None = None, **kwargs: Any) -> 
     module = Collect()
     trainer(**{"max_epochs": 2, **kwargs}).fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
     return [batch for _, batch in module.batches]
+
+
+MIXED = [f"c{i % 3}/{i}.{kind}" for i, kind in enumerate(["png", "jpg", "webp", "bmp"] * 5)]
+
+
+def mixed_files(root: Path, mode: Any = "RGB", shrink: int | None = None) -> ImageFiles:
+    """Write photos of several formats, each of a size of its own, and return them."""
+    for i, name in enumerate(MIXED):
+        make_photos(root, [name], size=(20 + i, 50 - i), seed=i)
+    return ImageFiles(Files(root, MIXED), [i % 3 for i in range(len(MIXED))], mode=mode, shrink=shrink)
+
+
+def same_image(one: Image.Image, other: Image.Image) -> bool:
+    return one.mode == other.mode and one.size == other.size and one.tobytes() == other.tobytes()
+
+
+def pets(prefix: str = "", cats: int = 10, dogs: int = 6) -> list[str]:
+    """Names of photos in two folders of classes."""
+    return [f"{prefix}{kind}/{i:02}.png" for kind, count in (("cat", cats), ("dog", dogs)) for i in range(count)]
+
+
+def photo_folder(root: Path, **kwargs: Any) -> ImageFolderDataModule:
+    return ImageFolderDataModule(root, image_size=16, batch_size=4, num_workers=0, **kwargs)
+
+
+def names_by_split(data: ImageFolderDataModule) -> dict[str, list[str]]:
+    return {split: list(files) for split, (files, _) in data.splits.items()}

@@ -85,10 +85,9 @@ def _photos(place: Path) -> list[_Photo]:
     if not place.is_dir():
         return [_Photo(place, is_named=True)]
     found = photos_in(place, place)
-    left_out = found.told()
     if not found.names:
-        raise ValueError(f"there are no images in the folder {place}" + (f" ({left_out})" if left_out else ""))
-    if left_out:
+        raise ValueError(found.after(f"there are no images in the folder {place}"))
+    if left_out := found.told():
         print(f"{place}: {left_out}", file=sys.stderr)
     return [_Photo(place / name, is_named=False) for name in found.names]
 

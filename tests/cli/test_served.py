@@ -150,8 +150,7 @@ def test_no_name_and_no_pipe_loses_the_other_predictions(student: Path, tmp_path
     printed = capsys.readouterr()
     assert [line.split()[0] for line in printed.out.splitlines()] == ["new/b.png", "new/caf\\xe9.png"]
     assert printed.err == (
-        "new: left out: 1 broken link, gone.png; 1 pipe, socket or device, pipe.png; "
-        "1 link to what is read already, up\n"
+        "new: left out: broken link: gone.png; pipe, socket or device: pipe.png; link to what is read already: up\n"
     )
     main(["predict", str(student), "new", "--output=out.csv"])
     rows = list(csv.DictReader(Path("out.csv").read_text(encoding="utf-8").splitlines()))

@@ -6,42 +6,28 @@ import subprocess
 import sys
 
 import numpy as np
-from PIL import Image
 import pytest
-from toys import make_photos
+from toys import MIXED, mixed_files, same_image
 
 from lit_distill.datamodules import decoded
 from lit_distill.datamodules.decoded import DecodedImages, free_memory
-from lit_distill.datamodules.images import Files, ImageFiles
 from lit_distill.datamodules.scan import read_all
-
-NAMES = [f"c{i % 3}/{i}.{kind}" for i, kind in enumerate(["png", "jpg", "webp", "bmp"] * 5)]
-
-
-def photos(root: Path, mode="RGB", shrink: int | None = None) -> ImageFiles:
-    for i, name in enumerate(NAMES):
-        make_photos(root, [name], size=(20 + i, 50 - i), seed=i)
-    return ImageFiles(Files(root, NAMES), [i % 3 for i in range(len(NAMES))], mode=mode, shrink=shrink)
-
-
-def same(one: Image.Image, other: Image.Image) -> bool:
-    return one.mode == other.mode and one.size == other.size and one.tobytes() == other.tobytes()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("shrink", [None, 16])
 def test_decoded_images_are_those_of_the_files(tmp_path, mode, workers: int, shrink: int | None) -> None:
-    data = photos(tmp_path, mode, shrink)
+    data = mixed_files(tmp_path, mode, shrink)
     reading = read_all(data, budget=10**9, workers=workers)
     assert reading.damaged == {}
     images = reading.decoded
     assert images is not None
-    assert len(images) == len(NAMES)
-    assert all(same(images[i], data.image(i)) for i in range(len(NAMES)))
+    assert len(images) == len(MIXED)
+    assert all(same_image(images[i], data.image(i)) for i in range(len(MIXED)))
     assert reading.sizes.tolist() == [[image.height, image.width] for image in images]
     data.decoded = images
-    assert same(data.image(3), images[3])
+    assert same_image(data.image(3), images[3])
 
 
 def _checksum(images: DecodedImages, queue=None) -> int:
@@ -52,7 +38,7 @@ def _checksum(images: DecodedImages, queue=None) -> int:
 
 
 def test_another_process_maps_the_same_bytes(tmp_path, away) -> None:
-    images = read_all(photos(tmp_path), budget=10**9).decoded
+    images = read_all(mixed_files(tmp_path), budget=10**9).decoded
     assert images is not None
     assert len(pickle.dumps(images)) < images.nbytes / 10
     assert away(_checksum, images) == _checksum(images)
@@ -66,12 +52,12 @@ def test_another_process_maps_the_same_bytes(tmp_path, away) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="memory without a name is Linux's")
 def test_nothing_is_left_behind_by_a_process_that_was_killed(tmp_path) -> None:
-    photos(tmp_path)
+    mixed_files(tmp_path)
     script = f"""
 import os, signal
 from lit_distill.datamodules.scan import read_all
 from lit_distill.datamodules.images import Files, ImageFiles
-images = read_all(ImageFiles(Files({str(tmp_path)!r}, {NAMES}), [0] * {len(NAMES)}), budget=10**9).decoded
+images = read_all(ImageFiles(Files({str(tmp_path)!r}, {MIXED}), [0] * {len(MIXED)}), budget=10**9).decoded
 print(images.path, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -86,12 +72,12 @@ def test_without_memory_that_has_no_name_it_is_a_temporary_file(tmp_path, monkey
     monkeypatch.delattr(os, "memfd_create", raising=False)
     monkeypatch.setattr(decoded.tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
-    data = photos(tmp_path)
+    data = mixed_files(tmp_path)
     images = read_all(data, budget=10**9).decoded
     assert images is not None
     assert [path.stat().st_size for path in (tmp_path / "temporary").iterdir()] == [images.nbytes]
     again = pickle.loads(pickle.dumps(images))
-    assert same(again[4], data.image(4))
+    assert same_image(again[4], data.image(4))
     del images
     assert not list((tmp_path / "temporary").iterdir())
     read_all(data, budget=100)

@@ -25,27 +25,25 @@ def test_the_same_photo_in_two_classes_is_counted_across_the_split() -> None:
     train["train/2/9.jpg"] = 2, "t0-0"
     val["val/2/1.jpg"] = 2, "t1-3"
     assert oddities(train, val, NAMES) == [
-        "2 photos are in two classes, such as train/0/0.jpg and train/1/0.jpg: keep each in one",
-        "1 photo is trained on and validated, such as train/1/3.jpg and val/2/1.jpg: accuracies are too high by that",
+        "photos in two classes: 2, such as train/0/0.jpg and train/1/0.jpg: keep each in one",
+        "photos trained on and validated: 1, such as train/1/3.jpg and val/2/1.jpg: accuracies are too high by that",
     ]
     assert oddities(photos("train", 3, 3, 3, content="t") | {"again.jpg": (0, "t0-1")}, val, NAMES) == []
 
 
 def test_two_classes_of_the_same_photos_are_an_error() -> None:
     train = {f"{name}/{n}.jpg": (k, str(n)) for k, name in enumerate(NAMES[:2]) for n in range(3)}
-    with pytest.raises(
-        ValueError, match=r"3 photos are in two classes, such as cat/0\.jpg and dog/0\.jpg, and no class"
-    ):
+    with pytest.raises(ValueError, match=r"photos in two classes: 3, such as cat/0\.jpg and dog/0\.jpg, and no class"):
         oddities(train, {}, NAMES[:2])
 
 
 def test_classes_of_one_photo_and_those_without_validation_are_counted() -> None:
     assert oddities(photos("train", 5, 1, 1), photos("val", 1, 0, 0), NAMES) == [
-        "2 of 3 classes have one photo to train on: dog, fox"
+        "classes with one photo to train on: 2 of 3, such as dog, fox"
     ]
     assert oddities(photos("train", 5, 1, 4), photos("val", 1, 1, 0), NAMES) == [
-        "1 of 3 classes has one photo to train on: dog",
-        "1 of 3 classes has no photo to validate on: fox",
+        "classes with one photo to train on: 1 of 3, such as dog",
+        "classes with no photo to validate on: 1 of 3, such as fox",
     ]
 
 

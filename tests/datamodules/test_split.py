@@ -1,91 +1,75 @@
 import json
-from pathlib import Path
 import shutil
 
 import pytest
-from toys import make_photos
-
-from lit_distill.datamodules import ImageFolderDataModule
-
-
-def names(prefix: str = "", cats: int = 10, dogs: int = 6) -> list[str]:
-    cat, dog = ([f"{prefix}{kind}/{i:02}.png" for i in range(count)] for kind, count in (("cat", cats), ("dog", dogs)))
-    return cat + dog
-
-
-def folder(root: Path, **kwargs) -> ImageFolderDataModule:
-    return ImageFolderDataModule(root, image_size=16, batch_size=4, num_workers=0, **kwargs)
-
-
-def files(data: ImageFolderDataModule) -> dict[str, list[str]]:
-    return {split: list(files) for split, (files, _) in data.splits.items()}
+from toys import make_photos, names_by_split, pets, photo_folder
 
 
 def test_one_folder_is_split_by_class_the_same_way_again_and_again(tmp_path) -> None:
-    make_photos(tmp_path, names(cats=50, dogs=20))
-    first = files(folder(tmp_path))
+    make_photos(tmp_path, pets(cats=50, dogs=20))
+    first = names_by_split(photo_folder(tmp_path))
     assert [sum(name.startswith(kind) for name in first["val"]) for kind in ("cat", "dog")] == [10, 4]
-    assert sorted(first["train"] + first["val"]) == names(cats=50, dogs=20)
-    assert files(folder(tmp_path)) == first
+    assert sorted(first["train"] + first["val"]) == pets(cats=50, dogs=20)
+    assert names_by_split(photo_folder(tmp_path)) == first
     shutil.rmtree(tmp_path / ".lit_distill")
-    assert files(folder(tmp_path)) == first  # a pure function of seed and names
+    assert names_by_split(photo_folder(tmp_path)) == first  # a pure function of seed and names
     shutil.rmtree(tmp_path / ".lit_distill")
-    assert files(folder(tmp_path, split_seed=1)) != first
+    assert names_by_split(photo_folder(tmp_path, split_seed=1)) != first
 
 
 def test_new_photos_change_no_others_side(tmp_path) -> None:
-    make_photos(tmp_path, names(cats=20, dogs=10))
-    before = files(folder(tmp_path))
+    make_photos(tmp_path, pets(cats=20, dogs=10))
+    before = names_by_split(photo_folder(tmp_path))
     make_photos(tmp_path, [f"cat/new{i}.png" for i in range(20)])
     (tmp_path / "dog/03.png").unlink()
-    after = files(folder(tmp_path))
+    after = names_by_split(photo_folder(tmp_path))
     for split in ("train", "val"):
         assert {name for name in before[split] if name != "dog/03.png"} <= set(after[split])
     assert sum(name.startswith("cat") for name in after["val"]) == 8  # a fifth of 40
-    assert files(folder(tmp_path)) == after
+    assert names_by_split(photo_folder(tmp_path)) == after
 
 
 def test_a_class_of_two_is_on_both_sides_and_one_of_one_is_for_training(tmp_path) -> None:
     make_photos(tmp_path, ["cat/1.png", "cat/2.png", "dog/1.png", "bird/1.png", "bird/2.png", "bird/3.png"])
-    data = folder(tmp_path)
+    data = photo_folder(tmp_path)
     assert data.splits["val"].targets.tolist() == [0, 1]
     assert data.splits["train"].targets.tolist() == [0, 0, 1, 2]
 
 
 def test_a_class_that_has_lost_its_photos_to_train_on_is_an_error(tmp_path) -> None:
-    make_photos(tmp_path, names())
-    for name in files(folder(tmp_path))["train"]:
+    make_photos(tmp_path, pets())
+    for name in names_by_split(photo_folder(tmp_path))["train"]:
         if name.startswith("dog"):
             (tmp_path / name).unlink()
     with pytest.raises(ValueError, match=r"'dog' has no photo to train on, and 1 to validate on by .*split\.json"):
-        folder(tmp_path)
+        photo_folder(tmp_path)
 
 
 def test_a_stored_split_of_other_images_is_refused(tmp_path) -> None:
-    make_photos(tmp_path, names())
-    folder(tmp_path)
+    make_photos(tmp_path, pets())
+    photo_folder(tmp_path)
     stored = tmp_path / ".lit_distill" / "split.json"
     with pytest.raises(
         ValueError, match=r"made with split_seed=42 and val_fraction=0\.2, not with 42 and 0\.5: delete"
     ):
-        folder(tmp_path, val_fraction=0.5)
+        photo_folder(tmp_path, val_fraction=0.5)
     content = json.loads(stored.read_text())
     content["train"] = [f"other/{i}.png" for i in range(30)]
     stored.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"split\.json is of other images: 3 of its 33 are there; delete it to split"):
-        folder(tmp_path)
+        photo_folder(tmp_path)
     stored.write_text("[1, 2]")
     with pytest.raises(ValueError, match=r"split\.json is no stored split: delete it"):
-        folder(tmp_path)
+        photo_folder(tmp_path)
     with pytest.raises(ValueError, match=r"val_fraction must be in \(0, 1\), got 1"):
-        folder(tmp_path, val_fraction=1)
+        photo_folder(tmp_path, val_fraction=1)
 
 
 def test_a_folder_that_cannot_be_written_is_split_all_the_same(tmp_path, monkeypatch) -> None:
-    make_photos(tmp_path, names())
-    expected = files(folder(tmp_path))
+    make_photos(tmp_path, pets())
+    expected = names_by_split(photo_folder(tmp_path))
     shutil.rmtree(tmp_path / ".lit_distill")
     (tmp_path / ".lit_distill").touch()  # in the way: as on a read-only disk nothing can be stored
-    data = folder(tmp_path)
-    assert files(data) == expected
+    data = photo_folder(tmp_path)
+    assert names_by_split(data) == expected
     assert data.mean is not None

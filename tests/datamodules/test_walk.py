@@ -20,7 +20,7 @@ def test_junk_of_file_managers_and_archives_is_no_photo_and_not_worth_a_word(tmp
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).touch()
     found = photos_in(tmp_path, tmp_path)
-    assert (found.names, found.told()) == (["a.jpg", "b/c.png"], None)
+    assert (found.names, found.told()) == (["a.jpg", "b/c.png"], "")
     assert [folder.name for folder in folders_in(tmp_path)] == ["b"]
 
 
@@ -30,7 +30,7 @@ def test_what_is_no_image_by_its_suffix_is_counted(tmp_path) -> None:
         (tmp_path / name).write_bytes((tmp_path / "a.JPG").read_bytes())
     found = photos_in(tmp_path, tmp_path)
     assert found.names == ["a.JPG", "b.webp", "c.tiff"]
-    assert found.told() == "left out: 7 files that are no images by their names, such as README.txt"
+    assert found.told() == "left out: no image by its name: README.txt and 6 more"
 
 
 def test_a_file_without_suffix_is_one_by_its_first_bytes(tmp_path) -> None:
@@ -40,7 +40,7 @@ def test_a_file_without_suffix_is_one_by_its_first_bytes(tmp_path) -> None:
     (tmp_path / "core").write_bytes(b"II*\0\x08\0\0\0\xff\xff")  # begins like a TIFF file, and is none
     found = photos_in(tmp_path, tmp_path)
     assert found.names == ["0a1b2c", "a.png"]
-    assert found.told() == "left out: 2 files that are no images by their names, such as LICENSE"
+    assert found.told() == "left out: no image by its name: LICENSE and 1 more"
 
 
 def test_heic_names_what_reads_it(tmp_path, monkeypatch) -> None:
@@ -49,7 +49,7 @@ def test_heic_names_what_reads_it(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(walk, "photo_suffixes", lambda: without)
     found = photos_in(tmp_path, tmp_path)
     assert found.names == []
-    assert found.told() == ("left out: 1 HEIC photo, which is read after pip install 'lit-distill[heif]', IMG_1.HEIC")
+    assert found.told() == "left out: HEIC, which is read after pip install 'lit-distill[heif]': IMG_1.HEIC"
     monkeypatch.setattr(walk, "photo_suffixes", lambda: without | {".heic"})
     assert photos_in(tmp_path, tmp_path).names == ["IMG_1.HEIC"]
 
@@ -100,7 +100,7 @@ def test_broken_links_pipes_and_sockets_are_counted(tmp_path, monkeypatch) -> No
         listening.bind("socket.png")
         found = photos_in(tmp_path, tmp_path)
     assert found.names == ["a.png"]
-    assert found.told() == "left out: 1 broken link, gone.png; 2 pipes, sockets or devices, such as pipe.png"
+    assert found.told() == "left out: broken link: gone.png; pipe, socket or device: pipe.png and 1 more"
 
 
 def test_the_order_is_that_of_the_names_however_they_come(tmp_path) -> None:

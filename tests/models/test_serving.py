@@ -129,9 +129,9 @@ def test_a_transform_serves_where_the_card_says_nothing() -> None:
         ([], "expected one photo or more, got none"),
         (
             np.zeros((4, 4, 3)),
-            r"a uint8 \(H, W\) or \(H, W, C\) array .* of 1, 3 or 4 channels, got \(4, 4, 3\) of",
+            r"a uint8 \(H, W\) or \(H, W, C\) array .* of 1, 3 or 4 channels, got ndarray \(4, 4, 3\) of",
         ),
-        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), r"a uint8 \(C, H, W\) tensor of .*, got \(2, 3, 4, 4\) of"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), r"a uint8 \(C, H, W\) tensor of .*, got Tensor \(2, 3, 4, 4\) of"),
         (7, r"expected a path, a Pillow image, .* got int"),
     ],
 )
