@@ -9,19 +9,30 @@ each seed. These choices were made by looking at the held-out split, which is al
 import argparse
 
 from digits import METHODS, run
+from measure import Report, options_of, scaled
+
+
+def compare() -> None:
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+        parser.add_argument("--patches", type=int, nargs="+", default=[2, 4])
+
+    options = options_of(__doc__, add)
+    report = Report(__file__, options, "patch (pixels), layer norm, position std")
+    stds = (0.02, 0.1, 0.5, 1.0)
+    choices = [(patch, norm, std) for patch in options.patches for norm in ("true", "false") for std in stds]
+    epochs = scaled(20, options)
+    for patch, norm, std in choices[: scaled(len(choices), options, 2)]:
+        student = {"patch_size": patch, "patch_norm": norm, "position_std": std}
+        flags = [f"--model.student.{name}={value}" for name, value in student.items()]
+        flags += METHODS["cross-entropy alone"]
+
+        def accuracies(flags: list[str] = flags) -> dict[str, float]:
+            return {f"seed {seed} (%)": 100 * run(flags, seed, epochs)["accuracy_class"] for seed in options.seeds}
+
+        report.once(f"accuracy after {epochs} epochs", f"{patch}, {norm}, {std}", accuracies)
+    report.finish()
+
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--patches", type=int, nargs="+", default=[2, 4])
-    options = parser.parse_args()
-    rows = []
-    for patch in options.patches:
-        for norm in ("true", "false"):
-            for std in (0.02, 0.1, 0.5, 1.0):
-                student = {"patch_size": patch, "patch_norm": norm, "position_std": std}
-                flags = [f"--model.student.{name}={value}" for name, value in student.items()]
-                flags += [*METHODS["cross-entropy alone"], "--trainer.max_epochs=20"]
-                accuracies = [100 * run(flags, seed)["accuracy_class"] for seed in options.seeds]
-                rows.append(f"| {patch} | {norm} | {std} | {', '.join(f'{value:.2f}' for value in accuracies)} |")
-    print("\n| patch (pixels) | layer norm | position std | accuracy (%) by seed |\n|---|---|---|---|", *rows, sep="\n")
+    compare()

@@ -1,90 +1,239 @@
-"""Reading a folder of images: this project's file path and decoded path beside torchvision's ``ImageFolder``.
+"""Reading an epoch of images: this project's storages beside torchvision's ``ImageFolder``.
 
-    python benchmarks/loader.py FOLDER [--size 32] [--workers 2] [--rounds 9] [--images 20000]
+    python benchmarks/loader.py FOLDER
+    python benchmarks/loader.py FOLDER --policies none trivial-wide rand-m9-mstd0.5-inc1 --rounds 9
+    python benchmarks/loader.py FOLDER --sizes
+
+FOLDER has ``train/<class>/*`` and ``test/<class>/*``, such as CIFAR-10 as files. The images are cropped from 4 pixels
+of padding (from 64 px on: random resized crops) and flipped, and a policy follows where one is asked for. Resident
+images are augmented by torch's threads: give ``--threads`` as many as ``--workers``.
 
 All loaders stand in one process, keep their workers, and read the same images, an epoch each in turn, in an order drawn
-anew each round; a ratio is the median over the rounds of one loader's images a second by the other's in that round. Two
-transforms: the same object of this project's in all loaders; and torchvision's own, as its documentation has them, in
-``ImageFolder``.
+anew each round; a ratio is the median over the rounds. An epoch ends with all its images on the device. Beside
+``ImageFolder`` with torchvision's own transforms, as its documentation has them, and with this project's, these read:
+``files``, each epoch anew; ``decoded``, from memory, one by one; ``device``, resident on the training device and
+augmented in batches. A storage that this version lacks is left out with a line.
+
+``--sizes`` measures whether an epoch's time for a sample stays: for 1,000, 10,000 and 50,000 images, and for batches of
+32 to 512, each storage for itself.
 """
 
 import argparse
+from collections.abc import Callable
+import inspect
 from pathlib import Path
-import random
-import statistics
-import time
+import tempfile
 from typing import Any
 
+from lightning.pytorch import Trainer
+from measure import (
+    Clock,
+    Report,
+    Timing,
+    classes_of,
+    interleave,
+    median_of,
+    options_of,
+    part_of,
+    quiet,
+    ratio,
+    scaled,
+    thread,
+    wall,
+)
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from lit_distill.batch import Batch
 from lit_distill.datamodules import Augmentation, ImageFolderDataModule
 
-
-def own_loader(folder: str, images: int, size: int, workers: int, batch: int, **kwargs: Any) -> DataLoader[Any]:
-    settings = {"image_size": size, "batch_size": batch, "num_workers": workers, "seed": 0, "val": "test"}
-    augmentation = Augmentation(crop="padded" if size <= 64 else "resized")
-    data = ImageFolderDataModule(folder, augmentation=augmentation, **{**settings, **kwargs})
-    data.setup("fit")
-    data.train_set.rows = rows_of(data.train_set, images)  # type: ignore[attr-defined]
-    return data.train_dataloader()
-
-
-def peer_loader(folder: str, transform: Any, images: int, workers: int, batch: int) -> DataLoader[Any]:
-    data = ImageFolder(str(Path(folder) / "train"), transform)
-    part = Subset(data, rows_of(data, images).tolist())
-    return DataLoader(part, batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+COUNTS, BATCHES = (1000, 10_000, 50_000), (32, 64, 128, 256, 512)
+POLICIES: dict[str, Callable[[], Any] | None] = {  # torchvision's own of the same name
+    "none": None,
+    "trivial-wide": v2.TrivialAugmentWide,
+    "rand-m9-mstd0.5-inc1": v2.RandAugment,
+}
+SAME = "ImageFolder, our transform"
+PEER = "ImageFolder, torchvision's transforms"
 
 
-def rows_of(data: Any, images: int) -> torch.Tensor:
-    return torch.linspace(0, len(data) - 1, min(images, len(data))).long()
+class Epochs:
+    """An epoch of a data module at each call, up to the device, as a Trainer reads it.
+
+    Args:
+        options: Of the script.
+        policy: Of the augmentation, or "none".
+        storage: ``"files"``, ``"decoded"``, ``"host"`` or ``"device"``.
+        folder: Of the images.
+        images: That count.
+        batch: Samples a batch.
+
+    Raises:
+        NotImplementedError: If this version has no such storage.
+    """
+
+    def __init__(
+        self, options: argparse.Namespace, policy: str, storage: str, folder: Path, images: int, batch: int
+    ) -> None:
+        self.device, self.count = torch.device(options.device), images
+        kwargs: dict[str, Any] = {"image_size": options.size, "batch_size": batch, "seed": options.seed, "val": "test"}
+        kwargs["num_workers"] = 0 if storage == "device" else options.workers
+        kwargs["augmentation"] = Augmentation(
+            crop="padded" if options.size <= 64 else "resized", policy=None if policy == "none" else policy
+        )
+        if storage_parameter():
+            kwargs["storage"] = "host" if storage == "decoded" else storage
+        elif storage == "files":
+            kwargs["decode_memory"] = 0.0
+        elif storage != "decoded":
+            raise NotImplementedError(f"this version has no storage={storage!r}")
+        self.data = ImageFolderDataModule(folder, **kwargs)
+        # Resident images lie where the trainer trains.
+        self.data.trainer = Trainer(
+            accelerator="gpu" if options.device == "cuda" else "cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+        )
+        self.data.setup("fit")
+        self.loader = self.data.train_dataloader()
+
+    def __call__(self) -> Timing:
+        """Return the time of an epoch."""
+        clock, images = Clock(self.device.type), 0
+        for batch in self.loader:
+            images += len(self.on_device(batch).image)
+        timing = clock.read()
+        if images != self.count:
+            raise RuntimeError(f"an epoch had {images} images, expected {self.count}")
+        return timing
+
+    def on_device(self, batch: Any) -> Batch:
+        """Return the batch as the module gets it, by the hooks of a data module in Lightning's order."""
+        batch = self.data.on_before_batch_transfer(batch, 0)
+        batch = self.data.transfer_batch_to_device(batch, self.device, 0)
+        return Batch.of(self.data.on_after_batch_transfer(batch, 0))
 
 
-def epoch(loader: DataLoader[Any]) -> tuple[int, float]:
-    """Return the images of an epoch, and its seconds."""
-    begin = time.perf_counter()
-    count = sum(len(batch[0]) for batch in loader)
-    return count, time.perf_counter() - begin
+class FolderEpochs:
+    """An epoch of torchvision's ``ImageFolder`` at each call."""
+
+    def __init__(self, options: argparse.Namespace, transform: Any, folder: Path, batch: int) -> None:
+        self.device = options.device
+        self.loader: DataLoader[Any] = DataLoader(
+            ImageFolder(str(folder / "train"), transform),
+            batch,
+            shuffle=True,
+            num_workers=options.workers,
+            persistent_workers=options.workers > 0,
+            pin_memory=options.device == "cuda",
+        )
+
+    def __call__(self) -> Timing:
+        clock = Clock(self.device)
+        for image, target in self.loader:
+            image.to(self.device, non_blocking=True), target.to(self.device, non_blocking=True)
+        return clock.read()
+
+
+def storage_parameter() -> bool:
+    return any("storage" in inspect.signature(kind.__init__).parameters for kind in ImageFolderDataModule.__mro__[:4])
+
+
+def own_epochs(report: Report, *arguments: Any) -> Epochs | None:
+    """Return an `Epochs`, or None with a note if this version lacks the storage."""
+    try:
+        with quiet():
+            return Epochs(*arguments)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        report.note(f"storage {arguments[2]!r} is left out: {str(error).splitlines()[0]}")
+        return None
+
+
+def torchvision_transforms(size: int, policy: str) -> v2.Compose:
+    crop = v2.RandomCrop(size, padding=size // 8) if size <= 64 else v2.RandomResizedCrop(size)
+    make = POLICIES.get(policy)
+    return v2.Compose([crop, v2.RandomHorizontalFlip(), *([make()] if make else []), v2.PILToTensor()])
+
+
+def compare(report: Report, options: argparse.Namespace, policy: str, folder: Path, images: int) -> None:
+    """Measure all loaders with one augmentation, and add their rows."""
+    ours = Augmentation(
+        crop="padded" if options.size <= 64 else "resized", policy=None if policy == "none" else policy
+    ).train(options.size)
+    works: dict[str, Any] = {SAME: FolderEpochs(options, ours, folder, options.batch)}
+    if policy in POLICIES:
+        transforms = torchvision_transforms(options.size, policy)
+        works[PEER] = FolderEpochs(options, transforms, folder, options.batch)
+    for storage in options.storages:
+        epochs = own_epochs(report, options, policy, storage, folder, images, options.batch)
+        if epochs is not None:
+            works[storage] = epochs
+    timings = interleave(works, scaled(options.rounds, options, 2), options.seed, options.device)
+    for name, measured in timings.items():
+        columns: dict[str, Any] = {"images/s": median_of(images / seconds for seconds in wall(measured))}
+        for peer, heading in ((SAME, "beside ImageFolder, same transform"), (PEER, "beside torchvision's own")):
+            if peer in timings:
+                columns[heading] = ratio(wall(timings[peer]), wall(measured))
+        if "decoded" in timings:
+            columns["beside decoded"] = ratio(wall(timings["decoded"]), wall(measured))
+        columns["this thread's us an image"] = 1e6 * median_of(thread(measured)).median / images
+        report.row(f"policy {policy}", name, **columns)
+
+
+def measure_sizes(report: Report, options: argparse.Namespace, folder_of: Callable[[int], tuple[Path, int]]) -> None:
+    """Measure an epoch's time for a sample, by number of images and by batch."""
+    by_count = {f"{count} images, batch {options.batch}": (count, options.batch) for count in COUNTS}
+    by_batch = {f"{options.images} images, batch {batch}": (options.images, batch) for batch in BATCHES}
+    for storage in options.storages:
+        for sizes, reference in (
+            (by_count, f"{COUNTS[1]} images, batch {options.batch}"),
+            (by_batch, f"{options.images} images, batch 128"),
+        ):
+            works: dict[str, Any] = {}
+            for name, (count, batch) in sizes.items():
+                epochs = own_epochs(report, options, options.policies[0], storage, *folder_of(count), batch)
+                if epochs is not None:
+                    works[name] = epochs
+            timings = interleave(works, scaled(options.rounds, options, 2), options.seed, options.device)
+            each = {name: [1e6 * t / works[name].count for t in wall(measured)] for name, measured in timings.items()}
+            for name, microseconds in each.items():
+                columns = {"us": median_of(microseconds), f"beside {reference}": ratio(microseconds, each[reference])}
+                report.row(f"an epoch's time for a sample, {storage}", name, **columns)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder")
-    parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--images", type=int, default=20_000)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    size, common = args.size, (args.workers, args.batch)
-    images = args.images
-    crop = v2.RandomCrop(size, padding=size // 8) if size <= 64 else v2.RandomResizedCrop(size)
-    pipeline = v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
-    ours = Augmentation(crop="padded" if size <= 64 else "resized").train(size)
-    loaders = {
-        "ImageFolder, the same transform": peer_loader(args.folder, ours, images, *common),
-        "ImageFolder, torchvision's transforms": peer_loader(args.folder, pipeline, images, *common),
-        "files": own_loader(args.folder, images, size, *common, decode_memory=0),
-        "decoded": own_loader(args.folder, images, size, *common),
-    }
-    rates: dict[str, list[float]] = {name: [] for name in loaders}
-    order, draw = list(loaders), random.Random(0)
-    for round_ in range(args.rounds + 1):
-        draw.shuffle(order)
-        for name in order:
-            count, took = epoch(loaders[name])
-            if round_:  # the first fills the cache of files and starts the workers
-                rates[name].append(count / took)
-    print(f"{args.rounds} rounds of {images} images, {size} px, {args.workers} workers, batch {args.batch}")
-    for name, rate in rates.items():
-        print(f"{name:<40}{statistics.median(rate):>9.0f} images/s")
-    for mine in ("files", "decoded"):
-        for peer in list(loaders)[:2]:
-            ratio = [a / b for a, b in zip(rates[mine], rates[peer], strict=True)]
-            print(f"{mine} / {peer:<38}{statistics.median(ratio):>7.3f}  ({min(ratio):.3f} to {max(ratio):.3f})")
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("folder", type=Path)
+        parser.add_argument("--size", type=int, default=32, help="pixels, by default 32")
+        parser.add_argument("--workers", type=int, default=2, help="of what reads a sample at a time, by default 2")
+        parser.add_argument("--batch", type=int, default=128)
+        parser.add_argument("--rounds", type=int, default=9)
+        parser.add_argument("--images", type=int, default=20_000)
+        parser.add_argument("--policies", nargs="+", default=list(POLICIES), help="of the augmentation, or 'none'")
+        parser.add_argument("--storages", nargs="+", default=["files", "decoded", "device"])
+        parser.add_argument("--sizes", action="store_true", help="by number of images and batch, with the first policy")
+
+    options = options_of(__doc__, add)
+    report = Report(__file__, options, "loader")
+    in_folder = sum(map(len, classes_of(options.folder, "train").values()))
+    with tempfile.TemporaryDirectory() as temporary:
+
+        def folder_of(count: int) -> tuple[Path, int]:
+            """Return a folder of as many training images, at the length asked for, and how many they are."""
+            images = min(in_folder, scaled(count, options, 200))
+            return part_of(options.folder, {"train": images, "test": 100}, Path(temporary, str(images))), images
+
+        if options.sizes:
+            measure_sizes(report, options, folder_of)
+        else:
+            folder, images = folder_of(options.images)
+            for policy in options.policies:
+                compare(report, options, policy, folder, images)
+    report.finish()
 
 
 if __name__ == "__main__":

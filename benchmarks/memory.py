@@ -10,13 +10,12 @@ machine; each records its share of all rows in batches of 256 before the clock s
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-import platform
 import tempfile
 import time
 from typing import Any
-import warnings
 
 from lightning.pytorch import LightningModule, Trainer
+from measure import Report, options_of, quiet, scaled
 import torch
 from torch import Tensor, distributed, nn
 from torch.multiprocessing import start_processes
@@ -95,7 +94,6 @@ class Module(LightningModule):
 
 
 def fit(rows: int, top_k: int, epochs: int, **kwargs: Any) -> tuple[Trainer, SoftLabelMemory]:
-    warnings.simplefilter("ignore")
     callback = LearningWithRetrospection(interval=1, max_epochs=10, top_k=top_k, num_samples=rows)
     trainer = Trainer(
         accelerator="cpu",
@@ -108,7 +106,8 @@ def fit(rows: int, top_k: int, epochs: int, **kwargs: Any) -> tuple[Trainer, Sof
         enable_model_summary=False,
     )
     data = IndexedDataset(Rows())
-    trainer.fit(Module(), DataLoader(data, 8, sampler=KeyedSampler(data, shuffle=False)), **kwargs)
+    with quiet():
+        trainer.fit(Module(), DataLoader(data, 8, sampler=KeyedSampler(data, shuffle=False)), **kwargs)
     assert callback.memory is not None
     return trainer, callback.memory
 
@@ -170,24 +169,39 @@ def _one(rank: int, work: Callable[..., Any], args: tuple[Any, ...], world: int,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=ROWS)
-    parser.add_argument("--top_k", type=int, default=TOP_K)
-    options = parser.parse_args()
-    rows, top_k = options.rows, options.top_k
-    print(f"{platform.machine()}, torch {torch.__version__}, {rows} rows, {CLASSES} classes, top {top_k}; MB of 10^6")
-    (found,) = alone(table, rows, top_k)
-    print("table: " + ", ".join(f"{name} {value:.1f} MB" for name, value in found.items()), flush=True)
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--rows", type=int, default=ROWS)
+        parser.add_argument("--top_k", type=int, default=TOP_K)
+
+    options = options_of(__doc__, add)
+    report = Report(__file__, options, "measurement")
+    rows, top_k = scaled(options.rows, options), options.top_k
+    title = f"{rows} rows, {CLASSES} classes, top {top_k}; MB of 10^6"
+    report.once(title, "table", lambda: in_mb(alone(table, rows, top_k)[0]))
     with tempfile.TemporaryDirectory() as folder:
-        alone(save, rows, top_k, f"{folder}/a.ckpt")
-        (found,) = alone(load, rows, top_k, f"{folder}/a.ckpt")
-        print("loading: " + ", ".join(f"{name} {value:.1f} MB" for name, value in found.items()), flush=True)
+
+        def loading() -> dict[str, Any]:
+            alone(save, rows, top_k, f"{folder}/a.ckpt")
+            return in_mb(alone(load, rows, top_k, f"{folder}/a.ckpt")[0])
+
+        report.once(title, "loading", loading)
         for world in (2, 4):
-            ranks = alone(swap, rows, top_k, world, f"{folder}/meet{world}", world=world)
-            slowest = max(rank["seconds"] for rank in ranks)
-            received, peak = ranks[0]["received"], max(rank["peak"] for rank in ranks)
-            same = all(rank["same"] for rank in ranks)
-            print(f"exchange, {world} ranks: {slowest:.2f} s, {received:.1f} MB a rank, peak {peak:.1f} MB, {same=}")
+
+            def exchange(world: int = world) -> dict[str, Any]:
+                ranks = alone(swap, rows, top_k, world, f"{folder}/meet{world}", world=world)
+                return {
+                    "seconds": max(rank["seconds"] for rank in ranks),
+                    "received (MB)": ranks[0]["received"],
+                    "peak (MB)": max(rank["peak"] for rank in ranks),
+                    "all ranks agree": str(all(rank["same"] for rank in ranks)),
+                }
+
+            report.once(title, f"exchange, {world} ranks", exchange)
+    report.finish()
+
+
+def in_mb(found: dict[str, float]) -> dict[str, float]:
+    return {f"{name} (MB)": value for name, value in found.items()}
 
 
 if __name__ == "__main__":

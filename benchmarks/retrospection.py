@@ -16,14 +16,11 @@ the training thread, which other programs do not disturb; and by itself, for a t
 
 import argparse
 import itertools
-import platform
 import random
-import statistics
-import time
 from typing import Any
-import warnings
 
 from lightning.pytorch import LightningModule, Trainer, seed_everything
+from measure import Clock, Interval, Report, median_of, options_of, quiet, scaled
 import timm
 import torch
 from torch import Tensor, nn
@@ -33,7 +30,7 @@ from lit_distill.callbacks import LearningWithRetrospection
 from lit_distill.callbacks.row_targets import RowTargets
 from lit_distill.datamodules import IndexedDataset, KeyedSampler
 
-BATCH, CLASSES = 16, 1000
+BATCH, CLASSES, ROWS = 16, 1000, 1_281_167
 
 
 class Images(Dataset[Any]):
@@ -83,7 +80,7 @@ class Timed(LearningWithRetrospection):
             self.first = random.random() < 0.5
             self.pairs.append({})
         self.active = self.first == (batch_idx % 2 == 0) or trainer.current_epoch < self.interval
-        self.start = time.perf_counter()
+        self.clock = Clock(pl_module.device.type)
         if self.active:
             super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
@@ -91,17 +88,26 @@ class Timed(LearningWithRetrospection):
         if self.active:
             super().on_train_batch_end(trainer, *args)
         if trainer.current_epoch >= self.interval:  # the first epochs fill the memory and warm up
-            self.pairs[-1][self.active] = time.perf_counter() - self.start
+            self.pairs[-1][self.active] = self.clock.read().wall
 
 
 def measure(
-    net: nn.Module, size: int, pairs: int, every: int, top_k: int | None, kind: type[Timed] = Timed, soft: bool = False
+    net: nn.Module,
+    size: int,
+    pairs: int,
+    every: int,
+    top_k: int | None,
+    options: argparse.Namespace,
+    kind: type[Timed] = Timed,
+    soft: bool = False,
 ) -> list[dict[bool, float]]:
-    seed_everything(0, verbose=False)
+    """Return the seconds of the steps with and without, pair by pair."""
+    seed_everything(options.seed, verbose=False)
     data = IndexedDataset(Images(size, 2 * BATCH * 10, soft))
     callback = kind(interval=every, max_epochs=10_000, top_k=top_k, soft_targets=soft)
     trainer = Trainer(
-        accelerator="cpu",
+        accelerator="gpu" if options.device == "cuda" else "cpu",
+        devices=1,
         max_epochs=every + -(-pairs // 10),
         callbacks=callback,
         logger=False,
@@ -125,13 +131,13 @@ class TimedTargets(Timed):
             self.targets = Switch(self.targets)
         if isinstance(self.targets, Switch):
             self.targets.on = self.active
-        self.start = time.thread_time()
+        self.clock = Clock(pl_module.device.type)
         LearningWithRetrospection.on_train_batch_start(self, trainer, pl_module, batch, batch_idx)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         LearningWithRetrospection.on_train_batch_end(self, trainer, *args)
         if trainer.current_epoch >= self.interval:
-            self.pairs[-1][self.active] = time.thread_time() - self.start
+            self.pairs[-1][self.active] = self.clock.read().thread
 
 
 class Switch:
@@ -147,45 +153,65 @@ class Switch:
         return getattr(self.targets, name)
 
 
-def by_itself(rows: int, batch: int, soft: bool, steps: int = 2000) -> str:
-    targets, times = RowTargets(rows), []
+def by_itself(rows: int, batch: int, soft: bool, steps: int) -> Interval:
+    """Return the milliseconds of comparing a batch's targets."""
+    targets, milliseconds = RowTargets(rows), []
     for _ in range(steps):
         index = torch.randint(rows, (batch,))
         target = torch.rand(batch, CLASSES) if soft else torch.randint(CLASSES, (batch,))
-        start = time.perf_counter()
+        clock = Clock("cpu")
         targets.check(index, target)
-        times.append(1000 * (time.perf_counter() - start))
-    return interval(times)
+        milliseconds.append(1000 * clock.read().thread)
+    return median_of(milliseconds)
 
 
-def interval(values: list[float]) -> str:
-    rng = random.Random(0)
-    medians = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(2000))
-    return f"{statistics.median(values):.4f} [{medians[50]:.4f}, {medians[1949]:.4f}]"
+def measure_targets(report: Report, options: argparse.Namespace) -> None:
+    for soft in (False, True):
+        kind = "soft targets" if soft else "classes"
+        pairs = measure(Bare(), 1, scaled(20 * options.pairs, options, 10), 1, None, options, TimedTargets, soft)
+        milliseconds = median_of(1000 * (pair[True] - pair[False]) for pair in pairs)
+        report.row("comparing targets, thread's ms a step", f"in a run, {BATCH} rows, {kind}", ms=milliseconds)
+        for batch in (16, 128):
+            name = f"by itself, {batch} of {ROWS} rows, {kind}"
+            milliseconds = by_itself(ROWS, batch, soft, scaled(2000, options, 10))
+            report.row("comparing targets, thread's ms a step", name, ms=milliseconds)
+
+
+def measure_steps(report: Report, options: argparse.Namespace) -> None:
+    pairs = scaled(options.pairs, options, 4)
+    for top_k, every in itertools.product((None, 5), (1, 5) if options.length == 1 else (1,)):
+
+        def of_deit(top_k: int | None = top_k, every: int = every) -> dict[str, Any]:
+            size = 224 if options.length == 1 else 64
+            net = timm.create_model("deit_tiny_patch16_224", img_size=size)
+            found = measure(net, size, pairs, every, top_k, options)
+            without = median_of(1000 * pair[False] for pair in found)
+            return {"with / without": median_of(pair[True] / pair[False] for pair in found), "ms without": without}
+
+        remembered = "dense" if top_k is None else f"top {top_k}"
+        report.once("a step of deit_tiny, batch 16", f"{remembered}, interval {every}", of_deit)
+    for top_k in (None, 5):
+
+        def alone(top_k: int | None = top_k) -> dict[str, Any]:
+            found = measure(Bare(), 1, 20 * pairs, 1, top_k, options)
+            return {"ms a step": median_of(1000 * (pair[True] - pair[False]) for pair in found), "pairs": len(found)}
+
+        report.once(
+            f"by itself, {BATCH} rows of {CLASSES} classes", "dense" if top_k is None else f"top {top_k}", alone
+        )
+
+
+def main() -> None:
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--pairs", type=int, default=60)
+        parser.add_argument("--targets", action="store_true", help="the comparison of targets only")
+
+    options = options_of(__doc__, add)
+    report = Report(__file__, options, "remembered")
+    with quiet():
+        (measure_targets if options.targets else measure_steps)(report, options)
+    report.finish()
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=60)
-    parser.add_argument("--targets", action="store_true", help="the comparison of targets only")
-    options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    for soft in (False, True) if options.targets else ():
-        pairs = measure(Bare(), 1, 20 * options.pairs, 1, None, TimedTargets, soft)
-        alone = interval([1000 * (pair[True] - pair[False]) for pair in pairs])
-        print(f"comparing targets, {soft=}: {alone} ms a step of {BATCH} over {len(pairs)} pairs", flush=True)
-        for batch in (16, 128):
-            print(f"  by itself, {batch} of 1,281,167 rows: {by_itself(1_281_167, batch, soft)} ms", flush=True)
-    if options.targets:
-        raise SystemExit
-    for top_k, every in itertools.product((None, 5), (1, 5)):
-        deit = measure(timm.create_model("deit_tiny_patch16_224"), 224, options.pairs, every, top_k)
-        without = statistics.median(pair[False] for pair in deit)
-        ratio = interval([pair[True] / pair[False] for pair in deit])
-        print(f"deit_tiny 224 px, {top_k=}, interval={every}: {1000 * without:.0f} ms a step; ", end="")
-        print(f"with / without over {len(deit)} pairs: {ratio}", flush=True)
-    for top_k in (None, 5):
-        bare = measure(Bare(), 1, 20 * options.pairs, 1, top_k)
-        alone = interval([1000 * (pair[True] - pair[False]) for pair in bare])
-        print(f"by itself, {top_k=}: {alone} ms over {len(bare)} pairs", flush=True)
+    main()

@@ -1,6 +1,6 @@
 """One answer everywhere: a student's decisions on real photos, by every way in which it can be asked.
 
-    python benchmarks/served.py FOLDER [--photos 300] [--epochs 3] [--output DIR]
+    python benchmarks/served.py FOLDER [--photos 300] [--epochs 3]
 
 FOLDER is an image folder of small photos, ``train/<class>/*``, such as CIFAR-10. The script makes two sets from it:
 the photos as they are; and large ones of 500 to 3000 px, each a mosaic of enlarged photos of one class, as JPEG, PNG,
@@ -12,14 +12,17 @@ alone. A row has the accuracies of table and CSV file, and how many decisions di
 
 import argparse
 import csv
+from functools import partial
 import json
 from pathlib import Path
 import random
 import re
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
+from measure import Report, options_of, scaled
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -84,7 +87,7 @@ def run(*args: str) -> str:
     return done.stdout
 
 
-def ask(folder: Path, output: Path, epochs: int, flags: list[str]) -> str:
+def ask(folder: Path, output: Path, epochs: int, flags: list[str]) -> dict[str, Any]:
     quiet = ["--trainer.enable_progress_bar=false", "--num_threads=1", "--trainer.accelerator=cpu"]
     common = [f"--data.root={folder}", "--data.val_fraction=0.5", f"--output={output}"]
     out = run("distill", *common, f"--epochs={epochs}", "--teacher_epochs=2", "--onnx=true", *quiet, *flags)
@@ -103,36 +106,37 @@ def ask(folder: Path, output: Path, epochs: int, flags: list[str]) -> str:
         "ONNX": onnx_decisions(Path(exported, "student.onnx"), photos),
     }
     differ = {name: sum(a != b for a, b in zip(got, measured, strict=True)) for name, got in answers.items()}
-    counts = " | ".join(str(count) for count in differ.values())
-    return f"{table} % | {100 * right / len(rows):.2f} % | {len(rows)} | {counts}"
+    counts = {f"{name} differs": count for name, count in differ.items()}
+    return {"table": f"{table} %", "CSV file": f"{100 * right / len(rows):.2f} %", "photos asked": len(rows), **counts}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--photos", type=int, default=300)
-    parser.add_argument("--classes", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("served"))
-    args = parser.parse_args()
-    source = args.folder / "train"
-    classes = sorted(path.name for path in source.iterdir())[: args.classes]
-    print("| photos | run | table | CSV file | photos asked | export differs | checkpoint differs | ONNX differs |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
-    for kind in ("32 px", "500 to 3000 px"):
-        folder = args.output / kind.replace(" ", "_")
-        if not folder.is_dir():
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("folder", type=Path)
+        parser.add_argument("--photos", type=int, default=300)
+        parser.add_argument("--classes", type=int, default=4)
+        parser.add_argument("--epochs", type=int, default=3)
+
+    options = options_of(__doc__, add)
+    report = Report(__file__, options, "run")
+    source = options.folder / "train"
+    classes = sorted(path.name for path in source.iterdir())[: options.classes]
+    photos = scaled(options.photos, options, 4 * len(classes))
+    heads = HEADS if options.length == 1 else ()
+    with tempfile.TemporaryDirectory() as temporary:
+        for kind in ("32 px", "500 to 3000 px"):
+            folder = Path(temporary, kind.replace(" ", "_"))
             if kind == "32 px":
-                small(source, folder, args.photos, classes)
+                small(source, folder, photos, classes)
             else:
-                large(source, folder, args.photos, classes, random.Random(args.seed))
-        size = [] if kind == "32 px" else ["--data.image_size=96", "--model.student.depth=4"]
-        for flags in (["--model.distillation=null"], *([f"--model.head={head}"] for head in HEADS)):
-            name = "no distillation" if "null" in flags[0] else f"head {flags[0].partition('=')[2]}"
-            print(
-                f"| {kind} | {name} | {ask(folder, args.output / 'runs', args.epochs, [*flags, *size])} |", flush=True
-            )
+                large(source, folder, photos, classes, random.Random(options.seed))
+            size = [] if kind == "32 px" else ["--data.image_size=96", "--model.student.depth=4"]
+            for flags in (["--model.distillation=null"], *([f"--model.head={head}"] for head in heads)):
+                name = "no distillation" if "null" in flags[0] else f"head {flags[0].partition('=')[2]}"
+                epochs = scaled(options.epochs, options)
+                work = partial(ask, folder, Path(temporary, "runs"), epochs, [*flags, *size])
+                report.once("answers", f"{kind}, {name}", work)
+    report.finish()
 
 
 if __name__ == "__main__":

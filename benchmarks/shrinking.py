@@ -1,6 +1,6 @@
 """How far shrinking a photo before a random crop moves the crop's pixels.
 
-    python benchmarks/shrinking.py FOLDER [--size 224] [--crops 20] [--json FILE]
+    python benchmarks/shrinking.py FOLDER [--size 224] [--crops 20]
 
 FOLDER has small photos at any depth, such as CIFAR's as files. Large JPEGs are made of them: mosaics as they are
 (sharp), mosaics enlarged three times (soft, as photos of cameras are), and noise on a gradient. Each is cut with the
@@ -11,8 +11,8 @@ processor milliseconds to read a photo, and the kilobytes that it takes when dec
 """
 
 import argparse
+from functools import partial
 import io
-import json
 import math
 from pathlib import Path
 import random
@@ -20,6 +20,7 @@ import statistics
 import time
 from typing import Any
 
+from measure import Report, options_of, scaled
 import numpy as np
 from PIL import Image
 import torch
@@ -72,44 +73,49 @@ def saved_again(pixels: Any) -> Any:
     return np.asarray(Image.open(file)).astype(int)
 
 
+def measure(files: list[bytes], multiple: float | None, size: int, crops: int) -> dict[str, float]:
+    """Return how far crops of the photos move, the time to read one and its memory."""
+    shrink = None if multiple is None else math.ceil(multiple * size)
+    whole = [read_image(io.BytesIO(file)) for file in files]
+    begin = time.process_time()
+    small = [read_image(io.BytesIO(file), shrink=shrink) for file in files for _ in range(3)][::3]
+    row: dict[str, float] = {
+        "ms": (time.process_time() - begin) / 3 / len(files) * 1000,
+        "kB": round(statistics.mean(w * h * 3 for w, h in (image.size for image in small)) / 1000),
+    }
+    for name, scale in {"8 %": (0.08, 1.0), "35 %": (0.35, 1.0)}.items():
+        differences, jpeg = [], []
+        for image, shrunk in zip(whole, small, strict=True):
+            for box in boxes(image, scale, crops):
+                right = crop(image, box, size)
+                differences.append(np.abs(crop(shrunk, box, size) - right))
+                jpeg.append(np.abs(saved_again(right) - right).mean())
+        row[f"mean, {name}"] = float(np.mean(differences))
+        row[f"p99, {name}"] = float(np.percentile(differences, 99))
+        row[f"JPEG 95, {name}"] = float(np.mean(jpeg))
+    return row
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder")
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--crops", type=int, default=20)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    results: dict[str, Any] = {}
-    for side in SIDES:
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("folder")
+        parser.add_argument("--size", type=int, default=224)
+        parser.add_argument("--crops", type=int, default=20)
+
+    options = options_of(__doc__, add)
+    report = Report(__file__, options, "photo and multiple")
+    for side in SIDES if options.length == 1 else SIDES[:1]:
         files = []
-        for image in photos(args.folder, side):
+        for image in photos(options.folder, side):
             file = io.BytesIO()
             image.save(file, "JPEG", quality=90)
             files.append(file.getvalue())
-        whole = [read_image(io.BytesIO(file)) for file in files]
         for multiple in MULTIPLES:
-            shrink = None if multiple is None else math.ceil(multiple * args.size)
-            begin = time.process_time()
-            small = [read_image(io.BytesIO(file), shrink=shrink) for file in files for _ in range(3)][::3]
-            milliseconds = (time.process_time() - begin) / 3 / len(files) * 1000
-            row: dict[str, Any] = {
-                "ms": round(milliseconds, 1),
-                "kB": round(statistics.mean(w * h * 3 for w, h in (image.size for image in small)) / 1000),
-            }
-            for name, scale in {"0.08": (0.08, 1.0), "0.35": (0.35, 1.0)}.items():
-                differences, jpeg = [], []
-                for image, shrunk in zip(whole, small, strict=True):
-                    for box in boxes(image, scale, args.crops):
-                        right = crop(image, box, args.size)
-                        differences.append(np.abs(crop(shrunk, box, args.size) - right))
-                        jpeg.append(np.abs(saved_again(right) - right).mean())
-                row[f"mean {name}"] = round(float(np.mean(differences)), 2)
-                row[f"p99 {name}"] = round(float(np.percentile(differences, 99)), 1)
-                row["JPEG 95"] = round(float(np.mean(jpeg)), 2)
-            results[f"{side} px, {'whole' if multiple is None else f'{multiple:.3g} x {args.size}'}"] = row
-            print(f"{side:>5} px, multiple {multiple}: {row}", flush=True)
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+            name = f"{side} px, {'whole' if multiple is None else f'{multiple:.3g} x {options.size}'}"
+            crops = scaled(options.crops, options, 2)
+            measured = partial(measure, files, multiple, options.size, crops)
+            report.once("difference in levels of 0..255", name, measured)
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from functools import partial
 import json
 import os
 from pathlib import Path
-import platform
 import random
 import re
 import shlex
@@ -30,7 +29,7 @@ import tempfile
 import time
 from typing import Any
 
-import lightning
+from measure import Report, options_of, scaled
 import numpy as np
 from PIL import Image
 import torch
@@ -230,15 +229,15 @@ def make_photos(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=40, help="of distill and its runs")
-    parser.add_argument("--fits", type=int, default=24, help="fits that are stopped")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--kills", type=int, default=40, help="of distill and its runs")
+        parser.add_argument("--fits", type=int, default=24, help="fits that are stopped")
+
+    options = options_of(__doc__, add)
+    report = Report(__file__, options, "stop")
+    options.kills, options.fits = scaled(options.kills, options), scaled(options.fits, options)
     os.environ["OMP_NUM_THREADS"] = "1"
     rng, kills, found = random.Random(options.seed), Counter[str](), Counter[str]()
-    versions = f"torch {torch.__version__}, lightning {lightning.__version__}"
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {versions}, seed {options.seed}", flush=True)
 
     def note(trial: Trial, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         trial.leftovers()
@@ -280,12 +279,13 @@ def main() -> None:
             trial, whole = Trial(folder / f"fit-{number}"), state(last_of(reference.folder))
             stopped_fit(trial, kind, whole["global_step"], seconds, rng, kills)
             note(trial, state(last_of(trial.folder)), whole)
-        print(f"{trials} trials of distill, {options.fits} of fit")
+        report.note(f"{trials} trials of distill, {options.fits} of fit")
         for name, count in sorted(kills.items()):
-            print(f"  {name}: {count}")
+            report.row("stops", name, count=count)
         for name in ("divergence", "orphan", "half-written", "wrong done.json"):
-            print(f"{name}: {found.pop(name, 0)}")
-        print(f"other: {dict(found)}")
+            report.row("faults", name, count=found.pop(name, 0))
+        report.row("faults", "other", count=found.total(), which=str(dict(found) or ""))
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -8,15 +8,12 @@ Lightning's after a step of AdamW beside a teacher; its size is set against the 
 optimizer's tensors.
 """
 
-import argparse
 from collections.abc import Callable
-import logging
 from pathlib import Path
-import platform
 import tempfile
-import warnings
 
 from lightning.pytorch import Trainer
+from measure import Report, options_of, quiet
 import onnxruntime
 import timm
 import torch
@@ -74,24 +71,24 @@ def checkpoint_ratio(student: nn.Module, shape: tuple[int, int, int], folder: Pa
     return size / 1e6, size / sum(tensor.nbytes for tensor in tensors)
 
 
+def main() -> None:
+    options = options_of(__doc__)
+    report = Report(__file__, options, "student")
+    students = list(STUDENTS.items())
+    for name, (make, shape) in students if options.length == 1 else students[1:2]:
+
+        def measure(make: Callable[[], nn.Module] = make, shape: tuple[int, int, int] = shape) -> dict[str, float]:
+            torch.manual_seed(options.seed)
+            student = make()
+            with tempfile.TemporaryDirectory() as folder, quiet():
+                probabilities, logits, largest = onnx_errors(student, shape, Path(folder))
+                megabytes, ratio = checkpoint_ratio(student, shape, Path(folder))
+            errors = {"probabilities": probabilities, "logits": logits, "largest logit": largest}
+            return {**errors, "checkpoint (MB)": megabytes, "/ student + optimizer": ratio}
+
+        report.once("largest error of ONNX Runtime, and the checkpoint", name, measure)
+    report.finish()
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    for log in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(log).setLevel(logging.ERROR)
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, ", end="")
-    print(f"timm {timm.__version__}, onnxruntime {onnxruntime.__version__}")
-    print("| student | probabilities | logits | largest logit | checkpoint (MB) | / student + optimizer |")
-    print("|---|---|---|---|---|---|")
-    for name, (make, shape) in STUDENTS.items():
-        torch.manual_seed(options.seed)
-        student = make()
-        with tempfile.TemporaryDirectory() as folder:
-            probabilities, logits, largest = onnx_errors(student, shape, Path(folder))
-            megabytes, ratio = checkpoint_ratio(student, shape, Path(folder))
-        print(
-            f"| {name} | {probabilities:.1e} | {logits:.1e} | {largest:.1f} | {megabytes:.1f} | {ratio:.4f} |",
-            flush=True,
-        )
+    main()
