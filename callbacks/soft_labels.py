@@ -14,7 +14,7 @@ from typing_extensions import override
 from lit_distill.callbacks.criterion import CriterionHook, begins_run, take_state
 from lit_distill.callbacks.epoch_means import EpochMeans
 from lit_distill.callbacks.exchange import RowExchange
-from lit_distill.callbacks.memory import SoftLabelMemory, check_index
+from lit_distill.callbacks.memory import SoftLabelMemory
 from lit_distill.callbacks.row_targets import RowTargets
 from lit_distill.callbacks.training_rows import TrainingRows, index_of
 from lit_distill.checkpoint import AtomicCheckpointIO
@@ -162,9 +162,7 @@ class SoftLabelCallback(Callback, ABC):
         if self._epoch not in (0, epoch):
             self._finish_epoch(trainer)
         self._epoch = epoch
-        index = index_of(batch, self.index)
-        check_index(index, self._rows.count)
-        self._step = _Step(index)
+        self._step = _Step(index_of(batch, self.index, self._rows.count))
 
     def _mix(self, loss: Tensor, logits: Tensor, target: Tensor, epoch: int) -> Tensor | None:
         """Validate the batch, make the table in the first step, and call `mix` with 0 in rows that are not finite."""

@@ -97,18 +97,20 @@ def _count(loader: Any, dataset: Any) -> int:
         ) from None
 
 
-def index_of(batch: object, where: str | int) -> Tensor:
-    """Return the tensor of the batch's rows, ``(B,)``, on the batch's device.
+def index_of(batch: object, where: str | int, num_rows: int) -> Tensor:
+    """Return the tensor of the batch's rows, integers ``(B,)``, on the batch's device.
 
     Args:
         batch: A tuple, mapping or object.
         where: Its position, key or attribute.
+        num_rows: Rows of the training set.
 
     Raises:
-        ValueError: If there is no such tensor.
+        ValueError: If there is no such tensor, or, if it is on the CPU, a value is not in 0..num_rows-1. Values on a GPU
+            are not checked, because reading them would wait for it.
 
     Example:
-        >>> index_of({"image": torch.zeros(2, 3), "row": torch.tensor([7, 1])}, "row")
+        >>> index_of({"image": torch.zeros(2, 3), "row": torch.tensor([7, 1])}, "row", 8)
         tensor([7, 1])
     """
     index: object = None
@@ -124,4 +126,12 @@ def index_of(batch: object, where: str | int) -> Tensor:
             "lit_distill.datamodules.IndexedDataset(dataset), or say where the batch has the samples' rows, by "
             "position (index=2), key or attribute"
         )
+    if index.dim() != 1 or index.is_floating_point() or index.dtype == torch.bool:
+        raise ValueError(f"index must be integers of shape (B,), got {index.dtype} of shape {tuple(index.shape)}")
+    if index.device.type == "cpu" and len(index):
+        values = index.numpy()  # the host's own: nothing to wait for
+        if values.min() < 0 or values.max() >= num_rows:
+            raise ValueError(
+                f"index must be in 0..{num_rows - 1}, the training set's rows, got {values.min()}..{values.max()}"
+            )
     return index
