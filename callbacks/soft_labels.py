@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import TorchCheckpointIO
@@ -14,8 +14,8 @@ from typing_extensions import override
 from lit_distill.callbacks.criterion import CriterionHook, begins_run, take_state
 from lit_distill.callbacks.epoch_means import EpochMeans
 from lit_distill.callbacks.exchange import RowExchange
-from lit_distill.callbacks.memory import SoftLabelMemory
-from lit_distill.callbacks.row_targets import RowTargets
+from lit_distill.callbacks.memory import MemoryState, SoftLabelMemory
+from lit_distill.callbacks.row_targets import RowTargets, TargetState
 from lit_distill.callbacks.training_rows import TrainingRows, index_of
 from lit_distill.checkpoint import AtomicCheckpointIO
 from lit_distill.checks import check_at_least, check_choice
@@ -32,6 +32,15 @@ class _Step:
     finite: Tensor | None = None  # (B,) bool: whose logits are finite
     same_target: Tensor | None = None  # (B,) bool: whose target is the one that the row had before
     recalled: bool = False
+
+
+class _State(MemoryState, TargetState, total=False):
+    """What a checkpoint keeps of the callback."""
+
+    identities: Tensor
+    epoch: int
+    sums: dict[str, Tensor]
+    world_size: int
 
 
 class SoftLabelCallback(Callback, ABC):
@@ -96,7 +105,7 @@ class SoftLabelCallback(Callback, ABC):
     def forget(self) -> None:
         """Drop what a former run left, before a new one begins."""
         self.memory: SoftLabelMemory | None = None
-        self.targets: RowTargets | None = None
+        self.targets = RowTargets(0)
         self._rows = TrainingRows(0)
         self._exchange: RowExchange | None = None
         self._means = EpochMeans()
@@ -156,8 +165,8 @@ class SoftLabelCallback(Callback, ABC):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
-        self._hook.begin_step()
         epoch = trainer.current_epoch + 1
+        self._hook.begin_step(epoch)
         # After a checkpoint of an epoch's last step Lightning does not call the hook of that epoch's end any more.
         if self._epoch not in (0, epoch):
             self._finish_epoch(trainer)
@@ -184,8 +193,6 @@ class SoftLabelCallback(Callback, ABC):
             self.memory = SoftLabelMemory(self._rows.count, classes, self.top_k, self.dtype, logits.device)
         if self.memory.num_classes != classes:
             raise ValueError(f"the remembered soft labels have {self.memory.num_classes} classes, the logits {classes}")
-        if self.targets is None:
-            self.targets = RowTargets(self._rows.count, logits.device)
         step.same_target = self.targets.check(step.index, target)
         # Rows with NaN or infinite logits get no gradient from this callback and are not recorded.
         step.finite = logits.detach().sum(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32)).isfinite()
@@ -227,7 +234,7 @@ class SoftLabelCallback(Callback, ABC):
     def _finish_epoch(self, trainer: Trainer) -> dict[str, Tensor]:
         """Exchange the epoch's rows, forget those that changed, and return the sums over all processes."""
         sums = self._gather(trainer)
-        if self.memory is not None and self.targets is not None:
+        if self.memory is not None:
             changed = self.targets.settle()
             self.memory.forget(changed)
             self._rows.report(int(changed.sum()), self._epoch - 1)
@@ -252,8 +259,7 @@ class SoftLabelCallback(Callback, ABC):
             )
         if self._exchange is not None:
             self._exchange.run(self.memory)
-        if self.targets is not None:
-            self.targets.merge()
+        self.targets.merge()
         return self._means.gather(trainer)
 
     # The run.
@@ -275,6 +281,7 @@ class SoftLabelCallback(Callback, ABC):
         rows_before, self._rows = self._rows, TrainingRows.of(trainer, self.num_samples)
         self._exchange = RowExchange() if trainer.world_size > 1 else None
         if self.memory is None:
+            self.targets = RowTargets(self._rows.count, pl_module.device)
             return
         if self._world_size not in (0, trainer.world_size):
             rank_zero_info(
@@ -283,19 +290,12 @@ class SoftLabelCallback(Callback, ABC):
             )
         source = self._rows.previous_rows(rows_before)
         if source is not None:
-            self.memory = self.memory.rearranged(source)
-            self.targets = None if self.targets is None else self.targets.rearranged(source)
-        self.memory = self._as_asked(self.memory).to(pl_module.device)
-        if self.targets is not None:
-            self.targets = self.targets.to(pl_module.device)
-
-    def _as_asked(self, memory: SoftLabelMemory) -> SoftLabelMemory:
-        """Return the checkpoint's table as this callback would have made it."""
-        converted = memory.converted(self.top_k, self.dtype)
-        if converted is not memory:
-            before, after = (f"top_k={m.top_k} of {m.num_classes} in {m.dtype}" for m in (memory, converted))
+            self.memory, self.targets = self.memory.rearranged(source), self.targets.rearranged(source)
+        converted = self.memory.converted(self.top_k, self.dtype)
+        if converted is not self.memory:
+            before, after = (f"top_k={m.top_k} of {m.num_classes} in {m.dtype}" for m in (self.memory, converted))
             rank_zero_info(f"the remembered soft labels go on as {after}; the checkpoint has {before}")
-        return converted
+        self.memory, self.targets = converted.to(pl_module.device), self.targets.to(pl_module.device)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -323,27 +323,24 @@ class SoftLabelCallback(Callback, ABC):
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        state = take_state(checkpoint, self.state_key)
-        if trainer.state.fn == "fit":  # a validation between two fits must not bring an older state back
-            self.forget()
-            if state:
-                self.load_state_dict(state)
+        take_state(self, trainer, checkpoint)
 
     @override
     def state_dict(self) -> dict[str, Any]:
         if self.memory is None:
             return {}
-        targets = {} if self.targets is None else self.targets.state_dict()
-        return {**self.memory.state_dict(), **targets, **self._rows.state_dict(), "epoch": self._epoch}
+        return {**self.memory.state_dict(), **self.targets.state_dict(), **self._rows.state_dict(), "epoch": self._epoch}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.memory = SoftLabelMemory.from_state_dict(state_dict)
-        self.targets = RowTargets.from_state_dict(state_dict)
-        self._rows = TrainingRows(self.memory.num_samples, state_dict.get("identities"))
-        self._epoch = state_dict.get("epoch", 0)
-        self._means.load(state_dict.get("sums", {}))
-        self._world_size = state_dict.get("world_size", 0)
+        state = cast(_State, state_dict)
+        self.memory = SoftLabelMemory.from_state_dict(state)
+        # Older checkpoints have no targets.
+        self.targets = RowTargets.from_state_dict(state) if "targets" in state else RowTargets(self.memory.num_samples)
+        self._rows = TrainingRows(self.memory.num_samples, state.get("identities"))
+        self._epoch = state.get("epoch", 0)
+        self._means.load(state.get("sums", {}))
+        self._world_size = state.get("world_size", 0)
 
 
 def count_epochs(trainer: Trainer, max_epochs: int | None) -> int:
