@@ -329,7 +329,12 @@ class SoftLabelCallback(Callback, ABC):
     def state_dict(self) -> dict[str, Any]:
         if self.memory is None:
             return {}
-        return {**self.memory.state_dict(), **self.targets.state_dict(), **self._rows.state_dict(), "epoch": self._epoch}
+        return {
+            **self.memory.state_dict(),
+            **self.targets.state_dict(),
+            **self._rows.state_dict(),
+            "epoch": self._epoch,
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -106,8 +106,8 @@ def index_of(batch: object, where: str | int, num_rows: int) -> Tensor:
         num_rows: Rows of the training set.
 
     Raises:
-        ValueError: If there is no such tensor, or, if it is on the CPU, a value is not in 0..num_rows-1. Values on a GPU
-            are not checked, because reading them would wait for it.
+        ValueError: If there is no such tensor, or a value is not in 0..num_rows-1. Values on a GPU are not checked,
+            because reading them would wait for it.
 
     Example:
         >>> index_of({"image": torch.zeros(2, 3), "row": torch.tensor([7, 1])}, "row", 8)
