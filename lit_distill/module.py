@@ -68,7 +68,7 @@ class LitDistiller(LightningModule):
             class head then answers alone.
         alpha: Weight of the distillation loss, in 0..1.
         optimizer: Makes the optimizer from parameter groups. Norms, biases, tokens, position embeddings and all other
-            vectors are in a group without weight decay. Adam and AdamW use their fused kernel unless ``fused`` or
+            vectors are in a group without weight decay. Adam, AdamW and SGD use their fused kernel unless ``fused`` or
             ``foreach`` says otherwise.
         scheduler: Makes the scheduler from the optimizer; `WarmupCosine` is given the run's length unless it has one.
             None keeps the learning rate.

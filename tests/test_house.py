@@ -38,6 +38,7 @@ ACROSS = {
     "tests/test_examples.py",
     "tests/test_house.py",
     "tests/test_imports.py",
+    "tests/test_loop.py",
     "tests/test_packaging.py",
     "tests/test_readme.py",
     "tests/test_recipes.py",
