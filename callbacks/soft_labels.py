@@ -12,7 +12,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_distill.callbacks.criterion import CriterionHook, begins_run, take_state
-from lit_distill.callbacks.epoch_means import EpochMeans
 from lit_distill.callbacks.exchange import RowExchange
 from lit_distill.callbacks.memory import MemoryState, SoftLabelMemory
 from lit_distill.callbacks.row_targets import RowTargets, TargetState
@@ -20,6 +19,7 @@ from lit_distill.callbacks.training_rows import TrainingRows, index_of
 from lit_distill.checkpoint import AtomicCheckpointIO
 from lit_distill.checks import check_at_least, check_choice
 from lit_distill.processes import leave_at_exit
+from lit_distill.sums import EpochSums
 
 DType = Literal["float16", "float32"]
 
@@ -108,7 +108,7 @@ class SoftLabelCallback(Callback, ABC):
         self.targets = RowTargets(0)
         self._rows = TrainingRows(0)
         self._exchange: RowExchange | None = None
-        self._means = EpochMeans()
+        self._sums = EpochSums()
         self._epoch = 0  # the one under way, counted from 1; 0 once it is finished
         self._step: _Step | None = None
         self._world_size = 0  # of the run that saved the state
@@ -154,7 +154,8 @@ class SoftLabelCallback(Callback, ABC):
 
     def count(self, recorded: Tensor, **values: Tensor) -> None:
         """Add to the epoch's means: ``recorded`` ``(B,)`` bool, and values by row ``(B,)``, averaged where recorded."""
-        self._means.add(recorded, values)
+        counted = {name: torch.where(recorded, value, 0) for name, value in values.items()}
+        self._sums.add({**counted, "recorded": recorded})
 
     def _table_and_step(self) -> tuple[SoftLabelMemory, _Step]:
         if self.memory is None or self._step is None:
@@ -208,7 +209,7 @@ class SoftLabelCallback(Callback, ABC):
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         self._hook.end_step()
-        self._means.end_step()
+        self._sums.end_step()
         self._step = None
 
     # The epoch.
@@ -238,7 +239,7 @@ class SoftLabelCallback(Callback, ABC):
             changed = self.targets.settle()
             self.memory.forget(changed)
             self._rows.report(int(changed.sum()), self._epoch - 1)
-        self._epoch, self._means = 0, EpochMeans()
+        self._epoch, self._sums = 0, EpochSums()
         return sums
 
     def _gather(self, trainer: Trainer) -> dict[str, Tensor]:
@@ -260,7 +261,7 @@ class SoftLabelCallback(Callback, ABC):
         if self._exchange is not None:
             self._exchange.run(self.memory)
         self.targets.merge()
-        return self._means.gather(trainer)
+        return self._sums.gather(trainer)
 
     # The run.
 
@@ -344,7 +345,7 @@ class SoftLabelCallback(Callback, ABC):
         self.targets = RowTargets.from_state_dict(state) if "targets" in state else RowTargets(self.memory.num_samples)
         self._rows = TrainingRows(self.memory.num_samples, state.get("identities"))
         self._epoch = state.get("epoch", 0)
-        self._means.load(state.get("sums", {}))
+        self._sums.load(state.get("sums", {}))
         self._world_size = state.get("world_size", 0)
 
 

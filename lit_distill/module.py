@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping
 import copy
-from functools import partial
 import inspect
 from pathlib import Path
 import sys
@@ -40,6 +39,7 @@ from lit_distill.schedule import (
     scheduler_config,
     set_peak_rate,
 )
+from lit_distill.sums import EpochSums
 
 
 class LitDistiller(LightningModule):
@@ -130,6 +130,7 @@ class LitDistiller(LightningModule):
         self.scheduler_interval = scheduler_interval
         self.kept_in_checkpoints: dict[str, Any] = {}  # by name, beside what Lightning keeps; plain containers
         self._about: dict[str, Any] = {}
+        self._sums = EpochSums()  # of the losses in training
         self._rates_were_set = False
         self._schedule_follows_the_run = False
         save_under_plain_names(self)
@@ -156,16 +157,24 @@ class LitDistiller(LightningModule):
         self._note_images(batch.image)
         answer, output = ask_both(self.teacher, self.student, batch, self.distillation)
         loss: Tensor = self.criterion(output.logits.float(), batch.target)
-        terms = {"criterion": loss}
+        losses = {"criterion": loss}
         if not self.trains_both_heads:
             # DDP wants every parameter to take part: the sum of no row is 0 with gradient 0, even of infinite logits.
             loss = loss + output.distill_logits[:0].sum()
         if self.distillation is not None and answer is not None:
             distillation, parts = distillation_loss(self.distillation, answer, output, batch.target)
             loss = (1 - self.alpha) * loss + self.alpha * distillation
-            terms |= {"distillation": distillation, **parts}
-        self._log_epoch_means(loss, terms, len(batch.image))
+            losses |= {"distillation": distillation, **parts}
+        self._sums.add({"loss": loss, **losses}, weight=len(batch.image))
+        self._sums.end_step()
         return loss
+
+    @override
+    def on_train_epoch_end(self) -> None:
+        sums, self._sums = self._sums.gather(self.trainer), EpochSums()
+        rows = sums.pop("rows", torch.tensor(1))
+        for name, value in sums.items():
+            self.log(f"train/{name}", (value / rows).float(), prog_bar=name == "loss", sync_dist=True)
 
     @override
     def validation_step(self, batch: object, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -239,6 +248,7 @@ class LitDistiller(LightningModule):
 
     @override
     def on_train_start(self) -> None:
+        self._sums = EpochSums()
         if self._schedule_follows_the_run:  # BatchSizeFinder changes the number of steps after they were counted
             restart(self.trainer)
         if self._rates_were_set:  # after `lr`, LearningRateFinder sets the optimizer's rate past its schedule
@@ -318,12 +328,6 @@ class LitDistiller(LightningModule):
         """Note for the checkpoint what the student's images are like."""
         self._about["image_shape"] = list(image.shape[1:])
         self._about["image_dtype"] = "float" if image.is_floating_point() else "uint8"
-
-    def _log_epoch_means(self, loss: Tensor, terms: Mapping[str, Tensor], batch_size: int) -> None:
-        log = partial(self.log, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=True)
-        log("train/loss", loss.detach(), prog_bar=True)
-        for name, term in terms.items():
-            log(f"train/{name}", term.detach())
 
     def _measure(self, evaluation: Evaluation, batch: object, batch_idx: int, dataloader_idx: int) -> None:
         batch = Batch.of(batch)

@@ -21,7 +21,6 @@ TESTED_IN = {
     "lit_distill/models/sources.py": "tests/models/test_teacher.py",
     "lit_distill/models/timm_net.py": "tests/models/test_timm_student.py",
     "callbacks/criterion.py": "tests/callbacks/test_soft_labels.py",
-    "callbacks/epoch_means.py": "tests/callbacks/test_soft_labels.py",
 }
 
 # What only several modules together do.
