@@ -5,7 +5,7 @@ import copy
 import inspect
 from pathlib import Path
 import sys
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -115,8 +115,7 @@ class LitDistiller(LightningModule):
     ) -> None:
         super().__init__()
         check_fraction(alpha=alpha, label_smoothing=getattr(criterion, "label_smoothing", 0.0))
-        if scheduler_interval is not None:
-            check_choice(Interval, scheduler_interval=scheduler_interval)
+        check_choice((*get_args(Interval), None), scheduler_interval=scheduler_interval)
         check_choice(HEADS, head=head)
         save_plain_hyperparameters(self, sys._getframe())
         self.student = student
@@ -128,7 +127,7 @@ class LitDistiller(LightningModule):
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.scheduler_interval = scheduler_interval
-        self.kept_in_checkpoints: dict[str, Any] = {}  # by name, beside what Lightning keeps; plain containers
+        self.kept_in_checkpoints: dict[str, object] = {}  # by name, beside what Lightning keeps; plain containers
         self._about: dict[str, Any] = {}
         self._sums = EpochSums()  # of the losses in training
         self._rates_were_set = False
@@ -198,9 +197,7 @@ class LitDistiller(LightningModule):
     def on_test_start(self) -> None:
         refuse_not_finite(self.student)
 
-    @override
-    def on_predict_start(self) -> None:
-        refuse_not_finite(self.student)
+    on_predict_start = on_test_start
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -243,7 +240,7 @@ class LitDistiller(LightningModule):
 
     @lr.setter
     def lr(self, rate: float) -> None:
-        set_peak_rate(self._trainer, rate)
+        set_peak_rate(self.trainer, rate)
         self._rates_were_set = True
 
     @override
