@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 import inspect
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -158,7 +158,7 @@ class CriterionCallback(Callback, ABC):
             self._hook.attach(trainer, pl_module)
 
     @override
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]) -> None:
         take_state(self, trainer, checkpoint)
 
     @override
@@ -196,13 +196,14 @@ class Forgetful(Protocol):
     def forget(self) -> None:
         """Drop what a former run left."""
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Go on from a saved state."""
 
 
-def take_state(callback: Forgetful, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+def take_state(callback: Forgetful, trainer: Trainer, checkpoint: dict[str, object]) -> None:
     """Load a callback's state and take it out of the checkpoint: Lightning would copy what it finds there."""
-    state = checkpoint.get("callbacks", {}).pop(callback.state_key, None)
+    states = cast(dict[str, dict[str, object]], checkpoint.get("callbacks", {}))
+    state = states.pop(callback.state_key, None)
     if trainer.state.fn == "fit":  # a validation between two fits must not bring an older state back
         callback.forget()
         if state:

@@ -1,7 +1,7 @@
 """The retrospective loss against a snapshot of the network, as a callback."""
 
 import copy
-from typing import Any
+from typing import TypedDict, cast
 
 from lightning.pytorch import LightningModule, Trainer
 import torch
@@ -18,6 +18,13 @@ from lit_distill.callbacks.criterion import (
 )
 from lit_distill.checks import check_at_least
 from lit_distill.losses import retrospective_loss
+
+
+class _State(TypedDict):
+    """What a checkpoint keeps of the callback."""
+
+    taken: int
+    snapshot: dict[str, Tensor]
 
 
 class RetrospectiveLoss(CriterionCallback):
@@ -116,12 +123,13 @@ class RetrospectiveLoss(CriterionCallback):
         return loss + retrospective_loss(logits, past, target, self.kappa)
 
     @override
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         return {} if self.snapshot is None else {"taken": self._snapshot_epoch, "snapshot": self.snapshot.state_dict()}
 
     @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._snapshot_epoch, self._restored_weights = state_dict["taken"], state_dict["snapshot"]
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        state = cast(_State, state_dict)
+        self._snapshot_epoch, self._restored_weights = state["taken"], state["snapshot"]
 
     def _take_snapshot(self, pl_module: LightningModule, weights: dict[str, Tensor]) -> None:
         if self.snapshot is None:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import ClassVar, Literal, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import TorchCheckpointIO
@@ -315,19 +315,19 @@ class SoftLabelCallback(Callback, ABC):
         return self._generate_state_key(criterion=self.criterion)
 
     @override
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]) -> None:
         if self.memory is not None:
             # Every process comes here, but the state that is written is the first one's.
             sums = self._gather(trainer)
             state = {**self.state_dict(), "sums": sums, "world_size": trainer.world_size}
-            checkpoint["callbacks"][self.state_key] = state
+            cast(dict[str, object], checkpoint["callbacks"])[self.state_key] = state
 
     @override
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]) -> None:
         take_state(self, trainer, checkpoint)
 
     @override
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         if self.memory is None:
             return {}
         return {
@@ -338,7 +338,7 @@ class SoftLabelCallback(Callback, ABC):
         }
 
     @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
         state = cast(_State, state_dict)
         self.memory = SoftLabelMemory.from_state_dict(state)
         # Older checkpoints have no targets.

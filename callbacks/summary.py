@@ -1,7 +1,6 @@
 """The short table at the end of a run."""
 
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -77,11 +76,11 @@ class RunSummary(Callback):
         rank_zero_only(print)("\n" + "\n\n".join(parts), flush=True)
 
     @override
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, dict[str, float]]:
         return {"last": self.last, "best": self.best}
 
     @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, dict[str, float]]) -> None:
         self.last, self.best = state_dict["last"], state_dict["best"]
 
     def _table(self, predicts: str | None) -> str:

@@ -1,7 +1,7 @@
 """Which samples the rows of the training set are, and the messages when they have changed."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sized
+from typing import cast
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -80,14 +80,14 @@ class TrainingRows:
                 "data set of the checkpoint"
             )
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Return the identities, if there are any, not copied."""
         return {} if self.identities is None else {"identities": self.identities}
 
 
-def _count(loader: Any, dataset: Any) -> int:
+def _count(loader: object, dataset: object) -> int:
     try:
-        return int(getattr(dataset, "num_rows", None) or len(dataset))
+        return int(getattr(dataset, "num_rows", None) or len(cast(Sized, dataset)))
     except TypeError:
         what = f"{type(dataset).__name__} data set" if dataset is not None else f"{type(loader).__name__} of loaders"
         raise ValueError(

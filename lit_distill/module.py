@@ -306,7 +306,7 @@ class LitDistiller(LightningModule):
         object.__setattr__(self, name, value)
         self.validation, self.testing = (Evaluation(stage, value is not None, self.head) for stage in ("val", "test"))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
         """Copy without the teacher: a copy is there for its weights, and moving it must not move the teacher."""
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
