@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 import inspect
-from typing import Protocol, cast
+from typing import cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -159,7 +159,7 @@ class CriterionCallback(Callback, ABC):
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]) -> None:
-        take_state(self, trainer, checkpoint)
+        take_state(self, self.forget, trainer, checkpoint)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
@@ -186,26 +186,12 @@ def begins_run(trainer: Trainer) -> bool:
     return trainer.fit_loop.epoch_loop.batch_progress.total.ready == 0
 
 
-class Forgetful(Protocol):
-    """A callback with a state that a new run begins without."""
-
-    @property
-    def state_key(self) -> str:
-        """Name of the state in checkpoints."""
-
-    def forget(self) -> None:
-        """Drop what a former run left."""
-
-    def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        """Go on from a saved state."""
-
-
-def take_state(callback: Forgetful, trainer: Trainer, checkpoint: dict[str, object]) -> None:
+def take_state(callback: Callback, forget: Callable[[], None], trainer: Trainer, checkpoint: dict[str, object]) -> None:
     """Load a callback's state and take it out of the checkpoint: Lightning would copy what it finds there."""
     states = cast(dict[str, dict[str, object]], checkpoint.get("callbacks", {}))
     state = states.pop(callback.state_key, None)
     if trainer.state.fn == "fit":  # a validation between two fits must not bring an older state back
-        callback.forget()
+        forget()
         if state:
             callback.load_state_dict(state)
 

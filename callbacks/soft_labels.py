@@ -63,8 +63,7 @@ class SoftLabelCallback(Callback, ABC):
 
     Args:
         top_k: Remember the ``top_k`` >= 1 largest probabilities and spread the rest evenly; None remembers all. The
-            table lies on the training device: 5.1 GB for ImageNet-1k with all classes in float16, 1.2 GB for
-            ImageNet-21k with ``top_k=10``. All classes of ImageNet-21k would be 1,240 GB, which fits no host either.
+            table lies on the training device; `SoftLabelMemory` says how large it is.
         criterion: Dotted name of the criterion among the module's submodules.
         index: Where the batch has the samples' rows, integers in 0..N-1: an attribute or key, or a position.
         num_samples: Rows N of the training set; by default its length.
@@ -324,7 +323,7 @@ class SoftLabelCallback(Callback, ABC):
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]) -> None:
-        take_state(self, trainer, checkpoint)
+        take_state(self, self.forget, trainer, checkpoint)
 
     @override
     def state_dict(self) -> dict[str, object]:

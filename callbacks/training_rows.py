@@ -1,6 +1,7 @@
 """Which samples the rows of the training set are, and the messages when they have changed."""
 
 from collections.abc import Mapping, Sized
+from contextlib import suppress
 from typing import cast
 
 from lightning.pytorch import Trainer
@@ -114,12 +115,9 @@ def index_of(batch: object, where: str | int, num_rows: int) -> Tensor:
         tensor([7, 1])
     """
     index: object = None
-    if isinstance(batch, Mapping):
-        index = batch.get(where)
-    elif isinstance(where, str):
-        index = getattr(batch, where, None)
-    elif isinstance(batch, (tuple, list)) and -len(batch) <= where < len(batch):
-        index = batch[where]
+    is_attribute = isinstance(where, str) and not isinstance(batch, Mapping)
+    with suppress(AttributeError, LookupError, TypeError):
+        index = getattr(batch, str(where)) if is_attribute else cast(Mapping[str | int, object], batch)[where]
     if not isinstance(index, Tensor):  # a plain tuple has a *method* called index
         raise ValueError(
             f"the training batch, a {type(batch).__name__}, has no tensor at index={where!r}: wrap the training set in "
