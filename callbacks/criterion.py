@@ -1,17 +1,19 @@
 """Replacing the value of a criterion in training."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 import inspect
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
+
+Args = tuple[object, ...]
+KwArgs = Mapping[str, object]
 
 # What replaces the value: called with (loss, logits, target, epoch), the epoch counted from 1; None leaves the value.
 Replace = Callable[[Tensor, Tensor, Tensor, int], Tensor | None]
@@ -28,15 +30,18 @@ class CriterionHook:
         owner: The callback.
         criterion: Dotted name of the criterion among the module's submodules.
         replace: Returns the new value, a scalar, or None.
+
+    Attributes:
+        handles: What `remove` undoes; the callback may add hooks of its own.
     """
 
     def __init__(self, owner: Callback, criterion: str, replace: Replace) -> None:
         self.owner = owner
         self.criterion = criterion
         self.replace = replace
-        self._module: LightningModule | None = None
-        self._handle: RemovableHandle | None = None
-        self._calls: int | None = None  # of the criterion in this step; None outside of steps
+        self.handles = ExitStack()
+        self._epoch = 0  # of the step under way, counted from 1; 0 outside of steps
+        self._calls = 0  # of the criterion in this step
         self._ever_called = False
 
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -45,26 +50,26 @@ class CriterionHook:
         Raises:
             ValueError: If there is no such submodule, or another callback of ``trainer`` replaces its value.
         """
+        self.remove()  # after a fit that failed before it could clean up
         criterion = find_submodule(pl_module, self.criterion, "criterion")
-        other = _HOOKS.get(criterion)
-        if other is not None and other is not self and other.owner in trainer.callbacks:  # type: ignore[attr-defined]  # set late
-            names = f"{type(other.owner).__name__} and {type(self.owner).__name__}"
-            raise ValueError(f"two callbacks replace the value of criterion {self.criterion!r}, {names}: remove one")
-        if other is not None:  # an earlier fit ended without its teardown
-            other.remove()
-        self._module = pl_module
-        _HOOKS[criterion] = self
+        hooks = [getattr(callback, "_hook", None) for callback in trainer.callbacks]  # type: ignore[attr-defined]  # set late
+        ours = [hook for hook in hooks if isinstance(hook, CriterionHook) and hook.criterion == self.criterion]
+        owners = [type(hook.owner).__name__ for hook in ours]
+        if len(owners) > 1:
+            raise ValueError(
+                f"two callbacks replace the value of criterion {self.criterion!r}, {' and '.join(owners)}: remove one"
+            )
 
         # A plain function: deep copies of the module share it, such as those that average weights. Copying a bound
         # method would copy the callback and its table.
-        def replace(*call: Any) -> Tensor | None:
-            return self._replace(*call)
+        def replace(criterion: nn.Module, args: Args, kwargs: KwArgs, loss: Tensor) -> Tensor | None:
+            return self._replace(criterion, args, kwargs, loss)
 
-        self._handle = criterion.register_forward_hook(replace, with_kwargs=True)
+        self.handles.enter_context(criterion.register_forward_hook(replace, with_kwargs=True))
 
-    def begin_step(self) -> None:
-        """Announce a training step; without that the hook does nothing."""
-        self._calls = 0
+    def begin_step(self, epoch: int) -> None:
+        """Announce a training step of ``epoch``, counted from 1; without that the hook does nothing."""
+        self._epoch, self._calls = epoch, 0
 
     def end_step(self) -> None:
         """End the step.
@@ -72,7 +77,7 @@ class CriterionHook:
         Raises:
             ValueError: If no step has called the criterion so far. A module may skip a single step.
         """
-        self._calls = None
+        self._epoch = 0
         if not self._ever_called:
             raise ValueError(
                 f"the training step did not call {self.criterion!r}: have it compute the loss with "
@@ -81,16 +86,11 @@ class CriterionHook:
 
     def remove(self) -> None:
         """Remove the hook."""
-        if self._handle is not None:
-            self._handle.remove()
-        self._handle = self._module = self._calls = None
-        self._ever_called = False
+        self.handles.close()
+        self._epoch, self._ever_called = 0, False
 
-    def _replace(
-        self, criterion: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], loss: Tensor
-    ) -> Tensor | None:
-        module = self._module
-        if module is None or self._calls is None or not module.training or not torch.is_grad_enabled():
+    def _replace(self, criterion: nn.Module, args: Args, kwargs: KwArgs, loss: Tensor) -> Tensor | None:
+        if not self._epoch or not torch.is_grad_enabled():
             return None
         self._calls, self._ever_called = self._calls + 1, True
         if self._calls > 1:
@@ -104,10 +104,7 @@ class CriterionHook:
                 f"{type(self.owner).__name__} needs a criterion that returns a scalar, got {describe(loss)}: "
                 "set its reduction to 'mean'"
             )
-        return self.replace(loss, logits, target, module.current_epoch + 1)
-
-
-_HOOKS: WeakKeyDictionary[nn.Module, CriterionHook] = WeakKeyDictionary()  # the last hook of each criterion
+        return self.replace(loss, logits, target, self._epoch)
 
 
 class CriterionCallback(Callback, ABC):
@@ -161,16 +158,12 @@ class CriterionCallback(Callback, ABC):
             self._hook.attach(trainer, pl_module)
 
     @override
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        state = take_state(checkpoint, self.state_key)
-        if trainer.state.fn == "fit":  # a validation between two fits must not bring an older state back
-            self.forget()
-            if state:
-                self.load_state_dict(state)
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]) -> None:
+        take_state(self, self.forget, trainer, checkpoint)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
-        self._hook.begin_step()
+        self._hook.begin_step(trainer.current_epoch + 1)
 
     @override
     def on_train_batch_end(
@@ -193,10 +186,14 @@ def begins_run(trainer: Trainer) -> bool:
     return trainer.fit_loop.epoch_loop.batch_progress.total.ready == 0
 
 
-def take_state(checkpoint: dict[str, Any], state_key: str) -> dict[str, Any]:
-    """Take a callback's state out of a checkpoint: Lightning would copy what it finds there for `load_state_dict`."""
-    state: dict[str, Any] = checkpoint.get("callbacks", {}).pop(state_key, {})
-    return state
+def take_state(callback: Callback, forget: Callable[[], None], trainer: Trainer, checkpoint: dict[str, object]) -> None:
+    """Load a callback's state and take it out of the checkpoint: Lightning would copy what it finds there."""
+    states = cast(dict[str, dict[str, object]], checkpoint.get("callbacks", {}))
+    state = states.pop(callback.state_key, None)
+    if trainer.state.fn == "fit":  # a validation between two fits must not bring an older state back
+        forget()
+        if state:
+            callback.load_state_dict(state)
 
 
 def find_submodule(pl_module: nn.Module, name: str, option: str) -> nn.Module:
@@ -206,8 +203,6 @@ def find_submodule(pl_module: nn.Module, name: str, option: str) -> nn.Module:
         ValueError: If there is none; names those there are.
     """
     try:
-        if not name:  # which would be the module itself
-            raise AttributeError
         return pl_module.get_submodule(name)
     except AttributeError:
         children = ", ".join(child for child, _ in pl_module.named_children()) or "none"
@@ -228,9 +223,7 @@ def describe(value: object) -> str:
     return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
-def _logits_and_target(
-    criterion: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
-) -> tuple[Tensor, Tensor]:
+def _logits_and_target(criterion: nn.Module, args: Args, kwargs: KwArgs) -> tuple[Tensor, Tensor]:
     if kwargs:
         args = tuple(inspect.signature(criterion.forward).bind(*args, **kwargs).arguments.values())
     match args:

@@ -1,9 +1,10 @@
 """A distillation loss that grows over the first epochs."""
 
+from contextlib import ExitStack
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lit_distill.callbacks.criterion import find_submodule
@@ -44,7 +45,7 @@ class DistillationWarmup(Callback):
         check_at_least(1, epochs=epochs)
         self.epochs = epochs
         self.distillation = distillation
-        self._handles: list[RemovableHandle] = []
+        self._handles = ExitStack()
 
     def weight(self, epoch: int) -> float:
         """Return the weight in an epoch, counted from 1."""
@@ -54,7 +55,7 @@ class DistillationWarmup(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        self._release()  # after a fit that failed before it could clean up
+        self._handles.close()  # after a fit that failed before it could clean up
 
         def scale(loss: nn.Module, args: tuple[object, ...], value: Tensor) -> Tensor | None:
             if not (trainer.training and pl_module.training and torch.is_grad_enabled()):
@@ -62,18 +63,13 @@ class DistillationWarmup(Callback):
             return self.weight(trainer.current_epoch + 1) * value
 
         submodule = find_submodule(pl_module, self.distillation, "distillation")
-        losses = list(submodule.values()) if isinstance(submodule, nn.ModuleDict) else [submodule]
-        self._handles = [loss.register_forward_hook(scale) for loss in losses]
+        for loss in submodule.values() if isinstance(submodule, nn.ModuleDict) else [submodule]:
+            self._handles.enter_context(loss.register_forward_hook(scale))
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._release()
+        self._handles.close()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._release()
-
-    def _release(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        self._handles.close()

@@ -1,7 +1,6 @@
 """The end of a run whose weights are lost."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -33,8 +32,9 @@ class DivergenceCheck(Callback):
 
     def __init__(self) -> None:
         super().__init__()
-        self._first = torch.tensor(-1)  # epoch and batch of the first loss that is not finite, or -1; on the device
-        self._first_on_host = torch.tensor(-1)  # the same, perhaps a few steps old
+        # Epoch and batch of the first loss that is not finite, or `_NEVER`; on the device.
+        self._first = torch.tensor(_NEVER)
+        self._first_on_host = self._first  # the same, perhaps a few steps old
         self._warned_in = -1  # epoch
 
     @override
@@ -46,8 +46,8 @@ class DivergenceCheck(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         device = pl_module.device
-        self._first = torch.tensor(-1, device=device)
-        self._first_on_host = torch.tensor(-1, pin_memory=device.type == "cuda")
+        self._first = torch.tensor(_NEVER, device=device)
+        self._first_on_host = torch.tensor(_NEVER, pin_memory=device.type == "cuda")
         self._warned_in = -1
 
     @override
@@ -58,10 +58,10 @@ class DivergenceCheck(Callback):
         if not isinstance(loss, Tensor):
             return
         place = trainer.current_epoch * _BATCHES + batch_idx
-        is_first = ~loss.detach().isfinite().all() & (self._first < 0)
-        self._first = torch.where(is_first, place, self._first)
+        self._first = torch.where(loss.detach().isfinite().all(), self._first, self._first.clamp(max=place))
         self._first_on_host.copy_(self._first, non_blocking=True)
-        if trainer.world_size == 1 and int(self._first_on_host) >= 0:
+        # `numpy` is of host memory alone: it cannot wait for the device.
+        if trainer.world_size == 1 and self._first_on_host.numpy() < _NEVER:
             self._check_weights(trainer, pl_module)
 
     @override
@@ -74,7 +74,7 @@ class DivergenceCheck(Callback):
             self._check_weights(trainer, pl_module)
 
     @override
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]) -> None:
         if trainer.training:
             self._check_weights(trainer, pl_module, this_rank_only=True)
 
@@ -86,28 +86,23 @@ class DivergenceCheck(Callback):
         name = not_finite(pl_module)
         first, lost = self._first, name is not None
         if not this_rank_only:
-            first = trainer.strategy.reduce(torch.where(first < 0, _NEVER, first), reduce_op="min")
-            first = torch.where(first == _NEVER, -1, first)
+            first = trainer.strategy.reduce(first.clone(), reduce_op="min")
             lost = trainer.strategy.reduce_boolean_decision(lost, all=False)
         epoch, batch = divmod(int(first), _BATCHES)
-        loss_was_bad = epoch >= 0
+        loss_was_bad = int(first) < _NEVER
         place = f"epoch {epoch}, batch {batch}" if loss_was_bad else f"epoch {trainer.current_epoch}"
         if lost:
-            paths = checkpoint_paths(trainer)
-            path = paths.get("last checkpoint", paths.get("best checkpoint"))
-            event = (
-                "loss became NaN or infinite, and with it the weights"
-                if loss_was_bad
-                else "weights became NaN or infinite"
-            )
+            paths = sorted(checkpoint_paths(trainer).items())
+            saved = f"the last checkpoint before is {paths[-1][1]}" if paths else "no checkpoint was saved before"
+            lost_first = "loss became NaN or infinite, and with it the weights"
+            event = lost_first if loss_was_bad else "weights became NaN or infinite"
             raise ValueError(
                 f"the run has diverged: in {place} (counted from 0) the {event}{f' ({name})' if name else ''}; "
-                "lower the learning rate or set the trainer's gradient_clip_val=1; "
-                + (f"the last checkpoint before is {path}" if path else "no checkpoint was saved before")
+                f"lower the learning rate or set the trainer's gradient_clip_val=1; {saved}"
             )
         if loss_was_bad:
-            self._first = torch.full_like(self._first, -1)
-            self._first_on_host.fill_(-1)
+            self._first = torch.full_like(self._first, _NEVER)
+            self._first_on_host.fill_(_NEVER)
             if self._warned_in != epoch:
                 self._warned_in = epoch
                 rank_zero_warn(

@@ -1,7 +1,6 @@
 """The table of remembered soft labels, one a training sample."""
 
-from collections.abc import Sequence
-from typing import Any, Self
+from typing import NotRequired, Self, TypedDict
 
 import torch
 from torch import Tensor
@@ -9,22 +8,13 @@ from torch import Tensor
 from lit_distill.checks import check_at_least
 
 
-def check_index(index: Tensor, num_rows: int) -> None:
-    """Check that ``index`` holds integers ``(B,)``, and, if it is on the CPU, that they are in 0..num_rows-1.
+class MemoryState(TypedDict):
+    """What a checkpoint keeps of a table."""
 
-    Raises:
-        ValueError: If not. Values on a GPU are not checked, because reading them would wait for it.
-    """
-    if index.dim() != 1 or index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
-        raise ValueError(f"index must be integers of shape (B,), got {index.dtype} of shape {tuple(index.shape)}")
-    if _is_on_host(index) and len(index):
-        lowest, highest = (int(value) for value in index.aminmax())
-        if lowest < 0 or highest >= num_rows:
-            raise ValueError(f"index must be in 0..{num_rows - 1}, the training set's rows, got {lowest}..{highest}")
-
-
-def _is_on_host(values: Tensor) -> bool:
-    return values.device.type == "cpu"
+    rows: Tensor
+    classes: NotRequired[Tensor]
+    epochs: Tensor
+    num_classes: int
 
 
 class SoftLabelMemory:
@@ -80,8 +70,8 @@ class SoftLabelMemory:
         self.num_classes = num_classes
         self._tables = tables  # probabilities, and the classes that they are of unless all are kept: (2, N, top_k) each
         self._epochs = epochs  # (2, N)
-        self._refused = torch.zeros(2, dtype=torch.int64, device=epochs.device)
-        self._checked: tuple[Tensor, int] | None = None
+        # What `record` left out so far: indices outside the table, and unusable vectors.
+        self.refused = torch.zeros(2, dtype=torch.int64, device=epochs.device)
         return self
 
     @property
@@ -109,30 +99,22 @@ class SoftLabelMemory:
         """Bytes of the table: both slots of every row, their classes and epochs."""
         return sum(table.nbytes for table in (*self._tables, self._epochs))
 
-    @property
-    def refused(self) -> Tensor:
-        """What `record` left out so far, ``(2,)`` int64: indices outside the table, and unusable vectors."""
-        return self._refused
-
     def record(self, index: Tensor, soft_labels: Tensor, epoch: int, where: Tensor | None = None) -> Tensor:
         """Remember ``soft_labels`` ``(B, K)`` for the rows ``index`` ``(B,)``, as of ``epoch`` >= 1.
 
         A row that was already recorded in this epoch keeps its first value, as does the first of several equal
         indices in the batch. A vector that is not finite, or not marked in ``where`` ``(B,)`` bool, is left out.
+        So is a row outside the table. Both are counted in `refused`.
 
         Returns:
             ``(B,)`` bool, True for usable vectors whose row was written by this call.
-
-        Raises:
-            ValueError: If an index is not an integer, or outside the table where the host knows it. On a device such
-                a row is left out and counted in `refused`.
         """
         if not len(index):
             return torch.zeros(0, dtype=torch.bool, device=self.device)
         usable = soft_labels.sum(dim=1, dtype=torch.float32).isfinite()  # probabilities: a finite sum has finite terms
         usable = usable if where is None else usable & where
         row, inside = self._rows(index)
-        good = usable if inside is None else usable & inside
+        good = usable & inside
         epochs = self._epochs.index_select(1, row)
         second_is_newer, again = epochs[1] > epochs[0], (epochs == epoch).any(dim=0)
         # The newest slot if it is of this epoch, else the other one.
@@ -146,9 +128,7 @@ class SoftLabelMemory:
             )
         stamps = self._epochs.flatten()
         stamps.index_copy_(0, flat_row, stamps.index_select(0, flat_row).masked_fill(~keep, epoch))
-        self._refused[1] += (~usable).sum()
-        if inside is not None:
-            self._refused[0] += (~inside).sum()
+        self.refused += torch.stack([~inside, ~usable]).sum(dim=1)
         # A vector that is not usable has no place in the order, though an equal index may have written its row.
         return good & ~keep
 
@@ -156,25 +136,20 @@ class SoftLabelMemory:
         """Return the newest soft labels recorded before ``epoch`` for the rows ``index`` ``(B,)``.
 
         Args:
-            index: Integers in 0..N-1.
+            index: Integers. A row outside 0..N-1 is returned as not recorded.
             epoch: >= 1.
             where: ``(B,)`` bool. Rows where it is False are returned as not recorded.
 
         Returns:
             Soft labels ``(B, K)``, float32, zeros where nothing was recorded; and ``(B,)`` bool, True where it was.
-
-        Raises:
-            ValueError: If ``index`` is not integers ``(B,)``, or is on the CPU and outside the table. On a device, a
-                row outside the table is returned as not recorded.
         """
         row, inside = self._rows(index)
         epochs = self._epochs.index_select(1, row)
         first, second = (epochs * (epochs < epoch)).unbind()
         # The row in `_flat()`, which has the second slots below the first ones.
         flat_row = torch.add(row, (second > first).long(), alpha=self.num_samples)
-        recorded = torch.maximum(first, second) > 0
-        for mask in (inside, where):
-            recorded = recorded if mask is None else recorded & mask
+        recorded = (torch.maximum(first, second) > 0) & inside
+        recorded = recorded if where is None else recorded & where
         soft_labels = self._expand([table.index_select(0, flat_row) for table in self._flat()])
         return soft_labels * recorded[:, None], recorded
 
@@ -185,7 +160,7 @@ class SoftLabelMemory:
     def to(self, device: torch.device | str) -> Self:
         """Move the table and return it."""
         self._tables = [table.to(device) for table in self._tables]
-        self._epochs, self._refused = self._epochs.to(device), self._refused.to(device)
+        self._epochs, self.refused = self._epochs.to(device), self.refused.to(device)
         return self
 
     def rearranged(self, source: Tensor) -> "SoftLabelMemory":
@@ -215,31 +190,18 @@ class SoftLabelMemory:
                 table[part] = converted
         return memory
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> MemoryState:
         """Return the table as plain tensors; they are the table's own, not copies."""
-        tables = dict(zip(("rows", "classes"), self._tables, strict=False))
-        return {**tables, "epochs": self._epochs, "num_classes": self.num_classes}
+        state: MemoryState = {"rows": self._tables[0], "epochs": self._epochs, "num_classes": self.num_classes}
+        if len(self._tables) > 1:
+            state["classes"] = self._tables[1]
+        return state
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> "SoftLabelMemory":
-        """Make a table from what `state_dict` returned; takes the tensors over without a copy.
-
-        Raises:
-            ValueError: If the tensors are no such table.
-        """
-        tables = [state[name] for name in ("rows", "classes") if name in state]
-        epochs: Tensor = state.get("epochs", torch.empty(0))
-        num_classes: int = state.get("num_classes", 0)
-        size: Sequence[int] = tables[0].shape if tables else ()
-        if (
-            len(size) != 3
-            or epochs.shape != (2, size[1])
-            or any(table.shape != (2, *size[1:]) for table in tables)
-            or (size[2] < num_classes) != (len(tables) == 2)
-        ):
-            content = ", ".join(f"{k} {tuple(v.shape) if isinstance(v, Tensor) else v}" for k, v in state.items())
-            raise ValueError(f"no table of remembered soft labels: {content}")
-        return object.__new__(cls)._fill(num_classes, tables, epochs)
+    def from_state_dict(cls, state: MemoryState) -> "SoftLabelMemory":
+        """Make a table from what `state_dict` returned; takes the tensors over without a copy."""
+        tables = [state["rows"], state["classes"]] if "classes" in state else [state["rows"]]
+        return object.__new__(cls)._fill(state["num_classes"], tables, state["epochs"])
 
     # What `RowExchange` asks for.
 
@@ -260,16 +222,11 @@ class SoftLabelMemory:
         epochs = self._epochs.index_select(1, row)
         return epochs[1].gt(epochs[0]).long()
 
-    def _rows(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the rows to work on, and which are inside the table; None where the host has checked that all are."""
-        # As a rule a batch is read and then recorded: check its index once.
-        if self._checked is None or self._checked[0] is not index or self._checked[1] != index._version:
-            check_index(index, self.num_samples)
-            self._checked = index, index._version
-        row = index.to(self.device).long()
-        if _is_on_host(index):
-            return row, None
-        return row.clamp(0, self.num_samples - 1), (row >= 0) & (row < self.num_samples)
+    def _rows(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows to work on, and which of them are inside the table, each ``(B,)``."""
+        index = index.to(self.device).long()
+        row = index.clamp(0, self.num_samples - 1)
+        return row, row == index
 
     def _flat(self) -> list[Tensor]:
         """Return each table with its slots one below the other, as views."""

@@ -79,12 +79,12 @@ class LearningWithRetrospection(SoftLabelCallback):
             warn_if_too_late("retrospection", "interval", self.interval, self._epochs)
 
     @override
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         state = super().state_dict()
         return {**state, "temperature": self.temperature} if state else {}
 
     @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
         super().load_state_dict(state_dict)
         temperature = state_dict.get("temperature", self.temperature)
         if temperature != self.temperature:

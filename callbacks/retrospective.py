@@ -1,17 +1,30 @@
 """The retrospective loss against a snapshot of the network, as a callback."""
 
 import copy
-from typing import Any
+from typing import TypedDict, cast
 
 from lightning.pytorch import LightningModule, Trainer
 import torch
 from torch import Tensor, distributed, nn
-from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lit_distill.callbacks.criterion import CriterionCallback, describe, find_submodule, warn_if_too_late
+from lit_distill.callbacks.criterion import (
+    Args,
+    CriterionCallback,
+    KwArgs,
+    describe,
+    find_submodule,
+    warn_if_too_late,
+)
 from lit_distill.checks import check_at_least
 from lit_distill.losses import retrospective_loss
+
+
+class _State(TypedDict):
+    """What a checkpoint keeps of the callback."""
+
+    taken: int
+    snapshot: dict[str, Tensor]
 
 
 class RetrospectiveLoss(CriterionCallback):
@@ -52,7 +65,6 @@ class RetrospectiveLoss(CriterionCallback):
         self.interval = interval
         self.kappa = kappa
         self.network = network
-        self._listener: RemovableHandle | None = None
         self.forget()
 
     @override
@@ -60,7 +72,7 @@ class RetrospectiveLoss(CriterionCallback):
         self.snapshot: nn.Module | None = None
         self._snapshot_epoch = 0  # at the end of which the snapshot's weights were the network's
         self._restored_weights: dict[str, Tensor] = {}
-        self._inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []  # of the network in this step
+        self._inputs: list[tuple[Args, KwArgs]] = []  # of the network in this step
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -69,12 +81,13 @@ class RetrospectiveLoss(CriterionCallback):
             return
         warn_if_too_late(type(self).__name__, "interval", self.interval, trainer.max_epochs)
 
-        def listen(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # The snapshot copies the hook with the network, but is called without gradient.
+        def listen(network: nn.Module, args: Args, kwargs: KwArgs) -> None:
             if network.training and torch.is_grad_enabled():
                 self._inputs.append((args, kwargs))
 
         network = find_submodule(pl_module, self.network, "network")
-        self._listener = network.register_forward_pre_hook(listen, with_kwargs=True)
+        self._hook.handles.enter_context(network.register_forward_pre_hook(listen, with_kwargs=True))
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -110,35 +123,18 @@ class RetrospectiveLoss(CriterionCallback):
         return loss + retrospective_loss(logits, past, target, self.kappa)
 
     @override
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         return {} if self.snapshot is None else {"taken": self._snapshot_epoch, "snapshot": self.snapshot.state_dict()}
 
     @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._snapshot_epoch, self._restored_weights = state_dict["taken"], state_dict["snapshot"]
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        super().on_exception(trainer, pl_module, exception)
-        self._stop_listening()
-
-    @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().teardown(trainer, pl_module, stage)
-        self._stop_listening()
-
-    def _stop_listening(self) -> None:
-        if self._listener is not None:
-            self._listener.remove()
-        self._listener, self._inputs = None, []
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        state = cast(_State, state_dict)
+        self._snapshot_epoch, self._restored_weights = state["taken"], state["snapshot"]
 
     def _take_snapshot(self, pl_module: LightningModule, weights: dict[str, Tensor]) -> None:
         if self.snapshot is None:
             network = find_submodule(pl_module, self.network, "network")
             self.snapshot = copy.deepcopy(network).eval().requires_grad_(False)
-            if self._listener is not None:  # which was copied with the network
-                self.snapshot._forward_pre_hooks.pop(self._listener.id, None)
-                self.snapshot._forward_pre_hooks_with_kwargs.pop(self._listener.id, None)
         self.snapshot.load_state_dict(weights)
         if pl_module.trainer.world_size > 1:
             for buffer in self.snapshot.buffers():  # those of a norm differ between processes until DDP's next step

@@ -1,7 +1,7 @@
 """The target that each row has had, which tells when a row becomes another sample."""
 
 from functools import lru_cache
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -11,6 +11,13 @@ from lit_distill.callbacks.exchange import all_reduce_max
 # Where no target is known; fingerprints are above it, and the difference of two of them is an int32.
 _NONE = -(2**30)
 _MASK = 2**30 - 1
+
+
+class TargetState(TypedDict):
+    """What a checkpoint keeps of the targets."""
+
+    targets: Tensor
+    target_extremes: Tensor
 
 
 class RowTargets:
@@ -94,16 +101,14 @@ class RowTargets:
         new._extremes[:, there] = self._extremes[:, source[there]]
         return new
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> TargetState:
         """Return the targets as plain tensors, not copied."""
         return {"targets": self._known, "target_extremes": self._extremes}
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> "RowTargets | None":
-        """Take over what `state_dict` returned; None if there is nothing, as in older checkpoints."""
-        if "targets" not in state:
-            return None
-        targets = cls(1)
+    def from_state_dict(cls, state: TargetState) -> "RowTargets":
+        """Take over what `state_dict` returned."""
+        targets = cls(0)
         targets._known, targets._extremes = state["targets"], state["target_extremes"]
         return targets
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import TorchCheckpointIO
@@ -12,14 +12,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_distill.callbacks.criterion import CriterionHook, begins_run, take_state
-from lit_distill.callbacks.epoch_means import EpochMeans
 from lit_distill.callbacks.exchange import RowExchange
-from lit_distill.callbacks.memory import SoftLabelMemory, check_index
-from lit_distill.callbacks.row_targets import RowTargets
+from lit_distill.callbacks.memory import MemoryState, SoftLabelMemory
+from lit_distill.callbacks.row_targets import RowTargets, TargetState
 from lit_distill.callbacks.training_rows import TrainingRows, index_of
 from lit_distill.checkpoint import AtomicCheckpointIO
 from lit_distill.checks import check_at_least, check_choice
 from lit_distill.processes import leave_at_exit
+from lit_distill.sums import EpochSums
 
 DType = Literal["float16", "float32"]
 
@@ -32,6 +32,15 @@ class _Step:
     finite: Tensor | None = None  # (B,) bool: whose logits are finite
     same_target: Tensor | None = None  # (B,) bool: whose target is the one that the row had before
     recalled: bool = False
+
+
+class _State(MemoryState, TargetState, total=False):
+    """What a checkpoint keeps of the callback."""
+
+    identities: Tensor
+    epoch: int
+    sums: dict[str, Tensor]
+    world_size: int
 
 
 class SoftLabelCallback(Callback, ABC):
@@ -54,8 +63,7 @@ class SoftLabelCallback(Callback, ABC):
 
     Args:
         top_k: Remember the ``top_k`` >= 1 largest probabilities and spread the rest evenly; None remembers all. The
-            table lies on the training device: 5.1 GB for ImageNet-1k with all classes in float16, 1.2 GB for
-            ImageNet-21k with ``top_k=10``. All classes of ImageNet-21k would be 1,240 GB, which fits no host either.
+            table lies on the training device; `SoftLabelMemory` says how large it is.
         criterion: Dotted name of the criterion among the module's submodules.
         index: Where the batch has the samples' rows, integers in 0..N-1: an attribute or key, or a position.
         num_samples: Rows N of the training set; by default its length.
@@ -96,10 +104,10 @@ class SoftLabelCallback(Callback, ABC):
     def forget(self) -> None:
         """Drop what a former run left, before a new one begins."""
         self.memory: SoftLabelMemory | None = None
-        self.targets: RowTargets | None = None
+        self.targets = RowTargets(0)
         self._rows = TrainingRows(0)
         self._exchange: RowExchange | None = None
-        self._means = EpochMeans()
+        self._sums = EpochSums()
         self._epoch = 0  # the one under way, counted from 1; 0 once it is finished
         self._step: _Step | None = None
         self._world_size = 0  # of the run that saved the state
@@ -145,7 +153,8 @@ class SoftLabelCallback(Callback, ABC):
 
     def count(self, recorded: Tensor, **values: Tensor) -> None:
         """Add to the epoch's means: ``recorded`` ``(B,)`` bool, and values by row ``(B,)``, averaged where recorded."""
-        self._means.add(recorded, values)
+        counted = {name: torch.where(recorded, value, 0) for name, value in values.items()}
+        self._sums.add({**counted, "recorded": recorded})
 
     def _table_and_step(self) -> tuple[SoftLabelMemory, _Step]:
         if self.memory is None or self._step is None:
@@ -156,15 +165,13 @@ class SoftLabelCallback(Callback, ABC):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
-        self._hook.begin_step()
         epoch = trainer.current_epoch + 1
+        self._hook.begin_step(epoch)
         # After a checkpoint of an epoch's last step Lightning does not call the hook of that epoch's end any more.
         if self._epoch not in (0, epoch):
             self._finish_epoch(trainer)
         self._epoch = epoch
-        index = index_of(batch, self.index)
-        check_index(index, self._rows.count)
-        self._step = _Step(index)
+        self._step = _Step(index_of(batch, self.index, self._rows.count))
 
     def _mix(self, loss: Tensor, logits: Tensor, target: Tensor, epoch: int) -> Tensor | None:
         """Validate the batch, make the table in the first step, and call `mix` with 0 in rows that are not finite."""
@@ -186,8 +193,6 @@ class SoftLabelCallback(Callback, ABC):
             self.memory = SoftLabelMemory(self._rows.count, classes, self.top_k, self.dtype, logits.device)
         if self.memory.num_classes != classes:
             raise ValueError(f"the remembered soft labels have {self.memory.num_classes} classes, the logits {classes}")
-        if self.targets is None:
-            self.targets = RowTargets(self._rows.count, logits.device)
         step.same_target = self.targets.check(step.index, target)
         # Rows with NaN or infinite logits get no gradient from this callback and are not recorded.
         step.finite = logits.detach().sum(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32)).isfinite()
@@ -203,7 +208,7 @@ class SoftLabelCallback(Callback, ABC):
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         self._hook.end_step()
-        self._means.end_step()
+        self._sums.end_step()
         self._step = None
 
     # The epoch.
@@ -229,11 +234,11 @@ class SoftLabelCallback(Callback, ABC):
     def _finish_epoch(self, trainer: Trainer) -> dict[str, Tensor]:
         """Exchange the epoch's rows, forget those that changed, and return the sums over all processes."""
         sums = self._gather(trainer)
-        if self.memory is not None and self.targets is not None:
+        if self.memory is not None:
             changed = self.targets.settle()
             self.memory.forget(changed)
             self._rows.report(int(changed.sum()), self._epoch - 1)
-        self._epoch, self._means = 0, EpochMeans()
+        self._epoch, self._sums = 0, EpochSums()
         return sums
 
     def _gather(self, trainer: Trainer) -> dict[str, Tensor]:
@@ -254,9 +259,8 @@ class SoftLabelCallback(Callback, ABC):
             )
         if self._exchange is not None:
             self._exchange.run(self.memory)
-        if self.targets is not None:
-            self.targets.merge()
-        return self._means.gather(trainer)
+        self.targets.merge()
+        return self._sums.gather(trainer)
 
     # The run.
 
@@ -277,6 +281,7 @@ class SoftLabelCallback(Callback, ABC):
         rows_before, self._rows = self._rows, TrainingRows.of(trainer, self.num_samples)
         self._exchange = RowExchange() if trainer.world_size > 1 else None
         if self.memory is None:
+            self.targets = RowTargets(self._rows.count, pl_module.device)
             return
         if self._world_size not in (0, trainer.world_size):
             rank_zero_info(
@@ -285,19 +290,12 @@ class SoftLabelCallback(Callback, ABC):
             )
         source = self._rows.previous_rows(rows_before)
         if source is not None:
-            self.memory = self.memory.rearranged(source)
-            self.targets = None if self.targets is None else self.targets.rearranged(source)
-        self.memory = self._as_asked(self.memory).to(pl_module.device)
-        if self.targets is not None:
-            self.targets = self.targets.to(pl_module.device)
-
-    def _as_asked(self, memory: SoftLabelMemory) -> SoftLabelMemory:
-        """Return the checkpoint's table as this callback would have made it."""
-        converted = memory.converted(self.top_k, self.dtype)
-        if converted is not memory:
-            before, after = (f"top_k={m.top_k} of {m.num_classes} in {m.dtype}" for m in (memory, converted))
+            self.memory, self.targets = self.memory.rearranged(source), self.targets.rearranged(source)
+        converted = self.memory.converted(self.top_k, self.dtype)
+        if converted is not self.memory:
+            before, after = (f"top_k={m.top_k} of {m.num_classes} in {m.dtype}" for m in (self.memory, converted))
             rank_zero_info(f"the remembered soft labels go on as {after}; the checkpoint has {before}")
-        return converted
+        self.memory, self.targets = converted.to(pl_module.device), self.targets.to(pl_module.device)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -316,36 +314,38 @@ class SoftLabelCallback(Callback, ABC):
         return self._generate_state_key(criterion=self.criterion)
 
     @override
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]) -> None:
         if self.memory is not None:
             # Every process comes here, but the state that is written is the first one's.
             sums = self._gather(trainer)
             state = {**self.state_dict(), "sums": sums, "world_size": trainer.world_size}
-            checkpoint["callbacks"][self.state_key] = state
+            cast(dict[str, object], checkpoint["callbacks"])[self.state_key] = state
 
     @override
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        state = take_state(checkpoint, self.state_key)
-        if trainer.state.fn == "fit":  # a validation between two fits must not bring an older state back
-            self.forget()
-            if state:
-                self.load_state_dict(state)
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]) -> None:
+        take_state(self, self.forget, trainer, checkpoint)
 
     @override
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         if self.memory is None:
             return {}
-        targets = {} if self.targets is None else self.targets.state_dict()
-        return {**self.memory.state_dict(), **targets, **self._rows.state_dict(), "epoch": self._epoch}
+        return {
+            **self.memory.state_dict(),
+            **self.targets.state_dict(),
+            **self._rows.state_dict(),
+            "epoch": self._epoch,
+        }
 
     @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.memory = SoftLabelMemory.from_state_dict(state_dict)
-        self.targets = RowTargets.from_state_dict(state_dict)
-        self._rows = TrainingRows(self.memory.num_samples, state_dict.get("identities"))
-        self._epoch = state_dict.get("epoch", 0)
-        self._means.load(state_dict.get("sums", {}))
-        self._world_size = state_dict.get("world_size", 0)
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        state = cast(_State, state_dict)
+        self.memory = SoftLabelMemory.from_state_dict(state)
+        # Older checkpoints have no targets.
+        self.targets = RowTargets.from_state_dict(state) if "targets" in state else RowTargets(self.memory.num_samples)
+        self._rows = TrainingRows(self.memory.num_samples, state.get("identities"))
+        self._epoch = state.get("epoch", 0)
+        self._sums.load(state.get("sums", {}))
+        self._world_size = state.get("world_size", 0)
 
 
 def count_epochs(trainer: Trainer, max_epochs: int | None) -> int:

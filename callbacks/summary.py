@@ -1,14 +1,15 @@
 """The short table at the end of a run."""
 
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
-ROWS = {
+from lit_distill.checks import check_choice
+
+_TWO_HEADS = {
     "teacher_accuracy": "teacher accuracy",
     "accuracy_class": "student accuracy, class head",
     "accuracy_distill": "student accuracy, distillation head",
@@ -18,9 +19,13 @@ ROWS = {
     "nll": "negative log-likelihood (nats)",
     "ece": "expected calibration error",
 }
-
-
-_SECOND_HEAD = {"accuracy_distill", "accuracy_mean_logits", "accuracy_mean_probs"}
+_ONE_HEAD = {
+    "teacher_accuracy": "teacher accuracy",
+    "accuracy_class": "student accuracy",
+    "agreement": "agreement with the teacher",
+    "nll": "negative log-likelihood (nats)",
+    "ece": "expected calibration error",
+}
 
 
 class RunSummary(Callback):
@@ -36,8 +41,7 @@ class RunSummary(Callback):
 
     def __init__(self, monitor: str = "val/accuracy_mean_probs", mode: str = "max") -> None:
         super().__init__()
-        if mode not in ("max", "min"):
-            raise ValueError(f"mode must be 'max' or 'min', got {mode!r}")
+        check_choice(("max", "min"), mode=mode)
         self.monitor = monitor
         self.mode = mode
         self.last: dict[str, float] = {}
@@ -56,63 +60,54 @@ class RunSummary(Callback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        heads = getattr(pl_module, "trains_both_heads", False)
-        parts = [self.table(heads, getattr(pl_module, "predicts", None))] if self.last else []
-        if self.last and self.last.get("step", trainer.global_step) != trainer.global_step:
-            parts.append(
-                f"note: the last validation was at step {self.last['step']:.0f} of {trainer.global_step}: the column "
-                "'last epoch' is of that moment, and the last checkpoint was not validated"
-            )
-        rank_zero_only(print)("\n" + "\n\n".join([*parts, _places(trainer)]), flush=True)
+        parts = []
+        if self.last:
+            predicts = getattr(pl_module, "predicts", None) if getattr(pl_module, "trains_both_heads", False) else None
+            parts.append(self._table(predicts))
+            if self.last["step"] != trainer.global_step:
+                parts.append(
+                    f"note: the last validation was at step {self.last['step']:.0f} of {trainer.global_step}: the "
+                    "column 'last epoch' is of that moment, and the last checkpoint was not validated"
+                )
+        places = checkpoint_paths(trainer)
+        if trainer.log_dir:
+            places["logs"] = short_path(trainer.log_dir)
+        parts.append("\n".join(f"{name:<17}{path}" for name, path in places.items()))
+        rank_zero_only(print)("\n" + "\n\n".join(parts), flush=True)
 
     @override
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, dict[str, float]]:
         return {"last": self.last, "best": self.best}
 
     @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, dict[str, float]]) -> None:
         self.last, self.best = state_dict["last"], state_dict["best"]
 
-    def table(self, heads: bool = True, predicts: str | None = None) -> str:
-        """Return the table as text, one line a metric.
-
-        Args:
-            heads: Whether there are two heads; without, the student has one accuracy.
-            predicts: The head whose accuracy is marked as that of the predictions, such as ``"mean_probs"``.
-        """
+    def _table(self, predicts: str | None) -> str:
+        """Return the table as text, one line a metric, the head that ``predicts`` marked; None has one head alone."""
         head = f"{'validation':<38}{'last epoch':>12}{'best epoch':>12}"
         lines = [head, "-" * len(head)]
         lines.append(f"{'epoch, counted from 0':<38}{self.last['epoch']:>12.0f}{self.best.get('epoch', 0):>12.0f}")
-        rows = ROWS if heads else {name: label for name, label in ROWS.items() if name not in _SECOND_HEAD}
-        for name, label in rows.items():
+        for name, label in (_ONE_HEAD if predicts is None else _TWO_HEADS).items():
             key = f"val/{name}"
-            label = label if heads else label.removesuffix(", class head")
             if key in self.last:
                 style = "12.4f" if name in ("nll", "ece") else "12.2%"
-                line = f"{label:<38}{self.last[key]:>{style}}{self.best.get(key, float('nan')):>{style}}"
-                lines.append(f"{line}  predicts" if heads and name == f"accuracy_{predicts}" else line)
+                mark = "  predicts" if name == f"accuracy_{predicts}" else ""
+                lines.append(f"{label:<38}{self.last[key]:>{style}}{self.best.get(key, float('nan')):>{style}}{mark}")
         return "\n".join(lines)
 
 
 def checkpoint_paths(trainer: Trainer) -> dict[str, str]:
     """Return the paths of the run's best and last checkpoints, as far as there are any."""
-    paths = {}
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
-            paths["last checkpoint" if callback.monitor is None else "best checkpoint"] = callback.best_model_path
-    return {name: short_path(path) for name, path in paths.items()}
-
-
-def _places(trainer: Trainer) -> str:
-    places = checkpoint_paths(trainer)
-    if trainer.loggers and trainer.log_dir:
-        places["logs"] = short_path(trainer.log_dir)
-    return "\n".join(f"{name:<17}{path}" for name, path in places.items())
+    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    return {
+        "last checkpoint" if callback.monitor is None else "best checkpoint": short_path(callback.best_model_path)
+        for callback in callbacks
+        if callback.best_model_path
+    }
 
 
 def short_path(path: str) -> str:
     """Return the path from the current folder, where it is below that."""
-    try:
-        return str(Path(path).resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return path
+    resolved, here = Path(path).resolve(), Path.cwd()
+    return str(resolved.relative_to(here)) if resolved.is_relative_to(here) else path

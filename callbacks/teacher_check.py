@@ -1,6 +1,7 @@
 """What the teacher knows, before anybody learns from it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from typing import cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import RunningStage
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lit_distill.batch import Batch
+from lit_distill.evaluation import loaders_of
 from lit_distill.models.teacher_base import Teacher
 from lit_distill.padding import SampleCounter
 
@@ -34,14 +36,13 @@ class TeacherCheck(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        teacher, loaders = getattr(pl_module, "teacher", None), trainer.val_dataloaders
-        if not isinstance(teacher, nn.Module) or loaders is None or trainer.global_step > 0:
+        teacher = getattr(pl_module, "teacher", None)
+        if not isinstance(teacher, nn.Module) or trainer.val_dataloaders is None or trainer.global_step > 0:
             return
-        loaders = list(loaders.values()) if isinstance(loaders, dict) else loaders
         # What a data module does to training batches, such as mixing, must not be done to these.
         stage, trainer.state.stage = trainer.state.stage, RunningStage.VALIDATING
         try:
-            answers, broken = _count_answers(trainer, teacher, loaders if isinstance(loaders, list) else [loaders])
+            answers, broken = _count_answers(trainer, teacher)
         finally:
             trainer.state.stage = stage
         images = int(answers.sum())
@@ -75,7 +76,7 @@ def _report(teacher: nn.Module, answers: Tensor, images: int) -> None:
         rank_zero_warn(f"{finding}: a student will learn little from it; {_advice(teacher)}")
 
 
-def _count_answers(trainer: Trainer, teacher: nn.Module, loaders: Sequence[Iterable[object]]) -> tuple[Tensor, int]:
+def _count_answers(trainer: Trainer, teacher: nn.Module) -> tuple[Tensor, int]:
     """Ask the teacher about the validation set, over all ranks.
 
     Returns:
@@ -86,6 +87,7 @@ def _count_answers(trainer: Trainer, teacher: nn.Module, loaders: Sequence[Itera
     classes = _num_classes(teacher)
     side = classes if classes is not None and classes <= _MOST_CLASSES else 2
     has_table, counter = side == classes, SampleCounter()
+    loaders = cast(list[Iterable[object]], loaders_of(trainer, "val"))
     answers = torch.zeros(side, side, dtype=torch.int64, device=trainer.strategy.root_device)
     broken = answers.new_zeros(())
     # Loaders draw from torch's generator: the run must be the same with and without this callback.
@@ -121,11 +123,11 @@ def _advice_to_reorder(teacher: nn.Module, places: list[int]) -> str:
 
 def _advice(teacher: nn.Module) -> str:
     card = getattr(getattr(teacher, "model", None), "card", None)
-    epochs = ((card if isinstance(card, dict) else {}).get("trained") or {}).get("epochs")
-    if epochs:  # it brings its own statistics and size
+    trained = card.get("trained") if isinstance(card, dict) else None
+    if trained and trained.get("epochs"):  # it brings its own statistics and size
         return (
-            f"it was trained for {epochs} epochs: train it longer (--teacher_epochs of distill), from pretrained "
-            "weights or on more images, or take another teacher"
+            f"it was trained for {trained['epochs']} epochs: train it longer (--teacher_epochs of distill), from "
+            "pretrained weights or on more images, or take another teacher"
         )
     groups = "" if getattr(teacher, "groups", None) is None else ", each with the right numbers of the teacher's"
     return f"check the teacher's weights, its mean, std and input_size, and that its classes are the data's{groups}"

@@ -1,7 +1,8 @@
 """Which samples the rows of the training set are, and the messages when they have changed."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sized
+from contextlib import suppress
+from typing import cast
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -80,14 +81,14 @@ class TrainingRows:
                 "data set of the checkpoint"
             )
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Return the identities, if there are any, not copied."""
         return {} if self.identities is None else {"identities": self.identities}
 
 
-def _count(loader: Any, dataset: Any) -> int:
+def _count(loader: object, dataset: object) -> int:
     try:
-        return int(getattr(dataset, "num_rows", None) or len(dataset))
+        return int(getattr(dataset, "num_rows", None) or len(cast(Sized, dataset)))
     except TypeError:
         what = f"{type(dataset).__name__} data set" if dataset is not None else f"{type(loader).__name__} of loaders"
         raise ValueError(
@@ -97,31 +98,38 @@ def _count(loader: Any, dataset: Any) -> int:
         ) from None
 
 
-def index_of(batch: object, where: str | int) -> Tensor:
-    """Return the tensor of the batch's rows, ``(B,)``, on the batch's device.
+def index_of(batch: object, where: str | int, num_rows: int) -> Tensor:
+    """Return the tensor of the batch's rows, integers ``(B,)``, on the batch's device.
 
     Args:
         batch: A tuple, mapping or object.
         where: Its position, key or attribute.
+        num_rows: Rows of the training set.
 
     Raises:
-        ValueError: If there is no such tensor.
+        ValueError: If there is no such tensor, or a value is not in 0..num_rows-1. Values on a GPU are not checked,
+            because reading them would wait for it.
 
     Example:
-        >>> index_of({"image": torch.zeros(2, 3), "row": torch.tensor([7, 1])}, "row")
+        >>> index_of({"image": torch.zeros(2, 3), "row": torch.tensor([7, 1])}, "row", 8)
         tensor([7, 1])
     """
     index: object = None
-    if isinstance(batch, Mapping):
-        index = batch.get(where)
-    elif isinstance(where, str):
-        index = getattr(batch, where, None)
-    elif isinstance(batch, (tuple, list)) and -len(batch) <= where < len(batch):
-        index = batch[where]
+    is_attribute = isinstance(where, str) and not isinstance(batch, Mapping)
+    with suppress(AttributeError, LookupError, TypeError):
+        index = getattr(batch, str(where)) if is_attribute else cast(Mapping[str | int, object], batch)[where]
     if not isinstance(index, Tensor):  # a plain tuple has a *method* called index
         raise ValueError(
             f"the training batch, a {type(batch).__name__}, has no tensor at index={where!r}: wrap the training set in "
             "lit_distill.datamodules.IndexedDataset(dataset), or say where the batch has the samples' rows, by "
             "position (index=2), key or attribute"
         )
+    if index.dim() != 1 or index.is_floating_point() or index.dtype == torch.bool:
+        raise ValueError(f"index must be integers of shape (B,), got {index.dtype} of shape {tuple(index.shape)}")
+    if index.device.type == "cpu" and len(index):
+        values = index.numpy()  # the host's own: nothing to wait for
+        if values.min() < 0 or values.max() >= num_rows:
+            raise ValueError(
+                f"index must be in 0..{num_rows - 1}, the training set's rows, got {values.min()}..{values.max()}"
+            )
     return index

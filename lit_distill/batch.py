@@ -109,10 +109,9 @@ def _find(batch: object, position: int, name: str) -> Tensor | None:
     """
     if isinstance(batch, (tuple, list)):
         found = batch[position] if position < len(batch) else None
-    elif isinstance(batch, Mapping):
-        found = next((batch[key] for key in _NAMES[name] if key in batch), None)
     else:
-        found = next((getattr(batch, key) for key in _NAMES[name] if hasattr(batch, key)), None)
+        values = batch if isinstance(batch, Mapping) else {key: getattr(batch, key, None) for key in _NAMES[name]}
+        found = next((values[key] for key in _NAMES[name] if values.get(key) is not None), None)
     return found if isinstance(found, Tensor) else None
 
 

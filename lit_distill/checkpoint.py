@@ -1,9 +1,8 @@
 """Checkpoints that are whole or not there, and found out when damaged."""
 
-from collections.abc import Callable
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 import zipfile
 
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -11,6 +10,8 @@ import torch
 from typing_extensions import override
 
 from lit_distill.files import remove_abandoned_parts, write_atomically
+
+PathLike: TypeAlias = str | Path
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -29,7 +30,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self._folders: set[Path] = set()  # where this run has saved checkpoints
 
     @override
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: PathLike, storage_options: object | None = None
+    ) -> None:
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -38,27 +41,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self._folders.add(Path(path).parent.resolve())
 
     @override
-    def remove_checkpoint(self, path: Any) -> None:
+    def remove_checkpoint(self, path: PathLike) -> None:
         """Remove a checkpoint that lies where this run saves its own; what a resumed file names elsewhere stays."""
         file = Path(path)
         if file.suffix == ".ckpt" and file.is_file() and file.parent.resolve() in self._folders:
             file.unlink()
 
     @override
-    def load_checkpoint(
-        self, path: Any, map_location: Callable[..., Any] | None = lambda storage, loc: storage, *args: Any, **kw: Any
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: PathLike, *args: Any, **options: Any) -> dict[str, Any]:
         check_archive(path)
         remove_abandoned_parts(Path(path).parent)
         try:
-            return super().load_checkpoint(path, map_location, *args, **kw)
-        except (RuntimeError, OSError, LookupError, EOFError) as error:
-            if not os.path.isfile(path):
-                raise
+            return super().load_checkpoint(path, *args, **options)
+        except (RuntimeError, LookupError, EOFError) as error:
             raise _damaged(path, str(error).split("\n")[0]) from error
 
 
-def check_archive(path: str | Path) -> None:
+def check_archive(path: PathLike) -> None:
     """Compare every record of a file of ``torch.save`` with its checksum, which ``torch.load`` does not.
 
     A path that is no file is left to whoever loads it.
@@ -71,8 +70,8 @@ def check_archive(path: str | Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             # Marks that torch never sets, but would follow: a record read as a folder has no content.
-            odd = [entry.filename for entry in archive.infolist() if _marked(entry)]
-            broken = odd[0] if odd else archive.testzip()
+            odd = (entry.filename for entry in archive.infolist() if _is_marked(entry))
+            broken = next(odd, None) or archive.testzip()
     except PermissionError:
         raise
     except Exception as error:  # whatever a changed bit leads zipfile and zlib to
@@ -81,9 +80,9 @@ def check_archive(path: str | Path) -> None:
         raise _damaged(path, broken)
 
 
-def _marked(entry: zipfile.ZipInfo) -> bool:
+def _is_marked(entry: zipfile.ZipInfo) -> bool:
     return bool(entry.external_attr or entry.flag_bits & 1 or entry.compress_type != zipfile.ZIP_STORED)
 
 
-def _damaged(path: Any, why: str) -> ValueError:
+def _damaged(path: PathLike, why: str) -> ValueError:
     return ValueError(f"the checkpoint {path} is damaged ({why}): resume from another one, nothing was changed")

@@ -1,9 +1,9 @@
 """Checks of arguments: each error names the argument, what is expected and what came."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 import math
-from typing import Any, get_args
+from typing import cast, get_args
 
 
 def check_at_least(least: float, **values: float | None) -> None:
@@ -14,33 +14,25 @@ def check_at_least(least: float, **values: float | None) -> None:
         Traceback (most recent call last):
         ValueError: interval must be >= 1, got 0
     """
-    for name, value in values.items():
-        if value is not None and not least <= value < math.inf:
-            raise ValueError(f"{name} must be >= {least}, got {value}")
+    _check(values, lambda value: least <= value < math.inf, f">= {least}")
 
 
 def check_positive(**values: float) -> None:
     """Raise ``ValueError`` unless each value is a finite number > 0."""
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be > 0, got {value}")
+    _check(values, lambda value: 0 < value < math.inf, "> 0")
 
 
 def check_fraction(**values: float) -> None:
     """Raise ``ValueError`` unless each value is in [0, 1]."""
-    for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {value}")
+    _check(values, lambda value: 0 <= value <= 1, "in [0, 1]")
 
 
 def check_inside(low: float, high: float, **values: float | None) -> None:
     """Raise ``ValueError`` unless each value is in (low, high), the ends excluded, or None."""
-    for name, value in values.items():
-        if value is not None and not low < value < high:
-            raise ValueError(f"{name} must be in ({low}, {high}), got {value}")
+    _check(values, lambda value: low < value < high, f"in ({low}, {high})")
 
 
-def check_choice(choices: Any, **values: object) -> None:
+def check_choice(choices: object, **values: object) -> None:
     """Raise ``ValueError`` unless each value is among ``choices``, a ``Literal`` type or a collection.
 
     Example:
@@ -49,10 +41,16 @@ def check_choice(choices: Any, **values: object) -> None:
         Traceback (most recent call last):
         ValueError: interval must be 'step' or 'epoch', got 'batch'
     """
-    allowed = get_args(choices) or tuple(choices)
+    allowed = get_args(choices) or tuple(cast(Iterable[object], choices))
     for name, value in values.items():
         if value not in allowed:
             raise ValueError(f"{name} must be {listed(allowed)}, got {value!r}")
+
+
+def _check(values: Mapping[str, float | None], fits: Callable[[float], bool], expected: str) -> None:
+    for name, value in values.items():
+        if value is not None and not fits(value):
+            raise ValueError(f"{name} must be {expected}, got {value}")
 
 
 def did_you_mean(name: str, known: Iterable[str], count: int = 1, cutoff: float = 0.5) -> str:

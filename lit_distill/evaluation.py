@@ -1,6 +1,7 @@
 """Validation and test: the metrics over all loaders together, and over each of several loaders alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import cast
 
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
@@ -43,19 +44,19 @@ class Evaluation(nn.Module):
         count = self._counter.count(loaders[dataloader_idx], batch_idx, len(target), dataloader_idx)
         counted = StudentOutput(output.logits[:count], output.distill_logits[:count])
         teacher_logits = None if teacher_logits is None else teacher_logits[:count]
-        for place, metrics in self._collections():
-            if place in ("together", f"by_loader.{dataloader_idx}"):
-                metrics.update_with(counted, teacher_logits, target[:count])
+        for metrics in (self.together, *self._by_loader()[dataloader_idx : dataloader_idx + 1]):
+            metrics.update_with(counted, teacher_logits, target[:count])
 
     def named_metrics(self) -> Iterator[tuple[str, str, Metric]]:
         """Yield each metric that has measured something: the name to log it under, its path in here, and the metric."""
-        for place, metrics in self._collections():
+        alone = ((f"by_loader.{number}", metrics) for number, metrics in enumerate(self._by_loader()))
+        for place, metrics in (("together", self.together), *alone):
             for (name, metric), logged_name in zip(metrics.items(keep_base=True), metrics, strict=True):
                 if metric.update_called:
                     yield str(logged_name), f"{place}.{name}", metric
 
-    def _collections(self) -> Iterator[tuple[str, DistillationMetrics]]:
-        return ((name, part) for name, part in self.named_modules() if isinstance(part, DistillationMetrics))
+    def _by_loader(self) -> list[DistillationMetrics]:
+        return list(cast(Iterable[DistillationMetrics], self.by_loader))
 
     def _prepare(self, count: int) -> None:
         """Make metrics for each of ``count`` loaders, unless there are."""
@@ -68,6 +69,7 @@ class Evaluation(nn.Module):
 
 def loaders_of(trainer: Trainer | None, stage: str) -> list[object]:
     """Return the loaders that a validation (``"val"``) or test reads; a single one may be unknown, None."""
-    loaders = trainer and (trainer.val_dataloaders if stage == "val" else trainer.test_dataloaders)
-    loaders = list(loaders.values()) if isinstance(loaders, dict) else loaders
+    loaders = getattr(trainer, f"{stage}_dataloaders", None)
+    if isinstance(loaders, Mapping):
+        return list(loaders.values())
     return list(loaders) if isinstance(loaders, (list, tuple)) else [loaders]

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Iterable, Mapping
 import copy
-from functools import partial
 import inspect
 from pathlib import Path
 import sys
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -40,6 +39,7 @@ from lit_distill.schedule import (
     scheduler_config,
     set_peak_rate,
 )
+from lit_distill.sums import EpochSums
 
 
 class LitDistiller(LightningModule):
@@ -68,7 +68,7 @@ class LitDistiller(LightningModule):
             class head then answers alone.
         alpha: Weight of the distillation loss, in 0..1.
         optimizer: Makes the optimizer from parameter groups. Norms, biases, tokens, position embeddings and all other
-            vectors are in a group without weight decay. Adam and AdamW use their fused kernel unless ``fused`` or
+            vectors are in a group without weight decay. Adam, AdamW and SGD use their fused kernel unless ``fused`` or
             ``foreach`` says otherwise.
         scheduler: Makes the scheduler from the optimizer; `WarmupCosine` is given the run's length unless it has one.
             None keeps the learning rate.
@@ -115,8 +115,7 @@ class LitDistiller(LightningModule):
     ) -> None:
         super().__init__()
         check_fraction(alpha=alpha, label_smoothing=getattr(criterion, "label_smoothing", 0.0))
-        if scheduler_interval is not None:
-            check_choice(Interval, scheduler_interval=scheduler_interval)
+        check_choice((*get_args(Interval), None), scheduler_interval=scheduler_interval)
         check_choice(HEADS, head=head)
         save_plain_hyperparameters(self, sys._getframe())
         self.student = student
@@ -128,8 +127,9 @@ class LitDistiller(LightningModule):
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.scheduler_interval = scheduler_interval
-        self.kept_in_checkpoints: dict[str, Any] = {}  # by name, beside what Lightning keeps; plain containers
+        self.kept_in_checkpoints: dict[str, object] = {}  # by name, beside what Lightning keeps; plain containers
         self._about: dict[str, Any] = {}
+        self._sums = EpochSums()  # of the losses in training
         self._rates_were_set = False
         self._schedule_follows_the_run = False
         save_under_plain_names(self)
@@ -156,16 +156,24 @@ class LitDistiller(LightningModule):
         self._note_images(batch.image)
         answer, output = ask_both(self.teacher, self.student, batch, self.distillation)
         loss: Tensor = self.criterion(output.logits.float(), batch.target)
-        terms = {"criterion": loss}
+        losses = {"criterion": loss}
         if not self.trains_both_heads:
             # DDP wants every parameter to take part: the sum of no row is 0 with gradient 0, even of infinite logits.
             loss = loss + output.distill_logits[:0].sum()
         if self.distillation is not None and answer is not None:
             distillation, parts = distillation_loss(self.distillation, answer, output, batch.target)
             loss = (1 - self.alpha) * loss + self.alpha * distillation
-            terms |= {"distillation": distillation, **parts}
-        self._log_epoch_means(loss, terms, len(batch.image))
+            losses |= {"distillation": distillation, **parts}
+        self._sums.add({"loss": loss, **losses}, weight=len(batch.image))
+        self._sums.end_step()
         return loss
+
+    @override
+    def on_train_epoch_end(self) -> None:
+        sums, self._sums = self._sums.gather(self.trainer), EpochSums()
+        rows = sums.pop("rows", torch.tensor(1))
+        for name, value in sums.items():
+            self.log(f"train/{name}", (value / rows).float(), prog_bar=name == "loss", sync_dist=True)
 
     @override
     def validation_step(self, batch: object, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -189,9 +197,7 @@ class LitDistiller(LightningModule):
     def on_test_start(self) -> None:
         refuse_not_finite(self.student)
 
-    @override
-    def on_predict_start(self) -> None:
-        refuse_not_finite(self.student)
+    on_predict_start = on_test_start
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -235,11 +241,12 @@ class LitDistiller(LightningModule):
 
     @lr.setter
     def lr(self, rate: float) -> None:
-        set_peak_rate(self._trainer, rate)
+        set_peak_rate(self.trainer, rate)
         self._rates_were_set = True
 
     @override
     def on_train_start(self) -> None:
+        self._sums = EpochSums()
         if self._schedule_follows_the_run:  # BatchSizeFinder changes the number of steps after they were counted
             restart(self.trainer)
         if self._rates_were_set:  # after `lr`, LearningRateFinder sets the optimizer's rate past its schedule
@@ -300,7 +307,7 @@ class LitDistiller(LightningModule):
         object.__setattr__(self, name, value)
         self.validation, self.testing = (Evaluation(stage, value is not None, self.head) for stage in ("val", "test"))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
         """Copy without the teacher: a copy is there for its weights, and moving it must not move the teacher."""
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
@@ -319,12 +326,6 @@ class LitDistiller(LightningModule):
         """Note for the checkpoint what the student's images are like."""
         self._about["image_shape"] = list(image.shape[1:])
         self._about["image_dtype"] = "float" if image.is_floating_point() else "uint8"
-
-    def _log_epoch_means(self, loss: Tensor, terms: Mapping[str, Tensor], batch_size: int) -> None:
-        log = partial(self.log, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=True)
-        log("train/loss", loss.detach(), prog_bar=True)
-        for name, term in terms.items():
-            log(f"train/{name}", term.detach())
 
     def _measure(self, evaluation: Evaluation, batch: object, batch_idx: int, dataloader_idx: int) -> None:
         batch = Batch.of(batch)

@@ -4,7 +4,7 @@ from typing import Any
 
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]  # exported, but not declared so
 from torch import nn
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
@@ -38,7 +38,7 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
 
 
 def use_fused_kernel(optimizer: Optimizer) -> None:
-    """Have Adam and AdamW step with one kernel, unless an option says otherwise or a device has none.
+    """Have Adam, AdamW and SGD step with one kernel, unless an option says otherwise or a device has none.
 
     This sets only the option of the groups. An optimizer that is made with ``fused=True`` would also unscale the
     gradients itself, and Lightning refuses to clip those.
@@ -50,7 +50,7 @@ def use_fused_kernel(optimizer: Optimizer) -> None:
         >>> optimizer.param_groups[0]["fused"]
         True
     """
-    if not isinstance(optimizer, (Adam, AdamW)):
+    if not isinstance(optimizer, (Adam, AdamW, SGD)):
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if not all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters):

@@ -1,9 +1,12 @@
 """Which samples of an evaluation batch count when several processes share a data set."""
 
-from typing import Any
+from collections.abc import Sized
+from typing import cast
 
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from torch.utils.data import BatchSampler, DistributedSampler
+
+_PADDED = (DistributedSampler, DistributedSamplerWrapper)
 
 
 class SampleCounter:
@@ -26,7 +29,7 @@ class SampleCounter:
     def __init__(self) -> None:
         self._done: dict[int, int] = {}
 
-    def count(self, loader: Any, batch_idx: int, size: int, dataloader_idx: int = 0) -> int:
+    def count(self, loader: object, batch_idx: int, size: int, dataloader_idx: int = 0) -> int:
         """Return how many samples of this batch count, its first ones; call this once a batch, in order.
 
         Args:
@@ -38,8 +41,9 @@ class SampleCounter:
         before = self._done.get(dataloader_idx, 0) if batch_idx else 0
         self._done[dataloader_idx] = before + size
         batches = getattr(loader, "batch_sampler", None)
-        sampler: Any = batches.sampler if type(batches) is BatchSampler else None
-        if type(sampler) not in (DistributedSampler, DistributedSamplerWrapper):
+        sampler = batches.sampler if type(batches) is BatchSampler else None
+        # Not a subclass, which may order or repeat samples otherwise.
+        if not isinstance(sampler, DistributedSampler) or type(sampler) not in _PADDED:
             return size
-        share = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))
+        share = len(range(sampler.rank, len(cast(Sized, sampler.dataset)), sampler.num_replicas))
         return min(size, max(0, share - before))

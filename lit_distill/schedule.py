@@ -1,9 +1,9 @@
 """Learning-rate schedules: their length, when they step, and their peak."""
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.utilities.types import LRSchedulerConfigType
@@ -77,7 +77,7 @@ class WarmupCosine(LRScheduler):
         return [rate * self._scale(self.last_epoch) for rate in self.base_lrs]
 
     @override
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         # A resumed run has its own length, not the checkpoint's.
         length = ("total_steps", "_follows_the_run")
         return {key: value for key, value in super().state_dict().items() if key not in length}
@@ -106,22 +106,22 @@ def length_of(trainer: Trainer, interval: Interval) -> int:
     if trainer.limit_train_batches == 0:
         return 1  # the run ends before its first step, and Lightning makes no training loader
     # Lightning makes the training loader when it is asked for this. Without a length, its answer is max_steps, or -1.
-    steps, epochs, batches = trainer.estimated_stepping_batches, trainer.max_epochs, trainer.num_training_batches
-    if epochs is not None and epochs != -1:
-        epochs = max(1, epochs)
-        if interval == "epoch":
-            return epochs
-        if isinstance(batches, int):
-            return max(1, sum(math.ceil(batches / accumulated) for accumulated in _accumulation(trainer, epochs)))
-        if trainer.max_steps == -1:
-            raise ValueError(
-                "WarmupCosine needs the number of steps, but the training loader has no length: set the trainer's "
-                "max_steps or limit_train_batches, the schedule's total_steps, or scheduler_interval='epoch'"
-            )
-    elif interval == "epoch" or trainer.max_steps == -1:
-        other = "" if interval == "epoch" else " or max_steps"
-        raise ValueError(f"WarmupCosine needs an end: set the trainer's max_epochs{other}, or total_steps")
-    return int(steps)
+    steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+    has_end = trainer.max_epochs is not None and trainer.max_epochs != -1
+    epochs = max(1, trainer.max_epochs or 0)
+    if interval == "epoch" and has_end:
+        return epochs
+    if isinstance(batches, int) and has_end:
+        return max(1, sum(math.ceil(batches / accumulated) for accumulated in _accumulation(trainer, epochs)))
+    if interval == "step" and trainer.max_steps != -1:
+        return int(steps)
+    if has_end:
+        raise ValueError(
+            "WarmupCosine needs the number of steps, but the training loader has no length: set the trainer's "
+            "max_steps or limit_train_batches, the schedule's total_steps, or scheduler_interval='epoch'"
+        )
+    other = " or max_steps" if interval == "step" else ""
+    raise ValueError(f"WarmupCosine needs an end: set the trainer's max_epochs{other}, or total_steps")
 
 
 def scheduler_config(
@@ -157,13 +157,15 @@ def peak_rate(trainer: Trainer | None) -> float:
     Raises:
         AttributeError: If no trainer has made an optimizer yet.
     """
-    group = _optimizers(trainer)[0].param_groups[0]
+    if trainer is None or not trainer.optimizers:
+        raise AttributeError("there is no learning rate before a fit: the optimizer is made in it")
+    group = trainer.optimizers[0].param_groups[0]
     return float(group.get("initial_lr", group["lr"]))
 
 
-def set_peak_rate(trainer: Trainer | None, rate: float) -> None:
-    """Scale all learning rates so that the schedules peak at ``rate``; errors as of `peak_rate`."""
-    for optimizer in _optimizers(trainer):
+def set_peak_rate(trainer: Trainer, rate: float) -> None:
+    """Scale all learning rates so that the schedules peak at ``rate``."""
+    for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
             group["lr"] *= rate / group.get("initial_lr", group["lr"])
             group["initial_lr"] = rate
@@ -179,23 +181,16 @@ def apply_schedules(trainer: Trainer) -> None:
             group["lr"] = rate
 
 
-def _optimizers(trainer: Trainer | None) -> list[Optimizer]:
-    if trainer is None or not trainer.optimizers:
-        raise AttributeError("there is no learning rate before a fit: the optimizer is made in it")
-    return trainer.optimizers
-
-
-def _schedulers(trainer: Trainer | None) -> list[LRScheduler]:
+def _schedulers(trainer: Trainer) -> list[LRScheduler]:
     """Return the schedulers with a rate to scale, which ``ReduceLROnPlateau`` has not."""
-    schedulers = [] if trainer is None else [config.scheduler for config in trainer.lr_scheduler_configs]
-    return [
-        scheduler for scheduler in schedulers if isinstance(scheduler, LRScheduler) and hasattr(scheduler, "base_lrs")
-    ]
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    return [scheduler for scheduler in schedulers if hasattr(scheduler, "base_lrs")]
 
 
 def _accumulation(trainer: Trainer, epochs: int) -> list[int]:
     """Return how many batches make a step, in each epoch."""
-    planned = next((c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)), None)  # type: ignore[attr-defined]
-    if planned is None:
-        return [trainer.accumulate_grad_batches] * epochs
-    return [planned.get_accumulate_grad_batches(epoch) for epoch in range(epochs)]
+    callbacks: list[Callback] = vars(trainer)["callbacks"]
+    for planned in callbacks:
+        if isinstance(planned, GradientAccumulationScheduler):
+            return [planned.get_accumulate_grad_batches(epoch) for epoch in range(epochs)]
+    return [trainer.accumulate_grad_batches] * epochs

@@ -10,9 +10,7 @@ TESTED_IN = {
     "lit_distill/_early.py": "tests/cli/test_stopping.py",
     "lit_distill/_lazy.py": "tests/test_imports.py",
     "lit_distill/agreement.py": "tests/test_module.py",
-    "lit_distill/evaluation.py": "tests/test_module.py",
     "lit_distill/files.py": "tests/test_checkpoint.py",
-    "lit_distill/loading.py": "tests/test_module.py",
     "lit_distill/cli/csv_table.py": "tests/cli/test_predictions.py",
     "lit_distill/cli/photos.py": "tests/cli/test_served.py",
     "lit_distill/cli/plan.py": "tests/cli/test_distill.py",
@@ -21,7 +19,6 @@ TESTED_IN = {
     "lit_distill/models/sources.py": "tests/models/test_teacher.py",
     "lit_distill/models/timm_net.py": "tests/models/test_timm_student.py",
     "callbacks/criterion.py": "tests/callbacks/test_soft_labels.py",
-    "callbacks/epoch_means.py": "tests/callbacks/test_soft_labels.py",
 }
 
 # What only several modules together do.
@@ -38,6 +35,7 @@ ACROSS = {
     "tests/test_examples.py",
     "tests/test_house.py",
     "tests/test_imports.py",
+    "tests/test_loop.py",
     "tests/test_packaging.py",
     "tests/test_readme.py",
     "tests/test_recipes.py",

@@ -681,7 +681,7 @@ def test_distillation_without_a_teacher_is_an_error_in_training_only() -> None:
     [
         ({"alpha": 1.5}, r"alpha must be in \[0, 1\], got 1.5"),
         ({"criterion": nn.CrossEntropyLoss(label_smoothing=1.5)}, r"label_smoothing must be in \[0, 1\], got 1.5"),
-        ({"scheduler_interval": "batch"}, "scheduler_interval must be 'step' or 'epoch', got 'batch'"),
+        ({"scheduler_interval": "batch"}, "scheduler_interval must be 'step', 'epoch' or None, got 'batch'"),
     ],
 )
 def test_refuses_what_is_out_of_range(arguments: dict[str, Any], message: str) -> None:

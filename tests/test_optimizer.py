@@ -1,5 +1,6 @@
 """Which parameters decay, and how the optimizer steps."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -85,8 +86,9 @@ def test_tokens_and_positions_do_not_decay_wherever_their_network_is(wrap: Any, 
     ("options", "expected"),
     [({}, True), ({"fused": False}, False), ({"foreach": True}, None), ({"differentiable": True}, None)],
 )
-def test_adamw_is_fused_unless_it_was_told_how_to_step(options: dict[str, bool], expected: bool | None) -> None:
-    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(2))], **options)
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+def test_it_is_fused_unless_it_was_told_how_to_step(kind: Any, options: dict[str, bool], expected: bool | None) -> None:
+    optimizer = kind([nn.Parameter(torch.zeros(2))], **options)
     use_fused_kernel(optimizer)
     optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(3))]})
     assert [group["fused"] for group in optimizer.param_groups] == [expected, expected]
@@ -95,20 +97,28 @@ def test_adamw_is_fused_unless_it_was_told_how_to_step(options: dict[str, bool],
 
 
 def test_other_optimizers_and_devices_are_left_alone() -> None:
-    sgd = torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=0.1)
-    use_fused_kernel(sgd)
-    assert not sgd.param_groups[0]["fused"]
+    other = torch.optim.RMSprop([nn.Parameter(torch.zeros(2))])
+    use_fused_kernel(other)
+    assert "fused" not in other.param_groups[0]
     adam = torch.optim.Adam([nn.Parameter(torch.zeros(2, device="meta"))])
     use_fused_kernel(adam)
     assert adam.param_groups[0]["fused"] is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_a_fused_step_is_as_near_to_the_formula_as_a_plain_one(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1),
+        partial(torch.optim.SGD, lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.1),
+    ],
+    ids=["AdamW", "SGD"],
+)
+def test_a_fused_step_is_as_near_to_the_formula_as_a_plain_one(make: Any, dtype: torch.dtype) -> None:
     def after(fuse: bool, dtype: torch.dtype) -> torch.Tensor:
         generator = torch.Generator().manual_seed(1)
         parameter = nn.Parameter(torch.randn(1000, generator=generator).bfloat16().to(dtype))
-        optimizer = torch.optim.AdamW([parameter], lr=0.01, weight_decay=0.1)
+        optimizer = make([parameter])
         if fuse:
             use_fused_kernel(optimizer)
         for _ in range(5):

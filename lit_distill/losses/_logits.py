@@ -1,10 +1,28 @@
-"""What all losses do with their logits first."""
+"""What all losses have in common: what they do with their logits first, and how they show their settings."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lit_distill.checks import check_at_least, check_positive
 
 # Differences of bfloat16's largest values would overflow float32; smaller values stay as they are.
 _LARGEST = 1e30
+
+
+class LogitLoss(nn.Module):
+    """A loss that shows its public attributes, which are its settings, in ``print(module)``."""
+
+    @override
+    def extra_repr(self) -> str:
+        settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return ", ".join(f"{name}={value!r}" for name, value in settings.items() if name != "training")
+
+
+def check_settings(temperature: float, **weights: float) -> None:
+    """Raise ``ValueError`` unless the temperature is > 0 and each weight is >= 0."""
+    check_positive(temperature=temperature)
+    check_at_least(0, **weights)
 
 
 def as_float32(logits: Tensor) -> Tensor:

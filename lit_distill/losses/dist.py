@@ -1,11 +1,10 @@
 """DIST: the student's predictions correlate with the teacher's, within each sample and within each class."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from lit_distill.checks import check_at_least, check_positive
-from lit_distill.losses._logits import as_float32, check_same_classes
+from lit_distill.losses._logits import LogitLoss, as_float32, check_same_classes, check_settings
 
 _EPS = 1e-8
 
@@ -50,8 +49,7 @@ def dist_loss(
         >>> round(dist_loss(logits, -logits).item(), 4)
         7.6747
     """
-    check_positive(temperature=temperature)
-    check_at_least(0, beta=beta, gamma=gamma)
+    check_settings(temperature, beta=beta, gamma=gamma)
     check_same_classes(student_logits, teacher_logits, least=2)
     student = F.softmax(as_float32(student_logits) / temperature, dim=1)
     teacher = F.softmax(as_float32(teacher_logits.detach()) / temperature, dim=1)
@@ -67,7 +65,7 @@ def _correlation(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
     return correlation
 
 
-class DIST(nn.Module):
+class DIST(LogitLoss):
     """`dist_loss` as a module; the target is not used.
 
     Args:
@@ -85,16 +83,11 @@ class DIST(nn.Module):
 
     def __init__(self, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0) -> None:
         super().__init__()
-        check_at_least(0, beta=beta, gamma=gamma)
+        check_settings(temperature, beta=beta, gamma=gamma)
         self.beta = beta
         self.gamma = gamma
-        check_positive(temperature=temperature)
         self.temperature = float(temperature)
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor:
         """Return the scalar loss of ``(B, K)`` student and teacher logits."""
         return dist_loss(student_logits, teacher_logits, self.beta, self.gamma, self.temperature)
-
-    def extra_repr(self) -> str:
-        """Show the settings in ``print(module)``."""
-        return f"beta={self.beta}, gamma={self.gamma}, temperature={self.temperature}"

@@ -1,11 +1,10 @@
 """Decoupled knowledge distillation: separate weights for the target's probability and for the other classes."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from lit_distill.checks import check_at_least, check_positive
-from lit_distill.losses._logits import as_float32, as_labels, check_same_classes
+from lit_distill.losses._logits import LogitLoss, as_float32, as_labels, check_same_classes, check_settings
 
 
 def dkd_loss(
@@ -50,8 +49,7 @@ def dkd_loss(
         >>> round(dkd_loss(logits, -logits, torch.tensor([0])).item(), 4)
         4.928
     """
-    check_positive(temperature=temperature)
-    check_at_least(0, alpha=alpha, beta=beta)
+    check_settings(temperature, alpha=alpha, beta=beta)
     check_same_classes(student_logits, teacher_logits, least=2)
     student = as_float32(student_logits) / temperature
     teacher = as_float32(teacher_logits.detach()) / temperature
@@ -74,7 +72,7 @@ def _binary(logits: Tensor, labels: Tensor, others: Tensor) -> Tensor:
     return F.logsigmoid(torch.cat([ahead, -ahead], dim=1))
 
 
-class DKD(nn.Module):
+class DKD(LogitLoss):
     """`dkd_loss` as a module.
 
     Args:
@@ -92,16 +90,11 @@ class DKD(nn.Module):
 
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:
         super().__init__()
-        check_at_least(0, alpha=alpha, beta=beta)
+        check_settings(temperature, alpha=alpha, beta=beta)
         self.alpha = alpha
         self.beta = beta
-        check_positive(temperature=temperature)
         self.temperature = float(temperature)
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor:
         """Return the scalar loss of ``(B, K)`` student and teacher logits."""
         return dkd_loss(student_logits, teacher_logits, target, self.alpha, self.beta, self.temperature)
-
-    def extra_repr(self) -> str:
-        """Show the settings in ``print(module)``."""
-        return f"alpha={self.alpha}, beta={self.beta}, temperature={self.temperature}"

@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from lit_distill.checks import check_choice, check_positive
-from lit_distill.losses._logits import as_float32, check_same_classes
+from lit_distill.checks import check_choice
+from lit_distill.losses._logits import LogitLoss, as_float32, check_same_classes, check_settings
 
 Reduction = Literal["batchmean", "deit"]
 
@@ -45,7 +45,7 @@ def soft_distillation_loss(
         >>> round(soft_distillation_loss(logits, -logits, temperature=2.0).item(), 4)
         1.8485
     """
-    check_positive(temperature=temperature)
+    check_settings(temperature)
     check_same_classes(student_logits, teacher_logits)
     check_choice(Reduction, reduction=reduction)
     log_q = F.log_softmax(as_float32(student_logits) / temperature, dim=1)
@@ -54,7 +54,7 @@ def soft_distillation_loss(
     return total * temperature**2 / (log_q.shape[0] if reduction == "batchmean" else log_q.numel())
 
 
-class SoftDistillation(nn.Module):
+class SoftDistillation(LogitLoss):
     """`soft_distillation_loss` as a module; the target is not used.
 
     Args:
@@ -72,7 +72,7 @@ class SoftDistillation(nn.Module):
 
     def __init__(self, temperature: float = 1.0, reduction: Reduction = "batchmean") -> None:
         super().__init__()
-        check_positive(temperature=temperature)
+        check_settings(temperature)
         self.temperature = float(temperature)
         check_choice(Reduction, reduction=reduction)
         self.reduction: Reduction = reduction
@@ -80,7 +80,3 @@ class SoftDistillation(nn.Module):
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor:
         """Return the scalar loss of ``(B, K)`` student and teacher logits."""
         return soft_distillation_loss(student_logits, teacher_logits, self.temperature, self.reduction)
-
-    def extra_repr(self) -> str:
-        """Show the settings in ``print(module)``."""
-        return f"temperature={self.temperature}, reduction={self.reduction!r}"

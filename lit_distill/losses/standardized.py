@@ -1,9 +1,8 @@
 """Logit standardisation: soft distillation of logits without their mean and scale."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_distill.checks import check_at_least, check_positive
-from lit_distill.losses._logits import as_float32, check_same_classes
+from lit_distill.losses._logits import LogitLoss, as_float32, check_same_classes, check_settings
 from lit_distill.losses.soft import soft_distillation_loss
 
 _EPS = 1e-7
@@ -46,8 +45,7 @@ def standardized_distillation_loss(
         >>> round(standardized_distillation_loss(logits, -logits).item(), 4)
         11.5256
     """
-    check_positive(temperature=temperature)
-    check_at_least(0, weight=weight)
+    check_settings(temperature, weight=weight)
     check_same_classes(student_logits, teacher_logits, least=2)
     student, teacher = _standardized(student_logits), _standardized(teacher_logits.detach())
     return weight * soft_distillation_loss(student, teacher, temperature)
@@ -62,7 +60,7 @@ def _standardized(logits: Tensor) -> Tensor:
     return (logits - logits.mean(dim=1, keepdim=True)) / (_EPS / size + deviation)
 
 
-class StandardizedDistillation(nn.Module):
+class StandardizedDistillation(LogitLoss):
     """`standardized_distillation_loss` as a module; the target is not used.
 
     Args:
@@ -80,15 +78,10 @@ class StandardizedDistillation(nn.Module):
 
     def __init__(self, temperature: float = 2.0, weight: float = 9.0) -> None:
         super().__init__()
-        check_at_least(0, weight=weight)
-        check_positive(temperature=temperature)
+        check_settings(temperature, weight=weight)
         self.temperature = float(temperature)
         self.weight = weight
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor:
         """Return the scalar loss of ``(B, K)`` student and teacher logits."""
         return standardized_distillation_loss(student_logits, teacher_logits, self.temperature, self.weight)
-
-    def extra_repr(self) -> str:
-        """Show the settings in ``print(module)``."""
-        return f"temperature={self.temperature}, weight={self.weight}"

@@ -287,7 +287,6 @@ def test_reading_and_recording_never_wait_for_the_device() -> None:
             with pytest.MonkeyPatch.context() as patch:
                 for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy", "nonzero"):
                     patch.setattr(torch.Tensor, name, waits)
-                patch.setattr("lit_distill.callbacks.memory._is_on_host", lambda _: False)  # as on a device
                 return super()._mix(*args)
 
     module = Foreign()

@@ -1,4 +1,4 @@
-"""Means over the samples of an epoch that survive a resume within it."""
+"""Sums over an epoch's steps, kept on the device and read when it ends."""
 
 from collections.abc import Mapping
 
@@ -7,19 +7,19 @@ import torch
 from torch import Tensor
 
 
-class EpochMeans:
-    """Means of values by sample, summed on the device and read when the epoch ends.
+class EpochSums:
+    """Sums of values over the steps of an epoch; with the number of rows they make means.
 
     A step's values count once the step is done, so a checkpoint holds those of exactly the steps that a resumed run
-    does not repeat. Plain sums: torchmetrics' ``MeanMetric`` would wait for the device to look for NaN, and take
-    several times as long.
+    does not repeat. Plain sums: torchmetrics' ``MeanMetric`` waits for the device to look for NaN, and Lightning's
+    ``log`` takes several times as long in each step.
 
     Example:
-        >>> means = EpochMeans()
-        >>> means.add(torch.tensor([True, False]), {"kl": torch.tensor([0.5, 9.0])})
-        >>> means.end_step()
-        >>> means.gather(Trainer(logger=False, accelerator="cpu", enable_checkpointing=False))["kl"]
-        tensor(0.5000, dtype=torch.float64)
+        >>> sums = EpochSums()
+        >>> sums.add({"kl": torch.tensor([0.5, 2.0])})
+        >>> sums.end_step()
+        >>> sums.gather(Trainer(logger=False, accelerator="cpu", enable_checkpointing=False))
+        {'kl': tensor(2.5000, dtype=torch.float64), 'rows': tensor(2., dtype=torch.float64)}
     """
 
     def __init__(self) -> None:
@@ -28,16 +28,16 @@ class EpochMeans:
         self._sums: Tensor | None = None  # of this process, since the last time that all were gathered
         self._gathered: Tensor | None = None  # of all processes, before that
 
-    def add(self, recorded: Tensor, values: Mapping[str, Tensor]) -> None:
-        """Note a batch: values ``(B,)`` by name, which count where ``recorded`` ``(B,)`` bool."""
-        ones = torch.ones_like(recorded, dtype=torch.float32)
-        counted = (torch.where(recorded, value.detach(), 0) for value in values.values())
-        columns = torch.stack([*counted, recorded.float(), ones])
-        self._names = (*values, "recorded", "rows")
-        self._step = columns.sum(dim=1, dtype=torch.float32 if recorded.device.type == "mps" else torch.float64)
+    def add(self, values: Mapping[str, Tensor], weight: int = 1) -> None:
+        """Note a step's values by name: all ``(B,)``, or all scalars that are the mean of ``weight`` rows."""
+        columns = [value.detach().float() for value in values.values()]
+        columns.append(torch.ones_like(columns[0]))
+        self._names = (*values, "rows")
+        wide = torch.float32 if columns[0].device.type == "mps" else torch.float64
+        self._step = torch.stack(columns).view(len(columns), -1).sum(dim=1, dtype=wide) * weight
 
     def end_step(self) -> None:
-        """Count the batch that was noted, if there was one."""
+        """Count the step that was noted, if there was one."""
         if self._step is not None:
             self._sums = self._step if self._sums is None else self._sums + self._step
             self._step = None
