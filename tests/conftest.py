@@ -2,11 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, redirect_stdout
+import gc
+import io
 import logging
 import multiprocessing
 import os
+from pathlib import Path
 import signal
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -14,6 +18,8 @@ import torch
 # The networks of the tests are tiny, and other tests may run beside. For this process and for those that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+# Python looks for garbage after 700 new objects by default, which takes a tenth of the tests' time.
+gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -70,17 +76,57 @@ def _process() -> Iterator[Callable[..., Any]]:
         yield lambda function, *args: process.submit(function, *args).result()
 
 
+class DigitsRun(NamedTuple):
+    """A run of the command line: its folder, its last checkpoint, and what it printed."""
+
+    folder: Path
+    last: Path
+    out: str
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory, _key_of_its_own: None) -> Iterator[DigitsRun]:
+    """Fit two epochs of the small digits, whose answer is the mean of the logits. Tests read its files, all of them.
+
+    A test that writes beside the checkpoint copies it first.
+    """
+    from toys import SMALL_DIGITS
+
+    from lit_distill.cli import main
+
+    root, out = tmp_path_factory.mktemp("digits_run"), io.StringIO()
+    with _process_state_restored(), pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
+        patch.chdir(root)
+        main(["fit", f"--config={SMALL_DIGITS}", "--trainer.max_epochs=2", "--model.head=mean_logits"])
+    folder = root / "logs" / "digits" / "version_0"
+    files = _modification_times(root)
+    yield DigitsRun(folder, folder / "checkpoints" / "last.ckpt", out.getvalue())
+    assert _modification_times(root) == files, "a test has changed the run that all tests share"
+
+
+def _modification_times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Keep a test's seeds, threads and log handlers to itself."""
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    with _process_state_restored():
+        torch.manual_seed(0)
+        yield
+
+
+@contextmanager
+def _process_state_restored() -> Iterator[None]:
     threads = torch.get_num_threads()
     handlers = [h for n in ("lightning.pytorch", "lightning.fabric") for h in logging.getLogger(n).handlers]
     streams = [(h, h.stream, list(h.filters)) for h in handlers if isinstance(h, logging.StreamHandler)]
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
-    for handler, stream, filters in streams:
-        handler.stream, handler.filters = stream, filters
-    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
-        os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        for handler, stream, filters in streams:
+            handler.stream, handler.filters = stream, filters
+        for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+            os.environ.pop(name, None)

@@ -15,6 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_distill.datamodules import Batch, DigitsDataModule, IndexedDataset, KeyedSampler
 
+# The configuration for tests of the command line that need a run, and not the recipe itself.
+SMALL_DIGITS = str(Path(__file__).with_name("small_digits.yaml"))
+
 
 class Foreign(LightningModule):
     """A module that knows nothing of this project: a criterion, and batches of (image, target, index)."""
