@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 import gc
 import io
 import logging
@@ -10,7 +10,9 @@ import multiprocessing
 import os
 from pathlib import Path
 import signal
+import sys
 from typing import Any, NamedTuple
+import warnings
 
 import pytest
 import torch
@@ -42,38 +44,56 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("gpu") is not None)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _helpers(
+    request: pytest.FixtureRequest, _key_of_its_own: None, _signals_of_a_terminal: None
+) -> Iterator[dict[str, Callable[..., Any]]]:
+    """Start the processes of the three fixtures below, if a test asks for them.
+
+    They are forked before the first test: later this process may have asked for GPUs, and another one that imports
+    everything anew takes seconds.
+    """
+    requested = {name for item in request.session.items for name in item.fixturenames}
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(_process()) for name in ("away", "fresh", "unforked") if name in requested}
+
+
 @pytest.fixture(scope="session")
-def away() -> Iterator[Callable[..., Any]]:
-    """Call a function in another process, the same one for all tests, since it takes seconds to start.
+def away(_helpers: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """Call a function in another process, the same one for all tests.
 
     For what forks, which Lightning refuses where another test has asked for GPUs, be there any or not.
     """
-    yield from _process()
-
-
-@pytest.fixture(scope="module")
-def fresh() -> Iterator[Callable[..., Any]]:
-    """Call a function in a process that no other module's tests have used.
-
-    For what forks a process that forks again: Lightning refuses that where this one has ever made a trainer.
-    """
-    yield from _process()
+    return _helpers["away"]
 
 
 @pytest.fixture(scope="session")
-def unforked() -> Iterator[Callable[..., Any]]:
+def fresh(_helpers: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """Call a function in a process for `test_resume.py` alone.
+
+    For what forks a process that forks again: Lightning refuses that where this one has ever made a trainer.
+    """
+    return _helpers["fresh"]
+
+
+@pytest.fixture(scope="session")
+def unforked(_helpers: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
     """Call a function in another process, the same one for all tests, which none of them may fork.
 
-    For what must not be followed by a fork: an export to ONNX; a command, which may ask for GPUs.
+    For what must not be followed by a fork, such as an export to ONNX.
     """
-    yield from _process()
+    return _helpers["unforked"]
 
 
+@contextmanager
 def _process() -> Iterator[Callable[..., Any]]:
-    from toys import fork_workers  # not above: Lightning would log elsewhere if it were imported before the tests
+    from toys import begin_helper  # not above: Lightning would log elsewhere if it were imported before the tests
 
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), fork_workers) as process:
-        yield lambda function, *args: process.submit(function, *args).result()
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    with ProcessPoolExecutor(1, context, begin_helper) as pool:
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of a fork beside xdist's threads
+            pool.submit(os.getpid).result()  # starts the process now
+        yield lambda function, *args: pool.submit(function, *args).result()
 
 
 class DigitsRun(NamedTuple):

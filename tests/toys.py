@@ -1,8 +1,11 @@
 """Modules and data that several tests use; all of it is made here."""
 
 from collections.abc import Callable, Iterable
+import ctypes
 from pathlib import Path
 import random
+import signal
+import sys
 import tempfile
 from typing import Any
 
@@ -65,9 +68,11 @@ def in_processes(world: int, work: Callable[[int], Any]) -> list[Any]:
         return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(world)]
 
 
-def fork_workers() -> None:
-    """Have the workers of loaders forked in this process, which a spawned process would spawn."""
+def begin_helper() -> None:
+    """Have the workers of loaders forked in a process that runs parts of tests, and have it end with its parent."""
     multiprocessing.set_start_method("fork", force=True)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
 def _one(rank: int, world: int, work: Callable[[int], Any], folder: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from kill_and_resume import differences
 import pytest
 import torch
+from toys import SMALL_DIGITS
 
 from lit_distill import LitDistiller
 from lit_distill.checkpoint import AtomicCheckpointIO
@@ -23,8 +24,7 @@ from lit_distill.cli.stopping import command
 
 ROOT = Path(__file__).parents[2]
 # 8 batches an epoch, 24 in all; with 3 batches a window 3 steps an epoch, of 3, 3 and 2 batches.
-FLAGS = ["--config=digits", "--num_threads=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
-FLAGS += ["--trainer.enable_model_summary=false", "--trainer.max_epochs=3", "--trainer.limit_train_batches=8"]
+FLAGS = [f"--config={SMALL_DIGITS}", "--trainer.max_epochs=3", "--trainer.limit_train_batches=8"]
 FLAGS += ["--retrospection.interval=1", "--model.student.dropout=0.1", "--trainer.limit_val_batches=1"]
 
 
