@@ -26,9 +26,7 @@ def run(digits_run: Any, tmp_path: Path) -> Path:
 def test_writes_the_student_and_what_is_known_of_it(run: Path, tmp_path, capsys) -> None:
     main(["export", "--ckpt_path", str(run), "--output", str(tmp_path / "out")])
     out = capsys.readouterr().out
-    assert (
-        f"wrote student.safetensors, student.json to {tmp_path / 'out'}: 2,436 parameters, each file checked" in out
-    )
+    assert f"wrote student.safetensors, student.json to {tmp_path / 'out'}: 2,436 parameters, each file checked" in out
     assert f"lit_distill.load_student({str(tmp_path / 'out')!r})" in out
     student, image = load_student(tmp_path / "out"), torch.rand(5, 1, 8, 8)
     module = LitDistiller.load_from_checkpoint(run).eval()

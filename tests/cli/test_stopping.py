@@ -190,9 +190,9 @@ def test_a_checkpoint_within_the_epoch_waits_for_the_end_of_the_accumulation_win
 
 
 def test_any_checkpoint_within_an_accumulation_window_goes_on_from_the_windows_start(undisturbed: Any) -> None:
-    own = ["ModelCheckpoint", "train_time_interval=0:00:00.001", "save_top_k=-1", "dirpath=own", "filename={step}"]
-    flags = [f"--trainer.callbacks+={own[0]}", *(f"--trainer.callbacks.{argument}" for argument in own[1:])]
-    fit(*flags, "--trainer.accumulate_grad_batches=3")
+    arguments = ["train_time_interval=0:00:00.001", "save_top_k=-1", "dirpath=own", "filename={step}"]
+    flags = [f"--trainer.callbacks.{argument}" for argument in arguments]
+    fit("--trainer.callbacks+=ModelCheckpoint", *flags, "--trainer.accumulate_grad_batches=3")
     within = sorted(Path("own").iterdir(), key=lambda path: path.stat().st_mtime_ns)
     counted = [last(f"own/{p.name}")["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"] for p in within]
     place = next(i for i, c in enumerate(counted) if c["processed"] == 11)  # of two or three batches more

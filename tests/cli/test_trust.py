@@ -128,8 +128,8 @@ def test_nor_does_it_elsewhere(run: Path, package: Path, capsys, command: str, c
 
 @pytest.mark.filterwarnings("ignore:the teacher is right on")
 def test_ones_own_run_goes_on_tests_and_predicts_with_ones_own_classes(package: Path, capsys) -> None:
-    own = ["--data=somebodys_package.Data", "--model.student=somebodys_package.Net", "--model.student.width=5"]
-    main(["fit", "--config", SMALL_DIGITS, *own])
+    class_flags = ["--data=somebodys_package.Data", "--model.student=somebodys_package.Net", "--model.student.width=5"]
+    main(["fit", "--config", SMALL_DIGITS, *class_flags])
     path = "logs/digits/version_0/checkpoints/last.ckpt"
     main(["fit", "--ckpt_path", path, "--trainer.max_epochs=2"])
     main(["test", "--ckpt_path", path])
