@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 from typing import Any
+import warnings
 
 from lightning.pytorch import LightningModule, Trainer
 import numpy as np
@@ -69,7 +70,8 @@ def in_processes(world: int, work: Callable[[int], Any]) -> list[Any]:
 
 
 def begin_helper() -> None:
-    """Have the workers of loaders forked in a process that runs parts of tests, and have it end with its parent."""
+    """Prepare a process that runs parts of tests: it forks the workers of loaders, and ends with its parent."""
+    warnings.resetwarnings()  # pytest's, which make errors of warnings, were inherited
     multiprocessing.set_start_method("fork", force=True)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
