@@ -12,7 +12,8 @@ from lit_distill import DigitsCNN
 from lit_distill.cli import main
 
 ROOT = Path(__file__).parents[2]
-BASE = ["fit", "--config", SMALL_DIGITS, "--trainer.logger=false", "--trainer.enable_checkpointing=false"]
+BASE = ["fit", "--config", SMALL_DIGITS, "--trainer.num_sanity_val_steps=2"]
+BASE += ["--trainer.logger=false", "--trainer.enable_checkpointing=false"]
 
 FOREIGN = """
 import torch
