@@ -101,8 +101,8 @@ def imagenet_archives(monkeypatch: pytest.MonkeyPatch, train: int = 3, val: int 
     files = imagenet_folder(train, val)
 
     def inner(wnid: str) -> bytes:
-        own = {name.rpartition("/")[2]: data for name, data in files.items() if name.startswith(f"train/{wnid}")}
-        return tarred(own)
+        prefix = f"train/{wnid}"
+        return tarred({name.rpartition("/")[2]: data for name, data in files.items() if name.startswith(prefix)})
 
     # The validation images lie in no order of their classes; the devkit's numbers are not the networks' either.
     numbers = {wnid: 1 + k for k, wnid in enumerate(reversed(WNIDS))}

@@ -47,7 +47,9 @@ def run(folder: Any, ranks: int, distillation: torch.nn.Module | None) -> list[d
 
 
 @pytest.mark.filterwarnings("ignore:It is recommended to use `self.log")  # epoch means of the ranks, here by rank
-@pytest.mark.parametrize("distillation", [HardDistillation(), SoftDistillation(3.0), None])
+@pytest.mark.parametrize(
+    "distillation", [HardDistillation(), pytest.param(SoftDistillation(3.0), marks=pytest.mark.slow), None]
+)
 def test_two_ranks_equal_one_process(tmp_path, distillation: torch.nn.Module | None) -> None:
     (one,) = run(tmp_path / "one", 1, distillation)
     two = run(tmp_path / "two", 2, distillation)
@@ -225,7 +227,7 @@ NAMES = ("fit", "validate", "test")
 @pytest.mark.parametrize(
     ("ranks", "counts", "plain"),
     [
-        (2, (5,), False),
+        pytest.param(2, (5,), False, marks=pytest.mark.slow),
         (2, (1,), False),
         (2, (1,), True),
         (3, (8,), True),

@@ -22,6 +22,7 @@ SHORT = [
     "--trainer.max_epochs=1",
     "--trainer.limit_train_batches=2",
     "--trainer.limit_val_batches=1",
+    "--trainer.num_sanity_val_steps=0",
     "--trainer.accelerator=cpu",
     "--trainer.devices=1",
     "--trainer.enable_progress_bar=false",
@@ -48,19 +49,20 @@ def dogs_vs_cats(patch: Patch) -> list[str]:
 
 
 def dogs_vs_cats_distill(patch: Patch) -> list[str]:
-    save_file(torchvision.models.resnet18().state_dict(), "resnet18.safetensors")
-    teacher = ["--model.teacher.model=torchvision.models.resnet18", "--model.teacher.weights=resnet18.safetensors"]
+    save_file(torchvision.models.shufflenet_v2_x0_5().state_dict(), "teacher.safetensors")
+    network = "torchvision.models.shufflenet_v2_x0_5"
+    teacher = [f"--model.teacher.model={network}", "--model.teacher.weights=teacher.safetensors"]
     return [*dogs_vs_cats(patch), *teacher, "--model.teacher.input_size=64"]
 
 
 def cifar10_teacher(patch: Patch) -> list[str]:
     made.unpack(Path("data"), made.cifar(patch, 10))
-    return [*SMALL_DATA, "--model.student.name=resnet10t", "--model.student.img_size=64"]
+    return [*SMALL_DATA, "--model.student.name=test_resnet", "--model.student.img_size=64"]
 
 
 def cifar100_teacher(patch: Patch) -> list[str]:
     made.unpack(Path("data"), made.cifar(patch, 100, 200, 100))
-    return [*SMALL_DATA, "--model.student.name=resnet10t", "--model.student.img_size=64"]
+    return [*SMALL_DATA, "--model.student.name=test_resnet", "--model.student.img_size=64"]
 
 
 def cifar10(patch: Patch) -> list[str]:
@@ -75,7 +77,7 @@ def cifar100(patch: Patch) -> list[str]:
 
 def image_folder_teacher(patch: Patch) -> list[str]:
     made.photos(Path("photos"))
-    return [*SMALL_DATA, "--model.student.name=resnet10t", "--model.student.pretrained=false", "--data.image_size=32"]
+    return [*SMALL_DATA, "--model.student.name=test_resnet", "--model.student.pretrained=false", "--data.image_size=32"]
 
 
 def image_folder(patch: Patch) -> list[str]:

@@ -1,10 +1,14 @@
 """Modules and data that several tests use; all of it is made here."""
 
 from collections.abc import Callable, Iterable
+import ctypes
 from pathlib import Path
 import random
+import signal
+import sys
 import tempfile
 from typing import Any
+import warnings
 
 from lightning.pytorch import LightningModule, Trainer
 import numpy as np
@@ -23,6 +27,9 @@ from lit_distill.datamodules import (
     KeyedSampler,
 )
 from lit_distill.datamodules.images import Files, ImageFiles
+
+# The configuration for tests of the command line that need a run, and not the recipe itself.
+SMALL_DIGITS = str(Path(__file__).with_name("small_digits.yaml"))
 
 
 class Foreign(LightningModule):
@@ -71,9 +78,12 @@ def in_processes(world: int, work: Callable[[int], Any]) -> list[Any]:
         return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(world)]
 
 
-def fork_workers() -> None:
-    """Have the workers of loaders forked in this process, which a spawned process would spawn."""
+def begin_helper() -> None:
+    """Prepare a process that runs parts of tests: it forks the workers of loaders, and ends with its parent."""
+    warnings.resetwarnings()  # pytest's, which make errors of warnings, were inherited
     multiprocessing.set_start_method("fork", force=True)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
 def _one(rank: int, world: int, work: Callable[[int], Any], folder: str) -> None:

@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from safetensors.torch import save_file
 import timm
 import torch
-from toys import make_photos
+from toys import SMALL_DIGITS, make_photos
 import yaml
 
 from lit_distill import DigitsCNN, FrozenTeacher, LitDistiller, Teacher, TeacherOutput
@@ -32,11 +33,11 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
 
 
-def fit(*flags: str, epochs: int = 1, batches: int = 3, config: str = "digits") -> Path:
+def fit(*flags: str, epochs: int = 1, batches: int = 3, config: str = SMALL_DIGITS) -> Path:
     """Run a short fit and return its folder."""
     before = set(Path("logs").glob("*/version_*"))
     short = [f"--trainer.max_epochs={epochs}", f"--trainer.limit_train_batches={batches}"]
-    main(["fit", "--config", config, *QUIET, *short, *flags])
+    main(["fit", "--config", config, *short, *flags])
     (folder,) = set(Path("logs").glob("*/version_*")) - before
     return folder
 
@@ -85,7 +86,7 @@ def test_a_teacher_with_a_list_of_networks_comes_back_for_test(monkeypatch: pyte
     Path("several.yaml").write_text(f"model: {{teacher: {teacher}}}")
     folder = fit("--config=several.yaml")
     assert "teacher: Several(classes=10)\n" in capsys.readouterr().out
-    main(["test", "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), *QUIET])
+    main(["test", "--ckpt_path", str(folder / "checkpoints" / "last.ckpt")])
     assert "test/teacher_accuracy" in capsys.readouterr().out
 
 
@@ -94,22 +95,20 @@ def test_a_student_need_not_take_num_classes(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Plain, "__module__", "somebodys")
     folder = fit("--model.student=somebodys.Plain", "--model.student.width=8")
     assert load(folder)["state_dict"]["student.net.1.weight"].shape == (8, 64)
-    main(["test", "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), *QUIET])
+    main(["test", "--ckpt_path", str(folder / "checkpoints" / "last.ckpt")])
 
 
 def test_both_checkpoints_are_where_the_best_one_is_wanted() -> None:
     for name in ("a", "b"):
-        fit_flags = ["--trainer.logger=false", f"--checkpoint.dirpath=mine/{name}", "--trainer.max_epochs=1"]
-        main(["fit", "--config", "digits", *QUIET, *fit_flags, "--trainer.limit_train_batches=2"])
+        main(["fit", "--config", SMALL_DIGITS, "--trainer.logger=false", f"--checkpoint.dirpath=mine/{name}"])
         best, last = sorted(path.name for path in Path("mine", name).iterdir())
         assert re.fullmatch(r"best-epoch=0-accuracy_mean_probs=0\.\d{4}\.ckpt", best)
         assert last == "last.ckpt"
     assert not Path("checkpoints").exists()
 
 
-def test_a_fit_ends_with_a_table_and_the_places_of_its_files(capsys) -> None:
-    folder = fit(epochs=2)
-    out = capsys.readouterr().out
+def test_a_fit_ends_with_a_table_and_the_places_of_its_files(digits_run: Any) -> None:
+    folder, out = digits_run.folder, digits_run.out
     for row in (
         "teacher accuracy",
         "student accuracy, class head",
@@ -123,7 +122,7 @@ def test_a_fit_ends_with_a_table_and_the_places_of_its_files(capsys) -> None:
         assert re.search(rf"^{row}.* +\d+\.\d+%? +\d+\.\d+%?(  predicts)?$", out, re.MULTILINE), row
     assert re.search(r"last epoch +best epoch", out)
     for place in ("checkpoints/last.ckpt", "checkpoints/best-epoch="):
-        assert str(folder / place) in out
+        assert str(folder.relative_to(folder.parents[2]) / place) in out
     assert (folder / "config.yaml").is_file()
     assert (folder / "metrics.csv").is_file()
     assert load(folder)["epoch"] == 1
@@ -145,7 +144,7 @@ def test_every_choice_is_a_flag(flags: str, expected: str, monkeypatch) -> None:
 
     built: list[Any] = []
     monkeypatch.setattr(DistillCLI, "_run_subcommand", lambda cli, command: built.append(cli))
-    main(["fit", "--config", "digits", *flags.split()])
+    main(["fit", "--config", SMALL_DIGITS, *flags.split()])
     (cli,) = built
     retrospection = next((c for c in cli.trainer.callbacks if type(c).__name__ == "LearningWithRetrospection"), None)
     shown = {
@@ -211,41 +210,40 @@ def test_two_runs_with_one_seed_are_bit_identical_and_another_seed_is_not() -> N
     assert not same_weights(first, other)
 
 
-def test_test_and_predict_need_nothing_but_the_checkpoint(capsys) -> None:
-    folder = fit(epochs=2)
-    last = folder / "checkpoints" / "last.ckpt"
-    table = capsys.readouterr().out
-    main(["test", "--ckpt_path", str(last), *QUIET])
+def test_test_and_predict_need_nothing_but_the_checkpoint(digits_run: Any, capsys) -> None:
+    last = Path(shutil.copy(digits_run.last, "last.ckpt")).resolve()
+    main(["test", "--ckpt_path", str(last)])
     tested = capsys.readouterr().out
-    nll = re.search(r"negative log-likelihood \(nats\) +(\S+)", table)[1]
+    nll = re.search(r"negative log-likelihood \(nats\) +(\S+)", digits_run.out)[1]
     assert f"{float(re.search(r'test/nll +.*?([0-9.]+)', tested)[1]):.4f}" == nll
     assert "test/teacher_accuracy" in tested
-    main(["validate", f"--ckpt_path={last}", *QUIET])
+    main(["validate", f"--ckpt_path={last}"])
     assert "val/agreement" in capsys.readouterr().out
 
     for name in ("predictions.csv", "predictions-1.csv"):  # nothing is overwritten
-        main(["predict", "--ckpt_path", str(last), *QUIET])
+        main(["predict", "--ckpt_path", str(last)])
         assert f"wrote 360 predictions to {last.with_name(name)}" in capsys.readouterr().out
     rows = list(csv.DictReader(last.with_name("predictions.csv").read_text().splitlines()))
     assert len(rows) == 360
     assert sum(float(rows[5][f"p({k})"]) for k in range(10)) == pytest.approx(1, abs=1e-4)
     assert float(rows[5]["probability"]) == pytest.approx(max(float(rows[5][f"p({k})"]) for k in range(10)))
-    main(["predict", "--ckpt_path", str(last), "--output", "mine.csv", *QUIET])
+    main(["predict", "--ckpt_path", str(last), "--output", "mine.csv"])
     with pytest.raises(SystemExit):
-        main(["predict", "--ckpt_path", str(last), "--output", "mine.csv", *QUIET])
+        main(["predict", "--ckpt_path", str(last), "--output", "mine.csv"])
     assert "mine.csv exists and is not overwritten: choose another --output" in capsys.readouterr().err
-    assert set(Path().iterdir()) == {Path("logs"), Path("mine.csv")}
+    written = ["last.ckpt", "mine.csv", "predictions-1.csv", "predictions.csv"]
+    assert sorted(path.name for path in Path().iterdir()) == written
 
 
 def test_a_checkpoint_outlives_its_teachers_files(capsys) -> None:
     save_file(DigitsCNN(pretrained=True).state_dict(), "teacher.safetensors")
     folder = fit("--model.teacher.model.pretrained=false", "--model.teacher.weights=teacher.safetensors")
     last = folder / "checkpoints" / "last.ckpt"
-    main(["test", "--ckpt_path", str(last), *QUIET])
+    main(["test", "--ckpt_path", str(last)])
     with_teacher = capsys.readouterr().out
     Path("teacher.safetensors").unlink()
     for command in ("test", "validate", "predict"):
-        main([command, "--ckpt_path", str(last), *QUIET])
+        main([command, "--ckpt_path", str(last)])
     out = capsys.readouterr().out
     without = "note: going on without the teacher, its accuracy and agreement: no weights file at teacher.safetensors"
     assert out.count(without) == 2
@@ -255,29 +253,28 @@ def test_a_checkpoint_outlives_its_teachers_files(capsys) -> None:
     assert re.search(nll, out)[1] == re.search(nll, with_teacher)[1]
     Path("moved.safetensors").write_bytes(b"")
     save_file(DigitsCNN(pretrained=True).state_dict(), "moved.safetensors")
-    main(["test", "--ckpt_path", str(last), "--model.teacher.weights=moved.safetensors", *QUIET])
+    main(["test", "--ckpt_path", str(last), "--model.teacher.weights=moved.safetensors"])
     assert "test/teacher_accuracy" in capsys.readouterr().out
     module = LitDistiller.load_from_checkpoint(last, weights_only=True)
     assert module.teacher is None
     assert module(torch.rand(2, 1, 8, 8)).distill_logits.shape == (2, 10)
 
 
-def test_checkpoints_hold_no_teacher_and_only_plain_things() -> None:
-    checkpoint = load(fit())
+def test_checkpoints_hold_no_teacher_and_only_plain_things(digits_run: Any) -> None:
+    checkpoint = load(digits_run.folder)
     assert not [key for key in checkpoint["state_dict"] if "teacher" in key]
     assert {key.split(".")[0] for key in checkpoint["state_dict"]} == {"student"}
 
 
 def test_resuming_with_the_checkpoint_alone_equals_an_uninterrupted_run(capsys) -> None:
-    whole = load(fit("--retrospection.interval=2", "--model.student.dropout=0.1", epochs=6))
-    flags = ["--retrospection.interval=2", "--model.student.dropout=0.1", "--retrospection.max_epochs=6"]
-    steps = ["--model.scheduler.total_steps=18"]
-    half = fit(*flags, *steps, epochs=3)
+    whole = load(fit("--retrospection.interval=2", "--model.student.dropout=0.1", epochs=5))
+    flags = ["--retrospection.interval=2", "--model.student.dropout=0.1", "--retrospection.max_epochs=5"]
+    half = fit(*flags, "--model.scheduler.total_steps=15", epochs=2)
     capsys.readouterr()
-    main(["fit", "--ckpt_path", str(half / "checkpoints" / "last.ckpt"), "--trainer.max_epochs=6"])
-    assert capsys.readouterr().err == "note: trainer.max_epochs=6 replaces the checkpoint's 3\n"
+    main(["fit", "--ckpt_path", str(half / "checkpoints" / "last.ckpt"), "--trainer.max_epochs=5"])
+    assert capsys.readouterr().err == "note: trainer.max_epochs=5 replaces the checkpoint's 2\n"
     resumed = load(max(Path("logs").glob("*/version_*")))
-    assert resumed["epoch"] == whole["epoch"] == 5
+    assert resumed["epoch"] == whole["epoch"] == 4
     assert same_weights(resumed, whole)
     memory = "LearningWithRetrospection{'criterion': 'criterion'}"
     for key in ("rows", "epochs"):
@@ -286,12 +283,12 @@ def test_resuming_with_the_checkpoint_alone_equals_an_uninterrupted_run(capsys) 
 
 def test_a_resumed_run_does_not_search_for_its_learning_rate_again(capsys) -> None:
     search = ["--trainer.callbacks+=LearningRateFinder", "--trainer.callbacks.num_training_steps=10"]
-    began = fit(*search, epochs=2) / "checkpoints" / "last.ckpt"
+    began = fit(*search) / "checkpoints" / "last.ckpt"
     capsys.readouterr()
-    main(["fit", "--ckpt_path", str(began), *QUIET, "--trainer.max_epochs=3"])
+    main(["fit", "--ckpt_path", str(began), "--trainer.max_epochs=2"])
     assert "note: LearningRateFinder does not search again: the checkpoint has the learning" in capsys.readouterr().err
     resumed, before = load(max(Path("logs").glob("*/version_*"))), torch.load(began, weights_only=True)
-    assert (resumed["epoch"], resumed["global_step"]) == (2, 9)
+    assert (resumed["epoch"], resumed["global_step"]) == (1, 6)
     initial = [checkpoint["optimizer_states"][0]["param_groups"][0]["initial_lr"] for checkpoint in (resumed, before)]
     assert initial[0] == initial[1]
 
@@ -300,7 +297,7 @@ def test_a_flag_wins_over_the_checkpoint_and_a_line_says_so(capsys) -> None:
     last = fit("--model.distillation=SoftDistillation") / "checkpoints" / "last.ckpt"
     capsys.readouterr()
     flags = ["--model.distillation.temperature=3", "--model.alpha=0.25", "--trainer.max_epochs=2"]
-    main(["fit", "--ckpt_path", str(last), *QUIET, *flags])
+    main(["fit", "--ckpt_path", str(last), *flags])
     errors = capsys.readouterr().err.splitlines()
     assert sorted(errors) == [
         "note: model.alpha=0.25 replaces the checkpoint's 0.5",
@@ -309,39 +306,36 @@ def test_a_flag_wins_over_the_checkpoint_and_a_line_says_so(capsys) -> None:
     ]
     config = yaml.safe_load((max(Path("logs").glob("*/version_*")) / "config.yaml").read_text())
     assert config["model"]["distillation"]["init_args"]["temperature"] == 3.0
-    main(["fit", "--ckpt_path", str(last), *QUIET, "--model.distillation=HardDistillation", "--trainer.max_epochs=2"])
+    main(["fit", "--ckpt_path", str(last), "--model.distillation=HardDistillation", "--trainer.max_epochs=2"])
     assert "HardDistillation replaces the checkpoint's" in capsys.readouterr().err
 
 
-def test_an_optimizer_flag_that_a_resumed_optimizer_would_ignore_is_refused(capsys) -> None:
-    last = fit() / "checkpoints" / "last.ckpt"
-    capsys.readouterr()
+def test_an_optimizer_flag_that_a_resumed_optimizer_would_ignore_is_refused(digits_run: Any, capsys) -> None:
+    resume = ["fit", "--ckpt_path", str(digits_run.last), "--trainer.max_epochs=3"]
     for flag in ("--model.optimizer.lr=0.5", "--model.scheduler.warmup=0.5"):
         with pytest.raises(SystemExit):
-            main(["fit", "--ckpt_path", str(last), flag, "--trainer.max_epochs=2"])
+            main([*resume, flag])
         assert "but resuming restores the optimizer's state: leave it out" in capsys.readouterr().err
-    main(["fit", "--ckpt_path", str(last), "--model.scheduler.total_steps=99", *QUIET, "--trainer.max_epochs=2"])
+    main([*resume, "--model.scheduler.total_steps=99"])
 
 
 def test_a_named_version_is_resumed_into_a_folder_of_its_own() -> None:
-    main(["fit", "--config", "digits", *QUIET, "--trainer.logger.version=mine", "--trainer.max_epochs=1"])
+    main(["fit", "--config", SMALL_DIGITS, "--trainer.logger.version=mine"])
     folder = Path("logs/digits/mine")
-    main(["fit", "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), *QUIET, "--trainer.max_epochs=2"])
+    main(["fit", "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), "--trainer.max_epochs=2"])
     assert {path.name for path in Path("logs/digits").iterdir()} == {"mine", "version_0"}
 
 
-def test_a_checkpoint_that_does_not_fit_the_flags_is_refused_in_one_line(capsys) -> None:
-    last = fit() / "checkpoints" / "last.ckpt"
-    capsys.readouterr()
+def test_a_checkpoint_that_does_not_fit_the_flags_is_refused_in_one_line(digits_run: Any, capsys) -> None:
     with pytest.raises(SystemExit):
-        main(["test", "--ckpt_path", str(last), "--model.student.dim=32", *QUIET])
-    note, error = capsys.readouterr().err.splitlines()
-    assert note == "note: model.student.dim=32 replaces the checkpoint's 64"
+        main(["test", "--ckpt_path", str(digits_run.last), "--model.student.dim=32"])
+    *notes, error = capsys.readouterr().err.splitlines()
+    assert "note: model.student.dim=32 replaces the checkpoint's 16" in notes
     assert error.startswith("error: the checkpoint does not fit the model: size mismatch for student.cls_token")
 
 
 def test_without_a_checkpoint_test_and_predict_say_that_nothing_was_trained(capsys) -> None:
-    main(["test", "--config", "digits", *QUIET])
+    main(["test", "--config", SMALL_DIGITS])
     assert capsys.readouterr().err.startswith("note: without --ckpt_path the student is as its class makes it")
 
 
@@ -387,8 +381,8 @@ CONFIGS = sorted((ROOT / "configs").glob("digits*.yaml"))  # the others: test_re
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_takes_a_step_validates_and_reloads(config: Path) -> None:
-    folder = fit(config=str(config), batches=1)
-    main(["validate", "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), *QUIET])
+    folder = fit(*QUIET, config=str(config), batches=1)
+    main(["validate", "--ckpt_path", str(folder / "checkpoints" / "last.ckpt")])
 
 
 def accuracies(out: str) -> dict[str, float]:
@@ -480,7 +474,7 @@ def test_other_classes_than_were_learned_are_refused(capsys) -> None:
             main([command, f"--ckpt_path={checkpoint}", "--data.root=others", "--trainer.max_epochs=2"])
         err = capsys.readouterr().err
         assert "knows other classes than the data has: only the student has c, only the data has x; for new" in err
-        main([command, f"--ckpt_path={checkpoint}", "--data.root=photos", "--trainer.max_epochs=2"])
+    main(["fit", f"--ckpt_path={checkpoint}", "--data.root=photos", "--trainer.max_epochs=2"])
 
 
 @pytest.mark.parametrize("flags", [["check_val_every_n_epoch=2"], ["val_check_interval=0.4"]], ids=str)
@@ -490,7 +484,7 @@ def test_the_best_checkpoint_is_validated_to_the_value_in_its_name_and_in_the_ta
     (best,) = (folder / "checkpoints").glob("best-*.ckpt")
     named = best.stem.rpartition("=")[2]
     shown = re.search(r"mean of softmaxes +[\d.]+% +([\d.]+)%", table)[1]
-    main(["validate", "--ckpt_path", str(best), *QUIET])
+    main(["validate", "--ckpt_path", str(best)])
     measured = float(re.search(r"val/accuracy_mean_probs +.*?([0-9.]+)", capsys.readouterr().out)[1])
     assert f"{measured:.4f}" == named
     assert f"{measured:.2%}" == f"{shown}%"

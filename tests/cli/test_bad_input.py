@@ -6,13 +6,14 @@ import pickle
 
 import pytest
 import torch
+from toys import SMALL_DIGITS
 
 from lit_distill import DigitsCNN
 from lit_distill.cli import main
 
 ROOT = Path(__file__).parents[2]
-BASE = ["fit", "--config", "digits", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
-BASE += [f"--trainer.{name}=false" for name in ("logger", "enable_checkpointing", "enable_progress_bar")]
+BASE = ["fit", "--config", SMALL_DIGITS, "--trainer.num_sanity_val_steps=2"]
+BASE += ["--trainer.logger=false", "--trainer.enable_checkpointing=false"]
 
 FOREIGN = """
 import torch

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from toys import make_photos
+from toys import SMALL_DIGITS, make_photos
 
 from lit_distill.cli import main
 
-QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
-FIT = ["fit", "--config", "digits", *QUIET, "--trainer.max_epochs=3", "--trainer.limit_train_batches=4"]
+FIT = ["fit", "--config", SMALL_DIGITS, "--trainer.limit_train_batches=4"]
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +36,7 @@ def test_a_diverged_run_is_an_error_that_names_the_epoch_and_the_last_good_check
     assert line.endswith("no checkpoint was saved before")
     assert not list(Path().rglob("*.ckpt"))
 
-    main([*FIT, "--trainer.max_epochs=1", "--model.scheduler=null"])
+    main([*FIT, "--model.scheduler=null"])
     (last,) = Path("logs").rglob("last.ckpt")
     checkpoint = torch.load(last, weights_only=True)
     for group in checkpoint["optimizer_states"][0]["param_groups"]:
@@ -45,48 +44,42 @@ def test_a_diverged_run_is_an_error_that_names_the_epoch_and_the_last_good_check
     torch.save(checkpoint, last)
     before = last.read_bytes()
     capsys.readouterr()
-    line = error_of(["fit", f"--ckpt_path={last}", *QUIET, "--trainer.max_epochs=3"], capsys)
+    line = error_of(["fit", f"--ckpt_path={last}", "--trainer.max_epochs=3"], capsys)
     assert "the run has diverged: in epoch 1, batch" in line
     assert line.endswith(f"the last checkpoint before is {last}")
     assert last.read_bytes() == before
 
 
 @pytest.fixture
-def lost(capsys) -> str:
+def lost(digits_run: Any) -> str:
     """The checkpoint of a student whose weights are lost."""
-    main([*FIT, "--trainer.max_epochs=1"])
-    (last,) = Path("logs").rglob("last.ckpt")
-    checkpoint = torch.load(last, weights_only=True)
+    checkpoint = torch.load(digits_run.last, weights_only=True)
     checkpoint["state_dict"]["student.cls_token"].fill_(float("nan"))
     torch.save(checkpoint, "lost.ckpt")
-    capsys.readouterr()
     return "lost.ckpt"
 
 
 @pytest.mark.parametrize("command", ["predict", "test", "validate", "export"])
 def test_a_student_whose_weights_are_lost_is_refused(lost: str, command: str, capsys) -> None:
-    line = error_of([command, f"--ckpt_path={lost}", *(QUIET if command != "export" else [])], capsys)
+    line = error_of([command, f"--ckpt_path={lost}"], capsys)
     assert line.startswith("error: the student's weights are not finite (cls_token): its run has diverged; take an")
     assert not list(Path().rglob("predictions*.csv"))
     assert not Path("student").exists()
 
 
 def test_resuming_from_lost_weights_ends_at_once(lost: str, capsys) -> None:
-    line = error_of(["fit", f"--ckpt_path={lost}", *QUIET, "--trainer.max_epochs=2"], capsys)
+    line = error_of(["fit", f"--ckpt_path={lost}", "--trainer.max_epochs=3"], capsys)
     assert line == "error: the weights to begin from are not finite (student.cls_token): take an earlier checkpoint"
 
 
 @pytest.mark.parametrize("command", ["predict", "test", "validate"])
-def test_outputs_that_are_not_finite_are_refused(command: str, capsys) -> None:
+def test_outputs_that_are_not_finite_are_refused(command: str, digits_run: Any, capsys) -> None:
     """Finite weights whose products overflow."""
-    main([*FIT, "--trainer.max_epochs=1"])
-    (last,) = Path("logs").rglob("last.ckpt")
-    checkpoint = torch.load(last, weights_only=True)
+    checkpoint = torch.load(digits_run.last, weights_only=True)
     head = next(key for key in checkpoint["state_dict"] if "head" in key and key.endswith("weight"))
     checkpoint["state_dict"][head].fill_(3e38)
     torch.save(checkpoint, "large.ckpt")
-    capsys.readouterr()
-    line = error_of([command, "--ckpt_path=large.ckpt", *QUIET], capsys)
+    line = error_of([command, "--ckpt_path=large.ckpt"], capsys)
     assert "NaN or infinite" in line
     assert "--trainer.precision=32" in line
     assert not list(Path().rglob("predictions*.csv"))

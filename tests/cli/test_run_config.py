@@ -8,14 +8,14 @@ import uuid
 from lightning.pytorch.loggers import Logger
 import pytest
 import torch
+from toys import SMALL_DIGITS
 import yaml
 
 from lit_distill import LitDistiller, load_student
 from lit_distill.cli import main, run_config
 from lit_distill.models.signature import is_own
 
-QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
-SHORT = ["--config", "digits", *QUIET, "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
+SHORT = ["--config", SMALL_DIGITS]
 
 
 class LikeWandb(Logger):
@@ -65,7 +65,7 @@ def test_runs_of_a_logger_that_shares_its_folder_have_configurations_of_their_ow
     first, second = sorted(Path("runs/project").iterdir())
     for run in (first, second):
         assert {path.name for path in run.iterdir()} == {"config.yaml", "checkpoints"}
-    main(["fit", "--ckpt_path", str(first / "checkpoints/last.ckpt"), "--trainer.max_epochs=2", *QUIET])
+    main(["fit", "--ckpt_path", str(first / "checkpoints/last.ckpt"), "--trainer.max_epochs=2"])
     assert len(list(Path("runs/project").glob("*/config.yaml"))) == 3
     assert not list(Path("runs").glob("*.yaml"))
 
@@ -74,7 +74,7 @@ def test_a_run_that_is_continued_under_its_own_id_keeps_both_configurations(capf
     main(["fit", *SHORT, *WANDB, "--trainer.logger.id=mine"])
     run = Path("runs/project/mine")
     before = (run / "config.yaml").read_text()
-    main(["fit", "--ckpt_path", str(run / "checkpoints/last.ckpt"), "--trainer.max_epochs=2", *QUIET])
+    main(["fit", "--ckpt_path", str(run / "checkpoints/last.ckpt"), "--trainer.max_epochs=2"])
     assert (run / "config.yaml").read_text() == before
     assert yaml.safe_load((run / "config-1.yaml").read_text())["trainer"]["max_epochs"] == 2
     capfd.readouterr()
@@ -90,7 +90,7 @@ def test_a_fixed_version_loses_nothing(again: str, capfd) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert run / "metrics.csv" in before
     capfd.readouterr()
-    resume = ["--ckpt_path", str(run / "checkpoints/last.ckpt"), *QUIET, "--trainer.max_epochs=2"]
+    resume = ["--ckpt_path", str(run / "checkpoints/last.ckpt"), "--trainer.max_epochs=2"]
     with pytest.raises(SystemExit):
         main(["fit", *(SHORT if again == "same command" else resume), "--trainer.logger.version=mine"])
     error = capfd.readouterr().err.splitlines()[-1]
@@ -103,7 +103,7 @@ def test_a_checkpoint_of_weights_alone_serves_all_but_a_resume(capfd) -> None:
     (best,) = map(str, Path("logs").rglob("best*.ckpt"))
     assert "optimizer_states" not in torch.load(best, weights_only=True)
     for command in ("test", "validate", "predict"):
-        main([command, "--ckpt_path", best, *QUIET])
+        main([command, "--ckpt_path", best])
     out = capfd.readouterr().out
     assert "test/teacher_accuracy" in out
     assert "wrote 360 predictions" in out
@@ -113,7 +113,7 @@ def test_a_checkpoint_of_weights_alone_serves_all_but_a_resume(capfd) -> None:
     assert torch.equal(load_student("exported")(image).logits, expected)
     capfd.readouterr()
     with pytest.raises(SystemExit):
-        main(["fit", "--ckpt_path", best, "--trainer.max_epochs=2", *QUIET])
+        main(["fit", "--ckpt_path", best, "--trainer.max_epochs=2"])
     error = capfd.readouterr().err.splitlines()[-1]
     assert error.startswith("error: this checkpoint holds weights alone, from which no run goes on: resume from last")
 
@@ -128,13 +128,13 @@ def test_weights_of_classes_are_a_list(capfd) -> None:
     module = LitDistiller.load_from_checkpoint(path)
     assert module.double().criterion.weight.tolist() == weight  # it moves with the module
     assert module.criterion.weight.dtype == torch.float64
-    main(["test", "--ckpt_path", str(path), *QUIET])
+    main(["test", "--ckpt_path", str(path)])
     # What is given now counts, not the checkpoint's.
     other = [3.0] * 10
-    main(["fit", "--ckpt_path", str(path), "--trainer.max_epochs=2", f"--model.criterion.weight={other}", *QUIET])
+    main(["fit", "--ckpt_path", str(path), "--trainer.max_epochs=2", f"--model.criterion.weight={other}"])
     newest = torch.load(max(Path("logs").rglob("last.ckpt")), weights_only=True)
     assert newest["state_dict"]["criterion.weight"].tolist() == other
-    main(["fit", "--ckpt_path", str(path), "--trainer.max_epochs=2", "--model.criterion.weight=null", *QUIET])
+    main(["fit", "--ckpt_path", str(path), "--trainer.max_epochs=2", "--model.criterion.weight=null"])
     capfd.readouterr()
     for value, message in (
         ("[1,2]", "the criterion has weights for 2 classes, but there are 10: give it one for each"),
@@ -143,9 +143,6 @@ def test_weights_of_classes_are_a_list(capfd) -> None:
         with pytest.raises(SystemExit):
             main(["fit", *SHORT, *flags[:1], f"--model.criterion.weight={value}"])
         assert capfd.readouterr().err.splitlines()[-1] == f"error: {message}"
-
-
-FEW = [*QUIET, "--trainer.max_epochs=3", "--trainer.limit_train_batches=2"]
 
 
 def test_the_configuration_is_dumped_and_signed_once_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,14 +155,14 @@ def test_the_configuration_is_dumped_and_signed_once_a_run(tmp_path: Path, monke
 
     sign_before = run_config.sign
     monkeypatch.setattr(run_config, "sign", sign)
-    main(["fit", "--config", "digits", *FEW])
+    main(["fit", *SHORT, "--trainer.max_epochs=2"])
     assert len(signed) == 1
     (last,), (best,) = (list(tmp_path.rglob(name)) for name in ("last.ckpt", "best*.ckpt"))
     for path in (last, best):
         saved = torch.load(path, weights_only=True)
         assert saved[run_config.KEY] == signed[0]
         assert is_own(saved[run_config.KEY], saved[run_config.SIGNATURE])
-    assert signed[0]["trainer"]["max_epochs"] == 3
-    main(["fit", "--ckpt_path", str(last), *QUIET, "--trainer.max_epochs=4"])
+    assert signed[0]["trainer"]["max_epochs"] == 2
+    main(["fit", "--ckpt_path", str(last), "--trainer.max_epochs=3"])
     assert len(signed) == 2
-    assert signed[1]["trainer"]["max_epochs"] == 4
+    assert signed[1]["trainer"]["max_epochs"] == 3

@@ -13,6 +13,7 @@ from typing import Any
 from kill_and_resume import differences
 import pytest
 import torch
+from toys import SMALL_DIGITS
 
 from lit_distill import LitDistiller
 from lit_distill.checkpoint import AtomicCheckpointIO
@@ -22,8 +23,7 @@ from lit_distill.cli.stopping import command
 
 ROOT = Path(__file__).parents[2]
 # 8 batches an epoch, 24 in all; with 3 batches a window 3 steps an epoch, of 3, 3 and 2 batches.
-FLAGS = ["--config=digits", "--num_threads=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
-FLAGS += ["--trainer.enable_model_summary=false", "--trainer.max_epochs=3", "--trainer.limit_train_batches=8"]
+FLAGS = [f"--config={SMALL_DIGITS}", "--trainer.max_epochs=3", "--trainer.limit_train_batches=8"]
 FLAGS += ["--retrospection.interval=1", "--model.student.dropout=0.1", "--trainer.limit_val_batches=1"]
 
 
@@ -189,9 +189,9 @@ def test_a_checkpoint_within_the_epoch_waits_for_the_end_of_the_accumulation_win
 
 
 def test_any_checkpoint_within_an_accumulation_window_goes_on_from_the_windows_start(undisturbed: Any) -> None:
-    own = ["ModelCheckpoint", "train_time_interval=0:00:00.001", "save_top_k=-1", "dirpath=own", "filename={step}"]
-    flags = [f"--trainer.callbacks+={own[0]}", *(f"--trainer.callbacks.{argument}" for argument in own[1:])]
-    fit(*flags, "--trainer.accumulate_grad_batches=3")
+    arguments = ["train_time_interval=0:00:00.001", "save_top_k=-1", "dirpath=own", "filename={step}"]
+    flags = [f"--trainer.callbacks.{argument}" for argument in arguments]
+    fit("--trainer.callbacks+=ModelCheckpoint", *flags, "--trainer.accumulate_grad_batches=3")
     within = sorted(Path("own").iterdir(), key=lambda path: path.stat().st_mtime_ns)
     counted = [last(f"own/{p.name}")["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"] for p in within]
     place = next(i for i, c in enumerate(counted) if c["processed"] == 11)  # of two or three batches more

@@ -11,12 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from toys import SMALL_DIGITS
 
 from lit_distill import load_student
 from lit_distill.cli import main
-
-QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
-SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
 
 # What a user's package may hold, and what leaves a trace when it is run.
 PACKAGE = """
@@ -41,12 +39,10 @@ Path("trace").touch()
 """
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, unforked: Any) -> Path:
+@pytest.fixture
+def run(digits_run: Any) -> Path:
     """The last checkpoint of a short run of the digits."""
-    folder = tmp_path_factory.mktemp("run")
-    unforked(main, ["fit", "--config", "digits", *QUIET, *SHORT, f"--trainer.logger.save_dir={folder}"])
-    (path,) = folder.glob("digits/version_0/checkpoints/last.ckpt")
+    path: Path = digits_run.last
     return path
 
 
@@ -105,7 +101,7 @@ def test_a_strangers_checkpoint_runs_nothing(run: Path, package: Path, capsys, c
     path = hostile(run, CHANGES[change], signed=command != "test")
     before = sorted(Path().rglob("*"))
     with pytest.raises(SystemExit, match="1"):
-        main([command, "--ckpt_path", path, *QUIET])
+        main([command, "--ckpt_path", path])
     (line,) = capsys.readouterr().err.strip().split("\n")
     assert re.match("error: refused hostile.ckpt: (it names|LitDistiller.* is the text) ", line)
     assert not package.exists()
@@ -125,26 +121,26 @@ def test_nor_does_it_elsewhere(run: Path, package: Path, capsys, command: str, c
     assert not package.exists()
     flags = ["--model.teacher=FrozenTeacher", f"--model.teacher.model={path}"]
     with pytest.raises(SystemExit, match="1"):
-        main(["fit", "--config", "digits", *QUIET, *SHORT, *flags])
+        main(["fit", "--config", SMALL_DIGITS, *flags])
     assert "refused hostile.ckpt: it names " in capsys.readouterr().err
     assert not package.exists()
 
 
 @pytest.mark.filterwarnings("ignore:the teacher is right on")
 def test_ones_own_run_goes_on_tests_and_predicts_with_ones_own_classes(package: Path, capsys) -> None:
-    own = ["--data=somebodys_package.Data", "--model.student=somebodys_package.Net", "--model.student.width=5"]
-    main(["fit", "--config", "digits", *QUIET, *SHORT, *own])
+    class_flags = ["--data=somebodys_package.Data", "--model.student=somebodys_package.Net", "--model.student.width=5"]
+    main(["fit", "--config", SMALL_DIGITS, *class_flags])
     path = "logs/digits/version_0/checkpoints/last.ckpt"
     main(["fit", "--ckpt_path", path, "--trainer.max_epochs=2"])
-    main(["test", "--ckpt_path", path, *QUIET])
-    main(["predict", "--ckpt_path", path, *QUIET])
+    main(["test", "--ckpt_path", path])
+    main(["predict", "--ckpt_path", path])
     # It may be moved, but not changed; to serve it is to say whose it is.
     shutil.copy(path, "moved.ckpt")
-    main(["validate", "--ckpt_path", "moved.ckpt", *QUIET])
+    main(["validate", "--ckpt_path", "moved.ckpt"])
     state = torch.load(path, weights_only=True)
     state["lit_distill_config"]["seed_everything"] = 7
     torch.save(state, "changed.ckpt")
-    for args in (["export", "--ckpt_path", path], ["test", "--ckpt_path", "changed.ckpt", *QUIET]):
+    for args in (["export", "--ckpt_path", path], ["test", "--ckpt_path", "changed.ckpt"]):
         with pytest.raises(SystemExit, match="1"):
             main(args)
         assert "add trust=['somebodys_package'] to the call, or --trust somebodys_package" in capsys.readouterr().err
@@ -155,23 +151,25 @@ def test_ones_own_run_goes_on_tests_and_predicts_with_ones_own_classes(package: 
     assert str(Path.cwd()) not in json.dumps(card)
     # As a teacher it needs the word too, once: the run remembers it.
     flags = ["--model.teacher=FrozenTeacher", f"--model.teacher.model={path}", "--trust=somebodys_package"]
-    main(["fit", "--config", "digits", *QUIET, *SHORT, *flags])
-    main(["test", "--ckpt_path", "logs/digits/version_1/checkpoints/last.ckpt", *QUIET])
+    main(["fit", "--config", SMALL_DIGITS, *flags])
+    main(["test", "--ckpt_path", "logs/digits/version_1/checkpoints/last.ckpt"])
     assert "going on without the teacher" not in capsys.readouterr().out
 
 
 def test_a_run_of_another_machine_goes_on_here_with_what_is_built_in(
-    run: Path, tmp_path, monkeypatch: pytest.MonkeyPatch, capsys
+    tmp_path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    main(["fit", "--config", SMALL_DIGITS, f"--trainer.logger.save_dir={tmp_path / 'elsewhere/theirs'}"])
+    (run,) = Path("elsewhere").rglob("last.ckpt")
+    capsys.readouterr()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another"))
-    main(["test", "--ckpt_path", str(run), *QUIET])
-    main(["predict", "--ckpt_path", str(run), "--output=p.csv", *QUIET])
+    main(["test", "--ckpt_path", str(run)])
+    main(["predict", "--ckpt_path", str(run), "--output=p.csv"])
     assert capsys.readouterr().err == ""
-    main(["fit", "--ckpt_path", str(run), "--trainer.max_epochs=2", *QUIET])
-    inside = run.parents[3].name
-    assert f"note: using {inside}, not /" in capsys.readouterr().err
-    assert Path(inside, "digits/version_0/checkpoints/last.ckpt").is_file()  # and not where the other machine has it
+    main(["fit", "--ckpt_path", str(run), "--trainer.max_epochs=2"])
+    assert "note: using theirs, not /" in capsys.readouterr().err
+    assert Path("theirs/digits/version_0/checkpoints/last.ckpt").is_file()  # and not where the other machine has it
     assert not (run.parents[2] / "version_1").exists()
 
 
@@ -188,7 +186,7 @@ def test_no_file_that_a_checkpoint_names_is_removed(run: Path, tmp_path, monkeyp
         best |= {"best_k_models": {place: worst}, "kth_value": worst, "best_model_score": worst}
         state["callbacks"][key] |= best
         torch.save(state, "hostile.ckpt")
-        main(["fit", "--ckpt_path", "hostile.ckpt", "--trainer.max_epochs=2", *QUIET])
+        main(["fit", "--ckpt_path", "hostile.ckpt", "--trainer.max_epochs=3"])
     assert sorted(path.name for path in Path("mine").iterdir()) == ["notes.txt", "precious.ckpt"]
 
 
@@ -197,7 +195,7 @@ def test_an_error_message_imports_nothing(run: Path, package: Path, capsys) -> N
         config["model"]["head"] = "module 'somebodys_package' has no attribute 'Net'"
 
     for args in (
-        ["test", "--ckpt_path", hostile(run, change), *QUIET],
+        ["test", "--ckpt_path", hostile(run, change)],
         ["predict", str(run), "module 'somebodys_package' has no attribute 'Net'.png"],
     ):
         with pytest.raises(SystemExit, match="1"):

@@ -10,23 +10,23 @@ from torch import nn
 from lit_distill import StudentOutput, TimmStudent
 
 # The smallest of each family: those with two heads of timm's, those that get a token, those with one head.
-TIMMS_TWO = (
-    "deit_tiny_distilled_patch16_224",
-    "pit_ti_distilled_224",
-    "levit_128s",
-    "levit_conv_128s",
-    "efficientformer_l1",
-    "efficientformerv2_s0",
-    "repvit_m0_9",
-    "swiftformer_xs",
-)
+TIMMS_TWO: dict[str, dict[str, Any]] = {
+    "deit_tiny_distilled_patch16_224": {"img_size": 32, "depth": 2},
+    "pit_ti_distilled_224": {},
+    "levit_128s": {},
+    "levit_conv_128s": {},
+    "efficientformer_l1": {},
+    "efficientformerv2_s0": {},
+    "repvit_m0_9": {"img_size": 64},
+    "swiftformer_xs": {"img_size": 64},
+}
 TOKEN = {
-    "vit_tiny_patch16_224": {"img_size": 32},
-    "deit_tiny_patch16_224": {"img_size": 32},
+    "vit_tiny_patch16_224": {"img_size": 32, "depth": 2},
+    "deit_tiny_patch16_224": {"img_size": 32, "depth": 2},
     "deit3_small_patch16_224": {"img_size": 32, "depth": 2},
     "vit_small_patch14_reg4_dinov2": {"img_size": 28, "depth": 2},  # registers and a class token
     "vit_medium_patch16_reg4_gap_256": {"img_size": 32, "depth": 2},  # registers alone, pooled, normed after pooling
-    "vit_base_patch16_siglip_224": {"img_size": 32, "depth": 1},  # attention pooling
+    "vit_base_patch16_siglip_224": {"img_size": 32, "depth": 1, "embed_dim": 192, "num_heads": 3},  # attention pooling
     "vit_tiny_r_s16_p8_224": {"img_size": 64},  # a convolutional stem
     "vit_small_patch16_dinov3": {"img_size": 32, "depth": 2},  # rotary positions
     "vit_small_patch16_rope_mixed_224": {"img_size": 32, "depth": 2},  # of their own in every block
@@ -56,11 +56,14 @@ ONE = (
     "tiny_vit_5m_224",
     "xcit_nano_12_p16_224",
 )
-FEW_BLOCKS: dict[str, dict[str, Any]] = {
-    "beit_base_patch16_224": {"depth": 1},
+SMALL: dict[str, dict[str, Any]] = {
+    "beit_base_patch16_224": {"depth": 1, "embed_dim": 192, "num_heads": 3},
+    "convnext_atto": {"img_size": 64, "depths": (1, 1, 1, 1)},
+    "mixer_s32_224": {"img_size": 64},
+    "regnety_002": {"img_size": 64},
     "swin_tiny_patch4_window7_224": {"depths": (1, 1, 1, 1), "embed_dim": 48},
 }
-FAMILIES = [*((name, {}) for name in TIMMS_TWO), *TOKEN.items(), *((name, FEW_BLOCKS.get(name, {})) for name in ONE)]
+FAMILIES = [*TIMMS_TWO.items(), *TOKEN.items(), *((name, SMALL.get(name, {})) for name in ONE)]
 # Of the families with one head, which all take the same way, one of each kind is in the fast tests.
 FAST = {"beit_base_patch16_224", "convnext_atto", "mixer_s32_224", "regnety_002", "swin_tiny_patch4_window7_224"}
 
@@ -125,9 +128,9 @@ def test_the_token_is_read_by_the_distillation_head_and_leaves_the_rest_of_timm_
     # With a token that is orthogonal to every key the class head would be timm's own; without token it is.
     plain = TimmStudent(name, num_classes=7, distillation_token=False, **args).eval()
     assert isinstance(plain(image), torch.Tensor)
-    own = timm.create_model(name, num_classes=7, **args).eval()
-    plain.model.load_state_dict(own.state_dict())
-    torch.testing.assert_close(plain(image), own(plain.pixels(image)))
+    network = timm.create_model(name, num_classes=7, **args).eval()
+    plain.model.load_state_dict(network.state_dict())
+    torch.testing.assert_close(plain(image), network(plain.pixels(image)))
 
 
 def test_copies_have_a_token_of_their_own() -> None:
@@ -207,10 +210,10 @@ def test_weights_of_a_file_with_a_new_head_and_at_another_size(small_vit: Any) -
 @pytest.mark.parametrize(
     ("name", "args"),
     [
-        ("vit_tiny_patch16_224", {}),
+        ("vit_tiny_patch16_224", {"depth": 2}),
         ("vit_xsmall_patch16_clip_224", {"depth": 2}),  # a layer norm where the token goes in
         ("vit_small_patch16_dinov3", {"depth": 2}),
-        ("deit_tiny_distilled_patch16_224", {}),
+        ("deit_tiny_distilled_patch16_224", {"depth": 2}),
         ("resnet10t", {}),
     ],
 )
