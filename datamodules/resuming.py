@@ -116,7 +116,7 @@ class ResumingSampler(KeyedSampler):
         self._uncounted = self._counted - batches
         rank_zero_info(
             f"epoch {epoch} goes on after {done} of {self.total_size} samples; "
-            "means that Lightning keeps over it, such as train/loss, are of the others only"
+            "means over it, such as train/loss, are of the others only"
         )
         if self._uncounted and trained is None:
             rank_zero_info(
