@@ -109,20 +109,19 @@ class _Affine(nn.Module):
 
 class _Digits(Dataset[tuple[Tensor, int]]):
     def __init__(self, images: Tensor, targets: Tensor, transform: nn.Module | None = None) -> None:
-        self.images, self.targets, self.transform = images, targets, transform
-        self._classes = targets.tolist()
+        self.images, self.targets, self.transform = images, targets.tolist(), transform
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image = self.images[index]
-        return (image if self.transform is None else self.transform(image)), self._classes[index]
+        return (image if self.transform is None else self.transform(image)), self.targets[index]
 
     def stacked(self) -> StackedImages | str:
         """Return the images as one tensor, as `Stackable` says."""
         if self.transform is None or type(self.transform) is nn.Identity:
-            return StackedImages(self.images, self.targets)
+            return StackedImages(self.images, torch.tensor(self.targets))
         if type(self.transform) is _Affine:
-            return StackedImages(self.images, self.targets, move_digits)
+            return StackedImages(self.images, torch.tensor(self.targets), move_digits)
         return f"the transform {type(self.transform).__name__} has no form for batches"

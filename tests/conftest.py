@@ -44,6 +44,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("gpu") is not None)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip the tests of a GPU where there is none.
+
+    Not by a mark with a condition: to look for a GPU while tests are collected would spoil the processes below.
+    """
+    if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _helpers(
     request: pytest.FixtureRequest, _key_of_its_own: None, _signals_of_a_terminal: None

@@ -92,7 +92,6 @@ def test_uniform_is_the_same_with_torchs_integers_as_with_numpys(monkeypatch: py
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_uniform_is_the_same_on_a_gpu() -> None:
     view, index = torch.arange(1000) % 7, torch.arange(1000) - 500
     assert torch.equal(uniform(1, view.cuda(), index.cuda(), 3, 5).cpu(), uniform(1, view, index, 3, 5))

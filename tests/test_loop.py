@@ -127,7 +127,6 @@ def test_a_step_that_waits_is_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_no_step_synchronises_a_gpu(tmp_path: Path) -> None:
     def strict(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         torch.cuda.set_sync_debug_mode("error")

@@ -784,7 +784,6 @@ def test_retrospection_finds_the_rows_of_a_batch_with_views(index: Any) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed", "bf16-true"])
 @every_student
 def test_trains_compiled_on_a_gpu_with_a_teacher_in_half_precision(student: Any, precision: Any) -> None:

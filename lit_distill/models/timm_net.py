@@ -48,7 +48,8 @@ def timm_net(
         3
     """
     if not timm.is_model(name):
-        near = did_you_mean(name, timm.list_models(), count=3, cutoff=0.0)
+        family = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")
+        near = did_you_mean(name, family or timm.list_models(), count=3, cutoff=0.0)
         raise ValueError(f"timm has no model {name!r}: {near} Give a class of yours by its dotted path")
     args = dict(args or {})
     if args.get("checkpoint_path"):  # some releases of timm run what is pickled there

@@ -170,7 +170,6 @@ def test_counts_what_is_not_finite_and_remembers_the_first_that_is() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("top_k", [None, 5])
 def test_never_waits_for_the_gpu(top_k: int | None) -> None:
     on_cpu, memory = SoftLabelMemory(100, 20, top_k), SoftLabelMemory(100, 20, top_k).to("cuda")

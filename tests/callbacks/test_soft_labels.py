@@ -388,7 +388,6 @@ def test_recall_and_remember_are_for_steps() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("kind", [LearningWithRetrospection, ProgressiveSelfDistillation])
 def test_a_gpu_trains_the_weights_of_the_cpu(kind: Any) -> None:
     arguments = {"interval": 1} if kind is LearningWithRetrospection else {}

@@ -68,7 +68,6 @@ def test_seeds_every_device_where_one_is_used(monkeypatch: pytest.MonkeyPatch, d
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_seeds_the_gpu() -> None:
     class OnTheDevice(Draws):
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:

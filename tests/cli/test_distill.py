@@ -346,10 +346,11 @@ def test_from_within_the_photos_everything_goes_beside_them(tmp_path, monkeypatc
 
 def test_a_damaged_photo_is_named_whatever_pillow_makes_of_it(tmp_path, monkeypatch, capfd) -> None:
     monkeypatch.chdir(tmp_path)
-    broken = photos(Path("my_photos")) / "bird/0.png"
-    content = bytearray(broken.read_bytes())
-    content[8:12] = b"\0\0\0\1"  # the length of the header: no OSError of Pillow's
-    broken.write_bytes(content)
+    folder = photos(Path("my_photos")) / "bird"
+    for name in ("0.png", "1.png"):  # one of them alone would be left out
+        content = bytearray((folder / name).read_bytes())
+        content[8:12] = b"\0\0\0\1"  # the length of the header: no OSError of Pillow's
+        (folder / name).write_bytes(content)
     with pytest.raises(SystemExit):
         distill()
     (line,) = capfd.readouterr().err.splitlines()

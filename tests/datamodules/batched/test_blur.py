@@ -38,7 +38,6 @@ def test_the_weights_add_up_to_one() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_device_changes_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8, generator=generator)

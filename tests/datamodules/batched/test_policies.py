@@ -291,7 +291,6 @@ def test_timms_module_keeps_its_random_numbers() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_device_changes_at_most_one_level(policy: str) -> None:
     transform = make_batched_policy(policy, 32, "RGB", "bicubic")
