@@ -1,0 +1,144 @@
+"""Where the time of a training run goes: data, teacher, student, backward, optimizer, callbacks, validation, files.
+
+    python benchmarks/shares.py                                # the digits job
+    python benchmarks/shares.py --versions BEFORE/bin/python AFTER/bin/python
+    python benchmarks/shares.py --config cifar10 --model.teacher.model=FILE --trainer.limit_train_batches=100
+
+Processor time of the training thread, by Lightning's own marks, in a process of its own; the first epoch is left out.
+Other options go to the job. With ``--versions``, each argument is the Python of a virtual environment with one version.
+"""
+
+import argparse
+from collections import defaultdict
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.profilers import Profiler
+from torch import nn
+
+# The marks of Lightning that make up a part. A mark within another one counts for the inner one alone.
+PARTS = {
+    "train_dataloader_next": "data",
+    "batch_to_device": "data",
+    "transfer_batch_to_device": "data",
+    "after_batch_transfer": "data",
+    "teacher": "teacher",
+    "student": "student forward",
+    "training_step": "losses",
+    "backward": "backward",
+    "optimizer_step": "optimizer",
+    "val_next": "validation",
+    "validation": "validation",
+    "Validation": "validation",
+    "Checkpoint": "checkpoints",
+    "[Callback]": "callbacks",
+}
+
+
+class ThreadProfiler(Profiler):
+    """Sums the thread's time by mark, less that of the marks within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.open: list[tuple[str, float, float]] = []  # mark, its start, seconds of the marks within
+
+    def start(self, action_name: str) -> None:
+        self.open.append((action_name, time.thread_time(), 0.0))
+
+    def stop(self, action_name: str) -> None:
+        if action_name not in (mark for mark, *_ in self.open):
+            return
+        mark, start, within = self.open.pop()
+        seconds = time.thread_time() - start
+        self.seconds[mark] += seconds - within
+        if self.open:
+            outer, began, before = self.open[-1]
+            self.open[-1] = outer, began, before + seconds
+
+    def summary(self) -> str:
+        return ""
+
+
+class Watch(Callback):
+    """Marks the two networks, begins anew after the first epoch, and writes the parts when training ends."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path, self.start = path, 0.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for name in ("teacher", "student"):
+            network = getattr(pl_module, name)
+            if isinstance(network, nn.Module):
+                network.register_forward_pre_hook(lambda *_, name=name: trainer.profiler.start(name))
+                network.register_forward_hook(lambda *_, name=name: trainer.profiler.stop(name))
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            profiler: Any = trainer.profiler
+            profiler.seconds.clear()
+            self.start = time.thread_time()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        profiler: Any = trainer.profiler
+        parts: dict[str, float] = defaultdict(float)
+        for mark, seconds in profiler.seconds.items():
+            parts[next((part for key, part in PARTS.items() if key in mark), "Lightning's loop")] += seconds
+        parts["Lightning's loop"] += time.thread_time() - self.start - sum(parts.values())
+        epochs = trainer.current_epoch - 1
+        Path(self.path).write_text(json.dumps({part: seconds / epochs for part, seconds in parts.items()}))
+
+
+def parts_of(python: str, config: str, epochs: int, flags: list[str]) -> dict[str, float]:
+    """Return the seconds an epoch of each part."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "parts.json"
+        watch = f"--trainer.callbacks+={{class_path: shares.Watch, init_args: {{path: {found}}}}}"
+        job = [python, "-m", "lit_distill.cli", "fit", "--config", config, "--trainer.enable_progress_bar=false"]
+        job += [f"--trainer.logger.save_dir={folder}", "--trainer.profiler=shares.ThreadProfiler", watch]
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*job, f"--trainer.max_epochs={epochs}", *flags],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            sys.exit(done.stderr)
+        parts: dict[str, float] = json.loads(found.read_text())
+    return parts
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--versions", nargs="+", default=[sys.executable], help="Pythons; by default this one")
+    parser.add_argument("--config", default="digits", help="recipe, by default digits")
+    parser.add_argument("--epochs", type=int, default=11, help="the first is left out; by default 11")
+
+
+if __name__ == "__main__":
+    from measure import Report, options_of, scaled
+
+    options = options_of(__doc__, add_options, extra=True)
+    report = Report(__file__, options, title="part", place=("folder", "versions"))
+    names = ["seconds an epoch"] if len(options.versions) == 1 else ["before", "after"]
+    measured = {
+        name: parts_of(str(Path(python).absolute()), options.config, scaled(options.epochs, options, 2), options.flags)
+        for name, python in zip(names, options.versions, strict=True)
+    }
+    last = [*measured.values()][-1]
+    for part in sorted(last, key=lambda part: -last[part]):
+        columns: dict[str, Any] = {}
+        for name, parts in measured.items():
+            columns[f"{name}, ms" if len(measured) > 1 else "ms an epoch"] = 1e3 * parts.get(part, 0.0)
+            columns[f"{name}, %" if len(measured) > 1 else "%"] = 100 * parts.get(part, 0.0) / sum(parts.values())
+        report.row(f"shares of an epoch, {options.config}", part, **columns)
+    report.finish()
