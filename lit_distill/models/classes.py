@@ -52,9 +52,11 @@ def _targets(dataset: object) -> torch.Tensor | None:
         parts = [part for part in map(_targets, dataset.datasets) if part is not None]
         return torch.cat(parts) if len(parts) == len(dataset.datasets) else None
     if isinstance(dataset, Subset):
-        targets, rows = _targets(dataset.dataset), dataset.indices
+        rows: object = dataset.indices
+        targets = _targets(dataset.dataset)
     else:
-        targets, rows = getattr(dataset, "targets", None), getattr(dataset, "rows", None)
+        rows = getattr(dataset, "rows", None)
+        targets = getattr(dataset, "targets", None)
         targets = None if targets is None else torch.as_tensor(targets)
     if targets is None or targets.dim() != 1 or targets.is_floating_point():
         return None
