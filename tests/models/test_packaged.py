@@ -1,16 +1,14 @@
-import hashlib
 from importlib import metadata
 from pathlib import Path
 import sys
 
 import pytest
-import timm
 import torch
-from torch import Tensor
+from toys import PackagedNetwork
 
 from lit_distill import FrozenTeacher, TimmStudent
 from lit_distill.models import packaged
-from lit_distill.models.packaged import PACKAGES, Package, packaged_bytes, packaged_weights
+from lit_distill.models.packaged import PACKAGES, packaged_bytes, packaged_weights
 from lit_distill.models.timm_net import timm_net, weights_at_hand
 from lit_distill.models.trust import described_by
 
@@ -39,42 +37,13 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"timm.models._builder.{place}", refuse)
 
 
-class MadeUp:
-    """A package of made-up weights for timm's smallest network, under names of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        torch.manual_seed(5)
-        self.source = timm.create_model(SMALL).eval()
-        names = {name: f"_{number}.{name.rpartition('.')[2]}" for number, name in enumerate(self.source.state_dict())}
-        self.state = {names[name]: value for name, value in self.source.state_dict().items()}
-        self.about, self.file = folder / "made_up_weights-1.0.dist-info", folder / "made_up/models/weights.pth"
-        self.about.mkdir()
-        self.file.parent.mkdir(parents=True)
-        (folder / "made_up/__init__.py").write_text("raise RuntimeError('imported')")
-        self.write(self.state)
-        self.write_version("1.0")
-
-    def write(self, state: dict[str, Tensor]) -> None:
-        torch.save(state, self.file)
-
-    def write_version(self, version: str) -> None:
-        (self.about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: made-up-weights\nVersion: {version}\n")
-
-    def digest(self) -> str:
-        return hashlib.sha256(self.file.read_bytes()).hexdigest()
-
-
 @pytest.fixture
-def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeUp:
-    package = MadeUp(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    entry = Package("made-up-weights", "1.0", "made_up/models/weights.pth", package.digest())
-    monkeypatch.setitem(packaged.PACKAGES, SMALL, entry)
-    return package
+def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PackagedNetwork:
+    return PackagedNetwork(tmp_path, monkeypatch)
 
 
 @pytest.mark.usefixtures("offline")
-def test_wherever_weights_of_that_name_are_asked_for_they_come_from_the_package(made_up: MadeUp) -> None:
+def test_wherever_weights_of_that_name_are_asked_for_they_come_from_the_package(made_up: PackagedNetwork) -> None:
     name, image = SMALL, torch.rand(2, 3, 160, 160)
     teacher = FrozenTeacher(name)
     with torch.no_grad():
@@ -102,7 +71,7 @@ def test_without_the_package_the_message_says_what_to_install(monkeypatch: pytes
 
 
 @pytest.mark.usefixtures("offline")
-def test_altered_weights_and_other_versions_are_refused(made_up: MadeUp) -> None:
+def test_altered_weights_and_other_versions_are_refused(made_up: PackagedNetwork) -> None:
     made_up.write({name: value + 1 for name, value in made_up.state.items()})
     for use in (FrozenTeacher, weights_at_hand):
         with pytest.raises(
@@ -119,7 +88,7 @@ def test_altered_weights_and_other_versions_are_refused(made_up: MadeUp) -> None
         FrozenTeacher(SMALL)
 
 
-def test_tensors_of_another_shape_are_refused(made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_of_another_shape_are_refused(made_up: PackagedNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     for state in (dict(list(made_up.state.items())[2:]), {name: value[None] for name, value in made_up.state.items()}):
         made_up.write(state)
         monkeypatch.setitem(packaged.PACKAGES, SMALL, PACKAGES[SMALL]._replace(sha256=made_up.digest()))
@@ -127,7 +96,7 @@ def test_tensors_of_another_shape_are_refused(made_up: MadeUp, monkeypatch: pyte
             packaged_weights(SMALL)
 
 
-def test_a_file_may_not_ask_for_them_either(made_up: MadeUp) -> None:
+def test_a_file_may_not_ask_for_them_either(made_up: PackagedNetwork) -> None:
     with described_by("some.ckpt"), pytest.raises(ValueError, match=f"it asks for {SMALL}'s pretrained weights"):
         FrozenTeacher(SMALL)
 
