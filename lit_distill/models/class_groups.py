@@ -15,8 +15,8 @@ import yaml
 from lit_distill.checks import check_choice, some_of
 from lit_distill.models.classes import match_names
 
-Members = Sequence[int] | str
-"""Numbers of a teacher's classes: ``[281, 282]``, or as text with ranges: ``"7-24, 80-100"``."""
+Members = Sequence[int] | int | str
+"""Numbers of a teacher's classes: ``[281, 282]``, one number, or text with ranges: ``"7-24, 80-100"``."""
 
 Groups = Mapping[str, Members] | Sequence[Members]
 """For each class of the student, by name or in order, the classes of the teacher that it stands for."""
@@ -40,7 +40,7 @@ class ClassGroups(nn.Module):
 
     Args:
         groups: For each class, by name or in order, the numbers of the teacher's classes, 0..M-1: a list, or text with
-            ranges such as ``"7-24, 80-100"``.
+            ranges such as ``"7-24, 80-100"``; one number alone will do too.
         num_classes: M, if it is known.
         teacher_prior: Share of each of the M classes in the teacher's training data, >= 0 and in any unit, such as
             counts. By default all are equal, as in ImageNet, and a group's share is its size.
@@ -231,7 +231,7 @@ def _numbers(members: Members, name: object) -> Sequence[int]:
         [1, 2, 3, 7]
     """
     if not isinstance(members, str):
-        return members
+        return [members] if isinstance(members, int) else members
     if not re.fullmatch(r"\s*\d+(\s*-\s*\d+)?(\s*,\s*\d+(\s*-\s*\d+)?)*\s*", members):
         raise ValueError(f"classes: {name} must be numbers, or text such as '7-24, 80-100', got {members!r}")
     ranges = [[int(number) for number in part.split("-")] for part in members.split(",")]

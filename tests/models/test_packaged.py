@@ -96,9 +96,12 @@ def test_tensors_of_another_shape_are_refused(made_up: PackagedNetwork, monkeypa
             packaged_weights(SMALL)
 
 
-def test_a_file_may_not_ask_for_them_either(made_up: PackagedNetwork) -> None:
-    with described_by("some.ckpt"), pytest.raises(ValueError, match=f"it asks for {SMALL}'s pretrained weights"):
-        FrozenTeacher(SMALL)
+@pytest.mark.usefixtures("made_up")
+def test_a_file_may_name_what_is_installed_and_nothing_else() -> None:
+    with described_by("some.ckpt"):
+        assert FrozenTeacher(SMALL).num_classes == 1000
+        with pytest.raises(ValueError, match="it asks for resnet10t's pretrained weights, and a file may not download"):
+            FrozenTeacher("resnet10t")
 
 
 @needs_package
