@@ -103,13 +103,14 @@ def _planned(
     config: Namespace, given: Collection[str], both: Sequence[str], students: Sequence[str]
 ) -> tuple[list[_Run], plan.SizedData]:
     """Return the teacher's run, unless there is a teacher, and the student's; what is wrong is found out here."""
+    given_teacher = plan.find_teacher(config.teacher) if config.teacher else None
     description, data = plan.plan_data(config.data, given)
     output = _output_folder(config.output, description["init_args"].get("root"), type(data).__name__)
     common = {"seed_everything": config.seed, "data": description}
     inputs: dict[str, object] = {"photos": plan.digests_of_photos(data)}
     runs = []
-    if config.teacher:
-        teacher, digest = plan.plan_given_teacher(config, data)
+    if given_teacher:
+        teacher, digest = plan.plan_given_teacher(given_teacher, config, data), given_teacher.digest
     else:
         config.teacher_net = plan.teacher_net(config, data)
         recipe = {**common, "model": plan.plan_teacher(config, data)}

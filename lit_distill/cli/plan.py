@@ -3,7 +3,7 @@
 from collections.abc import Collection
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningDataModule
@@ -78,28 +78,44 @@ def digests_of_photos(data: LightningDataModule) -> dict[str, dict[str, str]]:
     return {split: data.contents(split) for split in ("train", "val") if split in data.splits}
 
 
-def plan_given_teacher(choices: Namespace, data: SizedData) -> tuple[Description, str]:
-    """Return the description of the teacher that the user names, and a digest that changes when its weights do.
+class GivenTeacher(NamedTuple):
+    """A teacher that the user names: its name or real path, its classes, and a digest that changes with its weights."""
+
+    model: str
+    num_classes: int | None
+    digest: str
+
+
+def find_teacher(name: str) -> GivenTeacher:
+    """Load the teacher of that name, or at that path, to find out now if it is not there.
 
     Raises:
-        ValueError: If there is none, its weights cannot be had, or its classes are not those of the data.
+        ValueError: If there is none, or its weights cannot be had.
     """
-    name, arguments = choices.teacher, dict[str, Any]()
+    if _is_name_of_network(name):
+        digest, model = hashlib.sha256(packaged_bytes(name) or b"").hexdigest(), name
+    else:
+        digest, model = digest_of_teacher(name), str(Path(name).resolve())
+    return GivenTeacher(model, FrozenTeacher(name).num_classes, digest)
+
+
+def plan_given_teacher(given: GivenTeacher, choices: Namespace, data: SizedData) -> Description:
+    """Return the description of a teacher that the user names.
+
+    Raises:
+        ValueError: If its classes are not those of the data, and nothing says which of them stand for these.
+    """
+    arguments: dict[str, Any] = {"model": given.model}
     if choices.teacher_classes:
         arguments["classes"] = choices.teacher_classes
-    if _is_name_of_network(name):
-        digest = hashlib.sha256(packaged_bytes(name) or b"").hexdigest()
-        classes = None if arguments else FrozenTeacher(name).num_classes
-        if classes not in (None, data.num_classes):
-            arguments["classes"] = _known_groups(name, classes, data)
-    else:
-        digest = digest_of_teacher(name)
-        name = str(Path(name).resolve())
-    teacher = FrozenTeacher(name, **arguments)
-    if getattr(data, "class_names", None) is not None:
-        teacher.set_class_names(list(map(str, data.class_names or ())))
+    elif _is_name_of_network(given.model) and given.num_classes != data.num_classes:
+        arguments["classes"] = _known_groups(given, data)
+    teacher = FrozenTeacher(**arguments)
+    names = getattr(data, "class_names", None)
+    if names is not None:
+        teacher.set_class_names(list(map(str, names)))
     check_class_counts(nn.Identity(), teacher, data, nn.Identity())
-    return {"class_path": "lit_distill.FrozenTeacher", "init_args": {"model": name, **arguments}}, digest
+    return {"class_path": "lit_distill.FrozenTeacher", "init_args": arguments}
 
 
 def _is_name_of_network(teacher: str) -> bool:
@@ -108,14 +124,15 @@ def _is_name_of_network(teacher: str) -> bool:
     return source == "torchvision" or (source == "timm" and is_model(teacher))
 
 
-def _known_groups(name: str, classes: int | None, data: SizedData) -> dict[str, str]:
+def _known_groups(teacher: GivenTeacher, data: SizedData) -> dict[str, str]:
     names = list(map(str, getattr(data, "class_names", None) or []))
-    groups = imagenet_groups(names) if classes == 1000 else None
+    groups = imagenet_groups(names) if teacher.num_classes == 1000 else None
     if groups is None:
         example = ", ".join(f"{word}: NUMBERS" for word in names[:3]) + ", ..." * (len(names) > 3)
         raise ValueError(
-            f"{name} tells {classes} classes apart, and the data has {data.num_classes} ({some_of(names)}): say which "
-            f"of them stand for each with --teacher_classes='{{{example}}}', NUMBERS such as 281-285"
+            f"{teacher.model} tells {teacher.num_classes} classes apart, and the data has {data.num_classes} "
+            f"({some_of(names)}): say which of them stand for each with --teacher_classes='{{{example}}}', NUMBERS "
+            "such as 281-285"
         )
     return groups
 
