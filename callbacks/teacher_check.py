@@ -18,12 +18,18 @@ from lit_distill.padding import SampleCounter
 # The table of classes and answers has one row for each class; of more classes it would not be small.
 _MOST_CLASSES = 2000
 
+# A class is named far too often if it is by this part of all images more than are of it, or by this factor, and by so
+# many standard errors of a teacher that errs in both directions equally often.
+_PART, _FACTOR, _ERRORS = 0.05, 3, 4
+
 
 class TeacherCheck(Callback):
     """Measure the teacher's accuracy on the validation set before the first step, and print it.
 
     A teacher that is right on less than ``chance + 0.25 (1 - chance)`` of the images gets a warning. If its answers
-    would be right with its classes in another order, the warning names that order. Needs a module whose ``teacher``
+    would be right with its classes in another order, the warning names that order. A teacher that names one class far
+    too often gets a warning with the figures: on more images than are of that class by a twentieth of all, or three
+    times as often, and by more than four standard errors of chance. Needs a module whose ``teacher``
     is a `Teacher`, or any module from images to logits ``(B, K)``, and batches that begin with image and target. A
     teacher without logits is not checked.
 
@@ -52,16 +58,20 @@ class TeacherCheck(Callback):
                 "check its weights, its mean and std, and its precision"
             )
         if images:
-            _report(teacher, answers, images)
+            data = getattr(trainer, "datamodule", None)
+            _report(teacher, answers, images, getattr(data, "class_names", None))
 
 
-def _report(teacher: nn.Module, answers: Tensor, images: int) -> None:
+def _report(teacher: nn.Module, answers: Tensor, images: int, class_names: Sequence[str] | None) -> None:
     """Print the accuracy, and warn of a low one with what may cause it."""
     classes = _num_classes(teacher) or len(answers)
+    bias = _bias(teacher, answers, class_names) if len(answers) == classes else ""
     accuracy, chance = float(answers.diagonal().sum() / images), 1 / classes
     least = chance + 0.25 * (1 - chance)
     rank_zero_info(f"teacher: accuracy {accuracy:.2%} on {images} images of the validation set")
     if accuracy >= least:
+        if bias:
+            rank_zero_warn(f"the teacher favours a class, and the student will too: {bias}")
         return
     finding = f"the teacher is right on {accuracy:.1%} of the validation set, where chance is {chance:.1%}"
     answered_as = answers.argmax(dim=1)
@@ -73,7 +83,27 @@ def _report(teacher: nn.Module, answers: Tensor, images: int) -> None:
             f"{_advice_to_reorder(teacher, answered_as.tolist())}"
         )
     else:
-        rank_zero_warn(f"{finding}: a student will learn little from it; {_advice(teacher)}")
+        rank_zero_warn(f"{finding}: a student will learn little from it; {_advice(teacher)}{bias and f'; {bias}'}")
+
+
+def _bias(teacher: nn.Module, answers: Tensor, class_names: Sequence[str] | None) -> str:
+    """Say which class the teacher names far too often, and how to correct that; nothing if there is none."""
+    counts = answers.double()
+    named, there = counts.sum(dim=0), counts.sum(dim=1)
+    wrong = named + there - 2 * counts.diagonal()  # named though it is another, or another named instead
+    excess = named - there
+    is_far = (excess >= _PART * counts.sum()) | (named >= _FACTOR * there)
+    is_far &= excess > _ERRORS * wrong.sqrt()
+    number = int(torch.where(is_far, excess, -torch.inf).argmax())
+    if not is_far[number]:
+        return ""
+    groups = getattr(teacher, "groups", None)
+    names = class_names or getattr(groups, "names", None) or range(len(answers))
+    share, truth = (float(count[number] / counts.sum()) for count in (named, there))
+    mend = "if its training data had more of it, say so with the teacher's teacher_prior"
+    if getattr(groups, "target_prior", None) == "teacher":
+        mend = "give the teacher target_prior='uniform'"
+    return f"it says {names[number]} for {share:.1%} of the images, of which {truth:.1%} are {names[number]}: {mend}"
 
 
 def _count_answers(trainer: Trainer, teacher: nn.Module) -> tuple[Tensor, int]:

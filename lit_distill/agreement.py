@@ -1,8 +1,9 @@
 """Whether student, teacher, losses and data fit each other."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lit_distill.distillation import losses_of
@@ -89,6 +90,24 @@ def check_teacher(teacher: Teacher | None, distillation: nn.Module | None, head:
         rank_zero_info("there is a teacher but no distillation loss: nothing is learned from it")
     for note in teacher.notes():
         rank_zero_info(f"teacher: {note}")
+
+
+def carry_grouping(about: Mapping[str, Any], teacher: Teacher, trains: bool) -> None:
+    """Let a teacher answer as in the run of a checkpoint, or say that it does not.
+
+    Args:
+        about: What the checkpoint says beside its weights; its ``grouping`` is how the teacher combined its classes.
+        teacher: The teacher now.
+        trains: Whether training goes on. The training set then has its own class frequencies.
+    """
+    before, now = about.get("grouping"), teacher.grouping()
+    if before and not trains:
+        teacher.set_class_counts(lambda: before["target_prior"])
+    if before is None and trains and now.get("target_prior") != now.get("teacher_shares"):
+        rank_zero_warn(
+            "this checkpoint is of a version whose teachers summed the probabilities of a group of classes; from here "
+            "on the teacher answers by Bayes' rule: to go on as before, give it target_prior='teacher'"
+        )
 
 
 def refuse_shared_parameters(network: object, other: object) -> None:

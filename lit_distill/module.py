@@ -15,7 +15,13 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lit_distill.agreement import check_class_counts, check_learned_names, check_teacher, refuse_shared_parameters
+from lit_distill.agreement import (
+    carry_grouping,
+    check_class_counts,
+    check_learned_names,
+    check_teacher,
+    refuse_shared_parameters,
+)
 from lit_distill.batch import Batch, image_of
 from lit_distill.checks import check_choice, check_fraction
 from lit_distill.distillation import ask_both, distillation_loss, uses_logits
@@ -23,6 +29,7 @@ from lit_distill.evaluation import Evaluation
 from lit_distill.loading import checked, leave_out_of, save_plain_hyperparameters, takes_teacher
 from lit_distill.losses.weighted import WeightedLoss, WeightedLosses
 from lit_distill.models.card import ABOUT
+from lit_distill.models.classes import count_targets
 from lit_distill.models.finite import refuse_not_finite
 from lit_distill.models.output import HEADS, Head, StudentOutput
 from lit_distill.models.signature import sign
@@ -218,8 +225,12 @@ class LitDistiller(LightningModule):
             self._about["class_names"] = names
             if self.teacher is not None:
                 self.teacher.set_class_names(names)
+        if self.teacher is not None:
+            train_set = getattr(data, "train_set", None)
+            self.teacher.set_class_counts(partial(count_targets, train_set, self.teacher.num_classes))
         if stage == "fit":
             self._about["preprocessing"] = getattr(data, "preprocessing", None)
+            self._about["grouping"] = {} if self.teacher is None else self.teacher.grouping()
             check_teacher(self.teacher, self.distillation, self.head)
         check_class_counts(self.student, self.teacher, data, self.criterion)
 
@@ -268,6 +279,8 @@ class LitDistiller(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         leave_out_of(checkpoint["state_dict"], self)
         about = checkpoint.get(ABOUT) or {}
+        if self.teacher is not None:
+            carry_grouping(about, self.teacher, self._trainer is not None and self._trainer.state.fn == "fit")
         check_learned_names(about.get("class_names"), self._about.get("class_names"))
         facts = {key: value for key, value in about.items() if key not in ("head", "trained_heads", "signature")}
         self._about = {**facts, **self._about}

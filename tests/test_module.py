@@ -1,5 +1,6 @@
 """The module: the loss it computes, the guest it hosts, what it saves and how it is loaded again."""
 
+from contextlib import nullcontext
 import copy
 from functools import cache, partial
 import logging
@@ -771,6 +772,67 @@ def test_groups_of_a_teachers_classes_follow_the_data(tmp_path) -> None:
     module = LitDistiller(vit(2), teacher, distillation=HardDistillation())
     with pytest.raises(ValueError, match="only the teacher has fox, only the data has dog"):
         trainer(max_epochs=1).fit(module, datamodule=Data())
+
+
+class CatsAndDogs(LightningDataModule):
+    """30 cats and 10 dogs."""
+
+    num_classes, class_names = 2, ("cat", "dog")
+
+    def setup(self, stage: str) -> None:
+        images, self.targets = torch.rand(40, 3, 8, 8), torch.tensor([0] * 30 + [1] * 10)
+        self.whole = TensorDataset(images, self.targets)
+        if stage == "fit":
+            self.train_set = self.whole
+            self.train_set.targets = self.targets  # type: ignore[attr-defined]
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.whole, batch_size=20)
+
+    test_dataloader = train_dataloader
+
+
+def grouped(**priors: Any) -> LitDistiller:
+    torch.manual_seed(2)
+    teacher = FrozenTeacher(convnet(5), classes={"dog": [0, 1, 3], "cat": [2]}, **priors)
+    return LitDistiller(vit(2), teacher, distillation=HardDistillation())
+
+
+def test_a_teacher_takes_the_training_sets_frequencies_and_the_checkpoint_keeps_them(tmp_path) -> None:
+    module, fit = grouped(target_prior="frequencies"), trainer(max_epochs=1)
+    fit.fit(module, datamodule=CatsAndDogs())
+    image = torch.rand(4, 3, 8, 8)
+    expected = grouped(target_prior={"cat": 3, "dog": 1})
+    expected.teacher.set_class_names(["cat", "dog"])
+    torch.testing.assert_close(module.teacher(image), expected.teacher(image))
+    fit.save_checkpoint(tmp_path / "run.ckpt")
+    about = torch.load(tmp_path / "run.ckpt", weights_only=True)["lit_distill_about"]
+    assert about["grouping"] == {
+        "classes": {"cat": [2], "dog": [0, 1, 3]},
+        "teacher_shares": [0.25, 0.75],
+        "target_prior": [0.75, 0.25],
+    }
+    again = grouped(target_prior="frequencies")  # the data of a test has no training set
+    trainer().test(again, datamodule=CatsAndDogs(), ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+    torch.testing.assert_close(again.teacher(image), module.teacher(image))
+    with pytest.raises(ValueError, match="nobody has said how many training images each class has"):
+        trainer(max_epochs=1).fit(grouped(target_prior="frequencies"), loader(classes=2))
+
+
+@pytest.mark.parametrize("prior", ["uniform", "teacher"])
+def test_a_resume_from_before_there_were_priors_is_told_what_changes(tmp_path, prior: str) -> None:
+    first = trainer(max_epochs=1)
+    first.fit(grouped(target_prior="teacher"), datamodule=CatsAndDogs())
+    first.save_checkpoint(tmp_path / "run.ckpt")
+    state = torch.load(tmp_path / "run.ckpt", weights_only=True)
+    del state["lit_distill_about"]["grouping"]
+    torch.save(state, tmp_path / "old.ckpt")
+    message = "of a version whose teachers summed .* by Bayes' rule: to go on as before, give it target_prior='teacher'"
+    for name, told in (("old.ckpt", prior == "uniform"), ("run.ckpt", False)):
+        with pytest.warns(UserWarning, match=message) if told else nullcontext():
+            trainer(max_epochs=2).fit(
+                grouped(target_prior=prior), datamodule=CatsAndDogs(), ckpt_path=tmp_path / name, weights_only=True
+            )
 
 
 @pytest.mark.parametrize("index", ["index", 2])

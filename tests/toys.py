@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 import ctypes
+import hashlib
 from pathlib import Path
 import random
 import signal
@@ -13,6 +14,8 @@ import warnings
 from lightning.pytorch import LightningModule, Trainer
 import numpy as np
 from PIL import Image
+import pytest
+import timm
 import torch
 from torch import distributed, multiprocessing, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -27,6 +30,7 @@ from lit_distill.datamodules import (
     KeyedSampler,
 )
 from lit_distill.datamodules.images import Files, ImageFiles
+from lit_distill.models.packaged import PACKAGES, Package
 
 # The configuration for tests of the command line that need a run, and not the recipe itself.
 SMALL_DIGITS = str(Path(__file__).with_name("small_digits.yaml"))
@@ -242,3 +246,31 @@ def photo_folder(root: Path, **kwargs: Any) -> ImageFolderDataModule:
 
 def names_by_split(data: ImageFolderDataModule) -> dict[str, list[str]]:
     return {split: list(files) for split, (files, _) in data.splits.items()}
+
+
+class PackagedNetwork:
+    """An installed package with made-up weights of ``test_efficientnet``, timm's smallest, under names of its own."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        torch.manual_seed(5)
+        self.source = timm.create_model("test_efficientnet").eval()
+        names = {name: f"_{number}.{name.rpartition('.')[2]}" for number, name in enumerate(self.source.state_dict())}
+        self.state = {names[name]: value for name, value in self.source.state_dict().items()}
+        self.about, self.file = folder / "made_up_weights-1.0.dist-info", folder / "made_up/models/weights.pth"
+        self.about.mkdir()
+        self.file.parent.mkdir(parents=True)
+        (folder / "made_up/__init__.py").write_text("raise RuntimeError('imported')")
+        self.write(self.state)
+        self.write_version("1.0")
+        monkeypatch.syspath_prepend(folder)
+        entry = Package("made-up-weights", "1.0", "made_up/models/weights.pth", self.digest())
+        monkeypatch.setitem(PACKAGES, "test_efficientnet", entry)
+
+    def write(self, state: dict[str, torch.Tensor]) -> None:
+        torch.save(state, self.file)
+
+    def write_version(self, version: str) -> None:
+        (self.about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: made-up-weights\nVersion: {version}\n")
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.file.read_bytes()).hexdigest()

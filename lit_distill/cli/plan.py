@@ -3,15 +3,23 @@
 from collections.abc import Collection
 import hashlib
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningDataModule
+from timm import is_model
 from torch import nn
 
+from lit_distill.agreement import check_class_counts
+from lit_distill.checks import some_of
 from lit_distill.cli import sizing
 from lit_distill.cli.from_checkpoint import instantiated
 from lit_distill.cli.sizing import Description
 from lit_distill.datamodules import FilesDataModule, ImageDataModule
+from lit_distill.models import FrozenTeacher
+from lit_distill.models.imagenet import imagenet_groups
+from lit_distill.models.packaged import packaged_bytes
+from lit_distill.models.sources import source_of
 from lit_distill.models.timm_net import timm_net, weights_at_hand
 from lit_distill.models.trust import build
 
@@ -70,6 +78,65 @@ def digests_of_photos(data: LightningDataModule) -> dict[str, dict[str, str]]:
     return {split: data.contents(split) for split in ("train", "val") if split in data.splits}
 
 
+class GivenTeacher(NamedTuple):
+    """A teacher that the user names: its name or real path, its classes, and a digest that changes with its weights."""
+
+    model: str
+    num_classes: int | None
+    digest: str
+
+
+def find_teacher(name: str) -> GivenTeacher:
+    """Load the teacher of that name, or at that path, to find out now if it is not there.
+
+    Raises:
+        ValueError: If there is none, or its weights cannot be had.
+    """
+    if _is_name_of_network(name):
+        digest, model = hashlib.sha256(packaged_bytes(name) or b"").hexdigest(), name
+    else:
+        digest, model = digest_of_teacher(name), str(Path(name).resolve())
+    return GivenTeacher(model, FrozenTeacher(name).num_classes, digest)
+
+
+def plan_given_teacher(given: GivenTeacher, choices: Namespace, data: SizedData) -> Description:
+    """Return the description of a teacher that the user names.
+
+    Raises:
+        ValueError: If its classes are not those of the data, and nothing says which of them stand for these.
+    """
+    arguments: dict[str, Any] = {"model": given.model}
+    if choices.teacher_classes:
+        arguments["classes"] = choices.teacher_classes
+    elif _is_name_of_network(given.model) and given.num_classes != data.num_classes:
+        arguments["classes"] = _known_groups(given, data)
+    teacher = FrozenTeacher(**arguments)
+    names = getattr(data, "class_names", None)
+    if names is not None:
+        teacher.set_class_names(list(map(str, names)))
+    check_class_counts(nn.Identity(), teacher, data, nn.Identity())
+    return {"class_path": "lit_distill.FrozenTeacher", "init_args": arguments}
+
+
+def _is_name_of_network(teacher: str) -> bool:
+    """Tell whether a teacher is pretrained weights by timm's or torchvision's name of their network."""
+    source = source_of(teacher)
+    return source == "torchvision" or (source == "timm" and is_model(teacher))
+
+
+def _known_groups(teacher: GivenTeacher, data: SizedData) -> dict[str, str]:
+    names = list(map(str, getattr(data, "class_names", None) or []))
+    groups = imagenet_groups(names) if teacher.num_classes == 1000 else None
+    if groups is None:
+        example = ", ".join(f"{word}: NUMBERS" for word in names[:3]) + ", ..." * (len(names) > 3)
+        raise ValueError(
+            f"{teacher.model} tells {teacher.num_classes} classes apart, and the data has {data.num_classes} "
+            f"({some_of(names)}): say which of them stand for each with --teacher_classes='{{{example}}}', NUMBERS "
+            "such as 281-285"
+        )
+    return groups
+
+
 def digest_of_teacher(path: str) -> str:
     """Return what changes when a checkpoint or an exported folder does.
 
@@ -79,9 +146,23 @@ def digest_of_teacher(path: str) -> str:
     exported = Path(path, "student.safetensors")
     file = exported if exported.is_file() else Path(path)
     if not file.is_file():
-        raise ValueError(f"there is no teacher at {path}: expected a checkpoint or an exported folder")
+        raise ValueError(
+            f"there is no teacher at {path}: expected a checkpoint or an exported folder, or a network by timm's name"
+        )
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def teacher_net(choices: Namespace, data: SizedData) -> str:
+    """Return the network that becomes the teacher: the one given, or one whose pretrained weights are at hand."""
+    if choices.teacher_net:
+        return str(choices.teacher_net)
+    at_hand = [name for name in ("resnet18", "tf_efficientnet_lite0") if _is_at_hand(name, choices, data)]
+    return next(iter(at_hand), "resnet18")
+
+
+def _is_at_hand(name: str, choices: Namespace, data: SizedData) -> bool:
+    return choices.pretrained is not False and _channels(data) == 3 and weights_at_hand(name)
 
 
 def plan_teacher(choices: Namespace, data: SizedData) -> Description:
@@ -96,8 +177,8 @@ def plan_teacher(choices: Namespace, data: SizedData) -> Description:
     return {"student": net, "optimizer": _adamw(3e-4 if pretrained else 1e-3)}
 
 
-def plan_student(choices: Namespace, data: SizedData, teacher: str) -> Description:
-    """Return the model of the student's run, which learns from ``teacher``, a checkpoint or an exported folder."""
+def plan_student(choices: Namespace, data: SizedData, teacher: Description) -> Description:
+    """Return the model of the student's run, which learns from ``teacher``."""
     net, rate = sizing.student_for(data.image_size, _channels(data)), 1e-3
     if choices.student:
         pretrained = _is_pretrained(choices.student, choices, data)
@@ -105,7 +186,7 @@ def plan_student(choices: Namespace, data: SizedData, teacher: str) -> Descripti
         rate = 2e-4 if pretrained else 1e-3
     return {
         "student": net,
-        "teacher": {"class_path": "lit_distill.FrozenTeacher", "init_args": {"model": teacher}},
+        "teacher": teacher,
         "criterion": {"class_path": "torch.nn.CrossEntropyLoss", "init_args": {"label_smoothing": 0.1}},
         "distillation": {"class_path": "lit_distill.HardDistillation"},
         "optimizer": _adamw(rate),

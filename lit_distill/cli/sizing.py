@@ -64,9 +64,12 @@ def student_for(size: int, channels: int) -> Description:
 
 
 def teacher_for(name: str, size: int, channels: int, pretrained: bool) -> Description:
-    """Return a timm convnet; images below 64 px are enlarged for it, whose stem divides them by 4 or more."""
+    """Return a timm convnet; small images are enlarged for it, whose stem divides them by 4 or more.
+
+    To 64 px, or to 96 px where its weights know larger ones.
+    """
     net = timm_student(name, channels, pretrained)
-    net["init_args"]["img_size"] = max(64, size)
+    net["init_args"]["img_size"] = max(96 if pretrained else 64, size)
     return net
 
 

@@ -1,37 +1,68 @@
 """Groups of a teacher's classes, one for each class of the student."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 import math
+import re
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 import yaml
 
-from lit_distill.checks import some_of
+from lit_distill.checks import check_choice, some_of
 from lit_distill.models.classes import match_names
+
+Members = Sequence[int] | int | str
+"""Numbers of a teacher's classes: ``[281, 282]``, one number, or text with ranges: ``"7-24, 80-100"``."""
+
+Groups = Mapping[str, Members] | Sequence[Members]
+"""For each class of the student, by name or in order, the classes of the teacher that it stands for."""
+
+_Rule = Literal["uniform", "teacher", "frequencies"]
+
+TargetPrior = _Rule | Mapping[str, float] | Sequence[float]
+"""How often each class is expected; see `ClassGroups`."""
 
 
 class ClassGroups(nn.Module):
-    r"""Combine the logits of groups of classes: ``(B, M)`` to ``(B, K)``.
+    r"""Combine the logits of groups of classes by Bayes' rule: ``(B, M)`` to ``(B, K)``.
 
-    .. math:: \tilde z_k = \log \sum_{m \in G_k} e^{z_m}
+    .. math:: \tilde z_k = \log \sum_{m \in G_k} e^{z_m} - \log \sum_{m \in G_k} \pi_m + \log \rho_k + c
 
-    so that :math:`\mathrm{softmax}(\tilde z)` sums the probabilities within each group and renormalises over the
-    groups.
+    so that :math:`\mathrm{softmax}(\tilde z)` sums the probabilities within each group, divides them by the group's
+    share of the teacher's prior :math:`\pi`, multiplies them by the target's prior :math:`\rho`, and renormalises over
+    the groups. Without the division a group of many classes swallows one of few. The constant :math:`c` makes the
+    largest correction zero, so one-to-one groups leave logits as they are. A temperature comes after it, in the loss:
+    :math:`\mathrm{softmax}(\tilde z / T)`.
 
     Args:
-        groups: For each class, by name or in order, the numbers of the teacher's classes, 0..M-1.
+        groups: For each class, by name or in order, the numbers of the teacher's classes, 0..M-1: a list, or text with
+            ranges such as ``"7-24, 80-100"``; one number alone will do too.
         num_classes: M, if it is known.
+        teacher_prior: Share of each of the M classes in the teacher's training data, >= 0 and in any unit, such as
+            counts. By default all are equal, as in ImageNet, and a group's share is its size.
+        target_prior: Share of each of the K classes where the student will be used. ``"uniform"``: all are equal;
+            ``"frequencies"``: as in the training set, which `LitDistiller` counts; or numbers > 0 in any unit, by name
+            or in the order of ``groups``. ``"teacher"``: the groups' shares of the teacher's prior, so probabilities
+            are summed and nothing else.
 
     Raises:
-        ValueError: If there is no group, a group is empty, or it names a class that the teacher lacks.
+        ValueError: If there is no group, a group is empty, or it names a class that the teacher lacks; if a prior has
+            not one value for each class, or a group's share is zero. In a call: if the frequencies are not known.
+
+    Source:
+        Saerens et al., "Adjusting the outputs of a classifier to new a priori probabilities", Neural Computation 14,
+        2002, eq. 2.4.
 
     Example:
-        >>> groups = ClassGroups({"cat": [0, 2], "dog": [1]}, num_classes=4)
-        >>> groups(torch.tensor([[0.1, 0.3, 0.2, 0.4]]).log()).softmax(dim=1)
+        >>> logits = torch.tensor([[0.1, 0.3, 0.2, 0.4]]).log()
+        >>> ClassGroups({"cat": [0, 2], "dog": [1]}, num_classes=4)(logits).softmax(dim=1)
+        tensor([[0.3333, 0.6667]])
+        >>> groups = ClassGroups({"cat": [0, 2], "dog": [1]}, num_classes=4, target_prior="teacher")
+        >>> groups(logits).softmax(dim=1)
         tensor([[0.5000, 0.5000]])
         >>> groups.notes()
         ['1 of the 4 classes of the teacher in no group: 3']
@@ -39,29 +70,113 @@ class ClassGroups(nn.Module):
 
     index: Tensor
 
-    def __init__(self, groups: Mapping[str, Sequence[int]] | Sequence[Sequence[int]], num_classes: int | None) -> None:
+    def __init__(
+        self,
+        groups: Groups,
+        num_classes: int | None,
+        teacher_prior: Sequence[float] | None = None,
+        target_prior: TargetPrior = "uniform",
+    ) -> None:
         super().__init__()
         self.named = isinstance(groups, Mapping)
         by_name = dict(groups) if isinstance(groups, Mapping) else dict(enumerate(groups))
         if not by_name:
             raise ValueError("classes must have a group of the teacher's classes for each class, got none")
         end = math.inf if num_classes is None else num_classes
+        self.names = ["null" if name is None else str(name) for name in by_name]  # as YAML has the name null
+        self.members: list[list[int]] = []
         for name, members in by_name.items():
-            if not members:
+            numbers = list(dict.fromkeys(_numbers(members, name)))
+            lacking = [number for number in numbers if not 0 <= number < end]
+            if not numbers:
                 raise ValueError(f"classes: {name} has no class of the teacher, it needs one or more")
-            lacking = [member for member in members if not 0 <= member < end]
             if lacking:
                 raise ValueError(f"classes: {name} names class {lacking[0]}, but the teacher has classes 0..{end - 1}")
-        self.names = ["null" if name is None else str(name) for name in by_name]  # as YAML has the name null
-        self.members = [list(dict.fromkeys(members)) for members in by_name.values()]
+            self.members.append(numbers)
         self.places = list(range(len(self.names)))  # of the groups now, as they were given
         self.num_classes = num_classes
+        self.shares = self._shares(teacher_prior)
+        self.target_prior = target_prior
+        self.weights = self._weights()
         index = pad_sequence([torch.tensor(members) for members in self.members], batch_first=True, padding_value=-1)
         self.register_buffer("index", index, persistent=False)
+        self._offset = self._offsets()  # no buffer: it stays in float32, whatever the teacher computes in
 
     def forward(self, logits: Tensor) -> Tensor:
         """Return the groups' logits."""
-        return logits[:, self.index].masked_fill(self.index < 0, -torch.inf).logsumexp(dim=2)
+        if self.weights is None:
+            raise ValueError(
+                "target_prior is 'frequencies', but nobody has said how many training images each class has: give "
+                "target_prior as numbers, by class name or in the order of the classes"
+            )
+        return logits[:, self.index].masked_fill(self.index < 0, -torch.inf).logsumexp(dim=2) + self._offset
+
+    def set_counts(self, count: Callable[[], Sequence[int] | None]) -> None:
+        """Take the training set's class counts, in the order that the groups have now, if the prior asks for them.
+
+        Args:
+            count: Returns them, or None if the data does not tell. It is called only where they are asked for.
+
+        Raises:
+            ValueError: If a class has no image.
+        """
+        counts = count() if self.target_prior == "frequencies" else None
+        if counts is not None:
+            self.weights = _positive(counts, self.names, "the number of training images of each class")
+            self._offset = self._offsets()
+
+    def grouping(self) -> dict[str, object]:
+        """Return in plain containers how the classes are combined."""
+        return {
+            "classes": dict(zip(self.names, self.members, strict=True)),
+            "teacher_shares": _normalised(self.shares),
+            "target_prior": None if self.weights is None else _normalised(self.weights),
+        }
+
+    @property
+    def sums_only(self) -> bool:
+        """True if the priors change nothing, so that probabilities are only summed."""
+        return not self._offset.any()
+
+    def _shares(self, prior: Sequence[float] | None) -> list[float]:
+        """Return each group's share of the teacher's prior, in any unit."""
+        if prior is None:
+            return [float(len(members)) for members in self.members]
+        classes = self.num_classes or 1 + max(chain(*self.members))
+        if len(prior) != classes or not all(0 <= share < math.inf for share in prior):
+            raise ValueError(
+                f"teacher_prior must have a finite number >= 0 for each of the teacher's {classes} classes, got "
+                f"{len(prior)}: {some_of(prior)}"
+            )
+        sums = [math.fsum(prior[member] for member in members) for members in self.members]
+        return _positive(sums, self.names, "teacher_prior summed over each group")
+
+    def _weights(self) -> list[float] | None:
+        """Return the target's prior of each group, in any unit; None until the frequencies are known."""
+        prior = self.target_prior
+        if isinstance(prior, str):
+            check_choice(_Rule, target_prior=prior)
+            known = {"uniform": [1.0] * len(self.names), "teacher": self.shares}
+            return known.get(prior)
+        if isinstance(prior, Mapping):
+            values = {str(name): value for name, value in prior.items()}
+            if set(values) != set(self.names):
+                raise ValueError(
+                    f"target_prior must have a number for each of {some_of(self.names)}, got {some_of(values)}"
+                )
+            prior = [values[name] for name in self.names]
+        return _positive(prior, self.names, "target_prior")
+
+    def _offsets(self) -> Tensor:
+        pairs = zip(self.weights or self.shares, self.shares, strict=True)
+        offsets = [math.log(weight) - math.log(share) for weight, share in pairs]
+        most = max(offsets)
+        return torch.tensor([offset - most for offset in offsets], dtype=torch.float32, device=self.index.device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's has no types
+        self._offset = self._offset.to(self.index.device)
+        return self
 
     def order(self, names: Sequence[str]) -> None:
         """Put the groups in the order of these names, unless they have no names.
@@ -79,9 +194,12 @@ class ClassGroups(nn.Module):
         places = match_names(own_names, names, "teacher", advice)
         self.names, self.members = list(names), [self.members[place] for place in places]
         self.places, self.index = [self.places[place] for place in places], self.index[places]
+        self.shares = [self.shares[place] for place in places]
+        self.weights = None if self.weights is None else [self.weights[place] for place in places]
+        self._offset = self._offset[places]
 
     def notes(self) -> list[str]:
-        """Return a line about another order, about the teacher's classes in several groups, and about those in none."""
+        """Return lines about another order, classes in several groups, classes in none, and the priors."""
         notes = []
         if self.places != sorted(self.places):
             notes.append("its classes are in another order than the data's, and are matched by name")
@@ -98,7 +216,42 @@ class ClassGroups(nn.Module):
             notes.append(
                 f"{len(unused)} of the {self.num_classes} classes of the teacher in no group: {some_of(unused)}"
             )
+        if not self.sums_only:
+            shares = zip(self.names, _normalised(self.shares), _normalised(self.weights or self.shares), strict=True)
+            changes = some_of(f"{name} from {share:.1%} to {weight:.1%}" for name, share, weight in shares)
+            notes.append(f"its probabilities are corrected from its own prior to the target's: {changes}")
         return notes
+
+
+def _numbers(members: Members, name: object) -> Sequence[int]:
+    """Return the numbers of a group, whose text may have ranges.
+
+    Example:
+        >>> _numbers("1-3, 7", "cat")
+        [1, 2, 3, 7]
+    """
+    if not isinstance(members, str):
+        return [members] if isinstance(members, int) else members
+    if not re.fullmatch(r"\s*\d+(\s*-\s*\d+)?(\s*,\s*\d+(\s*-\s*\d+)?)*\s*", members):
+        raise ValueError(f"classes: {name} must be numbers, or text such as '7-24, 80-100', got {members!r}")
+    ranges = [[int(number) for number in part.split("-")] for part in members.split(",")]
+    return [number for ends in ranges for number in range(ends[0], ends[-1] + 1)]
+
+
+def _positive(values: Sequence[float], names: Sequence[str], what: str) -> list[float]:
+    """Return the values as floats, if there is one for each name and all are > 0."""
+    if len(values) != len(names):
+        raise ValueError(f"{what} must have {len(names)} values, one for each class, got {len(values)}")
+    wrong = [name for name, value in zip(names, values, strict=True) if not 0 < value < math.inf]
+    if wrong:
+        value = dict(zip(names, values, strict=True))[wrong[0]]
+        raise ValueError(f"{what} must be > 0, got {value} for {wrong[0]}: leave the class out, or give it a number")
+    return [float(value) for value in values]
+
+
+def _normalised(values: Sequence[float]) -> list[float]:
+    total = math.fsum(values)
+    return [value / total for value in values]
 
 
 def _as_yaml(name: str) -> str:

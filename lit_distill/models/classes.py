@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
+from torch.utils.data import ConcatDataset, Subset
 
 from lit_distill.checks import some_of
 
@@ -22,6 +24,43 @@ def count_classes(model: nn.Module) -> int | None:
         return own
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     return linear[-1].out_features if linear else None
+
+
+def count_targets(dataset: object, num_classes: int | None) -> list[int] | None:
+    """Return how many samples of each class a data set has, or None if it does not tell without being read.
+
+    Args:
+        dataset: Has an attribute ``targets`` with the class of each sample, as those of torchvision and of this project
+            do, and perhaps ``rows``, those of them that are used; or is a ``Subset`` or ``ConcatDataset`` of such.
+        num_classes: K, the length of what is returned.
+
+    Example:
+        >>> from torchvision.datasets import FakeData
+        >>> dataset = FakeData()
+        >>> dataset.targets = [0, 2, 2, 0]
+        >>> count_targets(Subset(dataset, [0, 1, 2]), 3), count_targets([], 3)
+        ([1, 0, 2], None)
+    """
+    targets = _targets(dataset)
+    if targets is None or num_classes is None:
+        return None
+    return torch.bincount(targets[targets >= 0], minlength=num_classes).tolist()
+
+
+def _targets(dataset: object) -> torch.Tensor | None:
+    if isinstance(dataset, ConcatDataset):
+        parts = [part for part in map(_targets, dataset.datasets) if part is not None]
+        return torch.cat(parts) if len(parts) == len(dataset.datasets) else None
+    if isinstance(dataset, Subset):
+        rows: object = dataset.indices
+        targets = _targets(dataset.dataset)
+    else:
+        rows = getattr(dataset, "rows", None)
+        targets = getattr(dataset, "targets", None)
+        targets = None if targets is None else torch.as_tensor(targets)
+    if targets is None or targets.dim() != 1 or targets.is_floating_point():
+        return None
+    return (targets if rows is None else targets[torch.as_tensor(rows)]).long().cpu()
 
 
 def match_names(own: Sequence[str], data: Sequence[str], owner: str, advice: str) -> list[int]:

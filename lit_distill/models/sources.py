@@ -13,6 +13,7 @@ from torchvision.models import WeightsEnum
 from lit_distill.checks import did_you_mean, reason_of
 from lit_distill.models.card import card_on
 from lit_distill.models.output import Head
+from lit_distill.models.packaged import packaged_bytes
 from lit_distill.models.pixels import PixelInput
 from lit_distill.models.saved import load_student, origin_of
 from lit_distill.models.timm_net import Arguments, timm_net
@@ -101,7 +102,7 @@ def _from_file(request: _Request) -> Network:
 def _from_timm(request: _Request) -> Network:
     name, weights, num_classes, size, args = request
     size = size or args.get("img_size")
-    if weights is None:
+    if weights is None and packaged_bytes(name) is None:
         _refuse_download(name)
     model = timm_net(name, num_classes, weights is None, weights, size, args)
     config = getattr(model, "pretrained_cfg", {})

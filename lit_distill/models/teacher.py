@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lit_distill.batch import Batch
 from lit_distill.checks import check_choice, reason_of, some_of
-from lit_distill.models.class_groups import ClassGroups
+from lit_distill.models.class_groups import ClassGroups, Groups, TargetPrior
 from lit_distill.models.classes import count_classes
 from lit_distill.models.output import Head, StudentOutput, TeacherOutput
 from lit_distill.models.pixels import PixelInput, as_pair, first_given
@@ -34,11 +34,16 @@ class FrozenTeacher(Teacher):
             a class or function of yours; or the path of a checkpoint of `LitDistiller` or of an exported student.
         weights: File with the weights: safetensors or a PyTorch file, a state dict or a checkpoint with one inside. Or
             torchvision's name of some, such as ``ResNet50_Weights.IMAGENET1K_V2``. Without it a name of timm or
-            torchvision gets their pretrained weights, downloaded unless they are in the local cache.
+            torchvision gets their pretrained weights, downloaded unless they are in the local cache or, as those of
+            ``tf_efficientnet_lite0`` by ``lit-distill[teacher]``, installed as a package.
         num_classes: Classes K of the network. By default read from the model, or for a name from the weights.
         classes: For each class of the student, by name or in order, the numbers of the teacher's classes that it
-            stands for, such as ``{cat: [281, 282], dog: [151, 152, 153]}``. `ClassGroups` sums their probabilities and
+            stands for, such as ``{cat: [281, 282], dog: 151-268}``. `ClassGroups` combines them by Bayes' rule and
             leaves the teacher's other classes out.
+        teacher_prior: How often the teacher's training data had each of its classes; by default all were equal.
+        target_prior: How often each class of the student is expected: ``"uniform"``; ``"frequencies"``, as in the
+            training set; numbers by class name or in the order of ``classes``; or ``"teacher"``, which only sums the
+            probabilities within each group, as versions before these two arguments did.
         mean: Per-channel mean of the teacher's training data, in 0..1 units. By default timm's or torchvision's for
             their names; other networks get the image as it is. Weights of a checkpoint or an export of this project
             bring the statistics and the size that they were trained with.
@@ -59,7 +64,8 @@ class FrozenTeacher(Teacher):
     Raises:
         ValueError: If the name is unknown; if the weights are missing, unreadable, for another architecture or lack the
             head; if there is no mean and std for its channels; if ``num_classes`` is not what the model has; if
-            ``classes`` names a class that it lacks; or if it cannot take images of ``input_size``.
+            ``classes`` names a class that it lacks, or a prior is not > 0 for one; or if it cannot take images of
+            ``input_size``.
 
     Example:
         >>> teacher = FrozenTeacher(nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(12, 5)))
@@ -72,8 +78,10 @@ class FrozenTeacher(Teacher):
         model: str | nn.Module,
         weights: str | Path | None = None,
         num_classes: int | None = None,
-        classes: Mapping[str, Sequence[int]] | Sequence[Sequence[int]] | None = None,
+        classes: Groups | None = None,
         *,
+        teacher_prior: Sequence[float] | None = None,
+        target_prior: TargetPrior = "uniform",
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         input_size: int | Sequence[int] | None = None,
@@ -100,7 +108,9 @@ class FrozenTeacher(Teacher):
         self.num_classes = num_classes or count_classes(self.model)
         if classes is None and len(network.class_names) == self.num_classes:
             classes = {name: [number] for number, name in enumerate(network.class_names)}
-        self.groups = None if classes is None else ClassGroups(classes, self.num_classes)
+        if classes is None and self.num_classes and (teacher_prior is not None or target_prior != "uniform"):
+            classes = [[number] for number in range(self.num_classes)]
+        self.groups = None if classes is None else ClassGroups(classes, self.num_classes, teacher_prior, target_prior)
         if self.groups is not None:
             self.num_classes = len(self.groups.names)
         self.head: Head = network.head
@@ -161,6 +171,15 @@ class FrozenTeacher(Teacher):
         if self.groups is not None:
             self.groups.order([str(name) for name in names])
 
+    @override
+    def set_class_counts(self, count: Callable[[], Sequence[int] | None]) -> None:
+        if self.groups is not None:
+            self.groups.set_counts(count)
+
+    @override
+    def grouping(self) -> dict[str, object]:
+        return {} if self.groups is None else self.groups.grouping()
+
     @overload
     def __call__(self, batch: Batch) -> TeacherOutput: ...
     @overload
@@ -174,15 +193,20 @@ class FrozenTeacher(Teacher):
 
     @override
     def forward(self, batch: Batch) -> TeacherOutput:
-        image = self.pixels(batch.image)
+        logits = self._own_logits(batch.image)
+        return TeacherOutput(logits if self.groups is None else self.groups(logits))
+
+    def _own_logits(self, image: Tensor) -> Tensor:
+        """Return the logits of all the classes that the network knows."""
+        image = self.pixels(image)
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
         if self.precision is not None:
             image = image.to(_DTYPES[self.precision])
         with nullcontext() if self.precision is None else torch.autocast(image.device.type, enabled=False):
             output = self.model(image)
-        logits = output.float() if isinstance(output, Tensor) else StudentOutput.of(output).combined(self.head)
-        return TeacherOutput(logits if self.groups is None else self.groups(logits))
+        logits = output if isinstance(output, Tensor) else StudentOutput.of(output).combined(self.head)
+        return logits.float()
 
     def extra_repr(self) -> str:
         """Show in ``print(teacher)`` what it makes of an image."""
@@ -201,7 +225,8 @@ class FrozenTeacher(Teacher):
     def _try(self, name: str, image: Tensor) -> None:
         """Find out now, and not at the first step, if the network takes images of its size."""
         try:
-            self(image)
+            with torch.no_grad():
+                self._own_logits(image)
         except Exception as error:  # whatever a network raises
             reasons = [reason_of(error), *self._size_notes()]
             raise ValueError(

@@ -1,6 +1,6 @@
 """What all teachers have in common: they answer, and never learn."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
@@ -62,6 +62,18 @@ class Teacher(nn.Module):
 
     def set_class_names(self, names: Sequence[str]) -> None:
         """Answer in the order of the data's classes, which are named in their order, if the teacher has names too."""
+
+    def set_class_counts(self, count: Callable[[], Sequence[int] | None]) -> None:
+        """Take the number of training images of each class, if the teacher's answers depend on it.
+
+        Args:
+            count: Returns the numbers in the order of the data's classes, or None if the data does not tell. Call it
+                only where they matter: it may read all labels.
+        """
+
+    def grouping(self) -> dict[str, object]:
+        """Return in plain containers how the teacher combines its classes, for checkpoints; empty if it does not."""
+        return {}
 
     def notes(self) -> list[str]:
         """Return what a user may want to know before training with this teacher."""

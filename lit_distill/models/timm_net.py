@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_distill.checks import did_you_mean, reason_of
+from lit_distill.models.packaged import how_to_install, packaged_bytes, packaged_weights
 from lit_distill.models.pixels import as_pair
 from lit_distill.models.weights import other_depth_in, pick, read_state_dict
 
@@ -32,7 +33,8 @@ def timm_net(
     Args:
         name: As ``timm.list_models()`` has it, with or without a tag.
         num_classes: Classes K; by default those of the weights, else timm's.
-        pretrained: Take timm's pretrained weights, downloaded unless they are in the local cache.
+        pretrained: Take timm's pretrained weights: those of an installed package, such as ``lit-distill[teacher]``
+            brings for ``tf_efficientnet_lite0``; else downloaded unless they are in the local cache.
         weights: File with the weights, or a state dict, instead. As timm's own they are brought to the network's size
             and channels.
         img_size: ``(height, width)`` in pixels, or one int; architectures that take any size are not told.
@@ -59,6 +61,8 @@ def timm_net(
         args["img_size"] = as_pair(size, "img_size")
     source: dict[str, Any] = {"pretrained": pretrained or weights is not None}
     own_classes = num_classes
+    if pretrained and weights is None:
+        weights = packaged_weights(name)
     if weights is not None:
         state, own_classes = _state_and_classes(name, weights, num_classes)
         source |= {"pretrained_cfg_overlay": {"state_dict": state, **_classes(own_classes)}}
@@ -109,9 +113,10 @@ def _explain(error: Exception, name: str, args: Arguments, weights: object, sour
         differences = shorten(message.removeprefix(first), 300, placeholder=" ...")
         return f"the weights{place} are not for {name}: {other_depth_in(message)}{differences}"
     if source["pretrained"] and weights is None:
+        package = how_to_install(name)
         return (
-            f"could not get timm's pretrained weights of {name}; give a local file as weights "
-            f"(HF_HUB_OFFLINE=1 looks in the local cache alone, without retries): {first}"
+            f"could not get timm's pretrained weights of {name}; {package and f'{package}; or '}give a local file as "
+            f"weights (HF_HUB_OFFLINE=1 looks in the local cache alone, without retries): {first}"
         )
     return f"timm cannot make {name} with {', '.join(f'{key}={value}' for key, value in args.items())}: {first}"
 
@@ -132,6 +137,9 @@ def _check_patches(name: str, model: nn.Module, img_size: Sequence[int]) -> None
 def weights_at_hand(name: str) -> bool:
     """Tell whether timm's pretrained weights of a network are on this machine, so that nothing would be downloaded.
 
+    Raises:
+        ValueError: If they are in a package that is damaged or of another version.
+
     Example:
         >>> weights_at_hand("resnet10t.untrained")
         False
@@ -142,6 +150,8 @@ def weights_at_hand(name: str) -> bool:
         config = None
     if config is None:
         return False
+    if packaged_bytes(name) is not None:
+        return True
     if config.hf_hub_id:
         files = [config.hf_hub_filename or "model.safetensors", "pytorch_model.bin"]
         return any(isinstance(try_to_load_from_cache(config.hf_hub_id, file), str) for file in files)

@@ -11,6 +11,7 @@ from toys import trainer, weights
 
 from lit_distill import DigitsCNN, DistillableViT, FrozenTeacher, HardDistillation, LitDistiller
 from lit_distill.callbacks import TeacherCheck
+from lit_distill.callbacks.teacher_check import _bias
 from lit_distill.datamodules import DigitsDataModule, Mixing
 
 
@@ -120,17 +121,60 @@ def test_says_which_classes_are_in_no_group(caplog: pytest.LogCaptureFixture) ->
         def setup(self, stage: str | None = None) -> None:
             super().setup(stage)
             for part in (self.train_set, self.val_set):
-                part.targets = [int(target % 2 == 0) for target in part.targets]
+                part.targets = (part.targets % 2 == 0).long()
 
     teacher = FrozenTeacher(DigitsCNN(pretrained=True), classes={"even": [0, 2, 4, 6], "odd": [1, 3, 5, 7, 9]})
     student = DistillableViT(8, 4, 2, dim=8, depth=1, heads=1, mlp_dim=8, channels=1)
     module = LitDistiller(student, teacher, distillation=HardDistillation())
-    with caplog.at_level("INFO", logger="lightning.pytorch"):
+    with caplog.at_level("INFO", logger="lightning.pytorch"), pytest.warns(UserWarning, match="it says odd for 5"):
         trainer(max_epochs=1, limit_train_batches=1, callbacks=TeacherCheck()).fit(module, datamodule=Two())
     assert "1 of the 10 classes of the teacher in no group: 8" in caplog.text
     assert teacher.groups.names == ["odd", "even"]  # in the data's order
     accuracy = float(caplog.text.partition("teacher: accuracy ")[2].partition("%")[0])
     assert accuracy > 90
+
+
+class Favouring(nn.Module):
+    """Right on all digits, except that some are taken for another one."""
+
+    def __init__(self, favourite: int, strength: float) -> None:
+        super().__init__()
+        self.net, self.num_classes = DigitsCNN(pretrained=True), 10
+        self.register_buffer("more", strength * nn.functional.one_hot(torch.tensor(favourite), 10))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.net(image) + self.more
+        return logits
+
+
+def test_says_with_figures_that_a_teacher_favours_a_class() -> None:
+    teacher = Favouring(3, 4.0)
+    data = DigitsDataModule(eval_batch_size=300, seed=3)
+    data.setup()
+    image, target, _ = next(iter(data.val_dataloader()))
+    said = FrozenTeacher(teacher)(image).argmax(dim=1).eq(3).float().mean()
+    assert 0.15 < said < 0.5
+    figures = rf"it says 3 for {said:.1%} of the images, of which {target.eq(3).float().mean():.1%} are 3: if its"
+    with pytest.warns(UserWarning, match=f"the teacher favours a class, and the student will too: {figures}"):
+        fit(teacher, TeacherCheck())
+    with pytest.warns(UserWarning, match=r"will learn little from it; .*; it says 3 for 100.0% of the images"):
+        fit(Favouring(3, 100.0), TeacherCheck())
+
+
+def answers_of(named: list[list[int]], teacher: nn.Module | None = None) -> str:
+    return _bias(teacher or nn.Identity(), torch.tensor(named), None)
+
+
+def test_a_bias_is_more_than_chance_and_not_small() -> None:
+    assert answers_of([[70, 30], [30, 70]]) == ""
+    assert answers_of([[40, 10], [8, 42]]) == ""
+    assert "it says 1 for 58.2% of the images, of which 50.0% are 1" in answers_of([[117, 23], [0, 140]])
+    assert answers_of([[9, 1], [0, 10]]) == ""  # too few to tell
+    many = torch.eye(1000, dtype=torch.int64) * 40
+    many[:, 7] += 10  # of 50 images each
+    assert "it says 7 for 20.1% of the images, of which 0.1% are 7" in answers_of(many.tolist())
+    summing = FrozenTeacher(nn.Linear(2, 3), classes={"cat": [0], "dog": [1, 2]}, target_prior="teacher")
+    assert answers_of([[60, 40], [0, 100]], summing).endswith("give the teacher target_prior='uniform'")
 
 
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")

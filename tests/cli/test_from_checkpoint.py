@@ -87,3 +87,15 @@ def test_a_file_without_a_configuration_gives_none_and_another_file_is_refused()
     torch.save({"weights": {}}, "other.ckpt")
     with pytest.raises(ValueError, match=r"other.ckpt is no Lightning checkpoint: it has no state_dict"):
         from_checkpoint(["test", "--ckpt_path=other.ckpt"])
+
+
+@pytest.mark.parametrize("signature", [None, "a forged signature"])
+def test_a_teacher_of_groups_goes_on_summing_them_if_it_began_before_there_were_priors(signature: str | None) -> None:
+    def priors(**arguments: object) -> object:
+        teacher = {"class_path": "lit_distill.FrozenTeacher", "init_args": {"model": "t.pt", **arguments}}
+        path = checkpoint({**CONFIG, "model": {"teacher": teacher}}, signature)
+        return taken("fit", "--ckpt_path", path)["model"]["teacher"]["init_args"].get("target_prior", "as it is now")
+
+    assert priors(classes={"cat": [0], "dog": [1, 2]}) == "teacher"
+    assert priors(classes={"cat": [0], "dog": [1, 2]}, target_prior="uniform") == "uniform"
+    assert priors(classes=None) == priors() == "as it is now"

@@ -336,10 +336,25 @@ def test_groups_of_classes_teach_fewer() -> None:
     teacher = FrozenTeacher(model, classes={"cat": [3, 4], "dog": [0, 1, 8]})
     assert teacher.num_classes == 2
     probabilities = torch.softmax(model(image), dim=1)
-    expected = torch.stack([probabilities[:, [3, 4]].sum(1), probabilities[:, [0, 1, 8]].sum(1)], dim=1)
-    torch.testing.assert_close(torch.softmax(teacher(image), 1), expected / expected.sum(1, keepdim=True))
+    sums = torch.stack([probabilities[:, [3, 4]].sum(1), probabilities[:, [0, 1, 8]].sum(1)], dim=1)
+    for priors, factors in (
+        ({}, [3.0, 2.0]),
+        ({"target_prior": "teacher"}, [1.0, 1.0]),
+        ({"teacher_prior": [*range(1, 10)], "target_prior": {"dog": 1, "cat": 4}}, [4 / 9, 1 / 12]),
+    ):
+        expected = sums * torch.tensor(factors)
+        teacher = FrozenTeacher(model, classes={"cat": "3-4", "dog": [0, 1, 8]}, **priors)  # type: ignore[arg-type]
+        torch.testing.assert_close(torch.softmax(teacher(image), 1), expected / expected.sum(1, keepdim=True))
     with pytest.raises(ValueError, match=r"dog names class 9, but the teacher has classes 0..8"):
         FrozenTeacher(convnet(9), classes={"cat": [0], "dog": [9]})
+
+
+def test_a_prior_without_groups_is_of_each_class() -> None:
+    model, image = convnet(3).eval(), torch.rand(4, 3, 8, 8)
+    expected = torch.softmax(model(image), dim=1) * torch.tensor([2.0, 1.0, 1.0])
+    teacher = FrozenTeacher(model, target_prior=[2, 1, 1])
+    torch.testing.assert_close(torch.softmax(teacher(image), 1), expected / expected.sum(1, keepdim=True))
+    assert FrozenTeacher(model).grouping() == {}
 
 
 @pytest.mark.parametrize(
