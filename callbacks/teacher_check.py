@@ -1,7 +1,8 @@
 """What the teacher knows, before anybody learns from it."""
 
-from collections.abc import Iterable
-from typing import cast
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from typing import NamedTuple, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import RunningStage
@@ -14,9 +15,11 @@ from lit_distill.batch import Batch
 from lit_distill.evaluation import loaders_of
 from lit_distill.models.teacher_base import Teacher
 from lit_distill.padding import SampleCounter
+from lit_distill.tuning import fast_networks, tune
 
 # The table of classes and answers has one row for each class; of more classes it would not be small.
 _MOST_CLASSES = 2000
+_MOST_LOSS = 0.002  # of accuracy, that being fast may cost
 
 # A class is named far too often if it is by this part of all images more than are of it, or by this factor, and by so
 # many standard errors of a teacher that errs in both directions equally often.
@@ -25,6 +28,10 @@ _PART, _FACTOR, _ERRORS = 0.05, 3, 4
 
 class TeacherCheck(Callback):
     """Measure the teacher's accuracy on the validation set before the first step, and print it.
+
+    A `FrozenTeacher` that runs folded, in lower precision or compiled is measured as it is too, in the precision of its
+    weights. Both accuracies are printed. If being fast costs more than 0.2 points, the teacher runs as it is from then
+    on, also in a run that resumes this one.
 
     A teacher that is right on less than ``chance + 0.25 (1 - chance)`` of the images gets a warning. If its answers
     would be right with its classes in another order, the warning names that order. A teacher that names one class far
@@ -40,34 +47,88 @@ class TeacherCheck(Callback):
         >>> trainer = Trainer(callbacks=TeacherCheck(), logger=False)
     """
 
+    def __init__(self) -> None:
+        self._is_due = False
+
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._is_due = trainer.global_step == 0
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
+    ) -> None:  # with a batch, a teacher can choose how to be fast
+        is_due, self._is_due = self._is_due, False
         teacher = getattr(pl_module, "teacher", None)
-        if not isinstance(teacher, nn.Module) or trainer.val_dataloaders is None or trainer.global_step > 0:
+        if not is_due or not isinstance(teacher, nn.Module) or trainer.val_dataloaders is None:
             return
+        tune(trainer, teacher, batch)
         # What a data module does to training batches, such as mixing, must not be done to these.
         stage, trainer.state.stage = trainer.state.stage, RunningStage.VALIDATING
         try:
-            answers, broken = _count_answers(trainer, teacher)
+            counts = _count_answers(trainer, teacher)
         finally:
             trainer.state.stage = stage
-        images = int(answers.sum())
-        if broken:
+        images = int(counts.answers.sum())
+        if counts.plain is not None and _loses_too_much(counts):
+            rank_zero_warn(
+                f"the teacher is right on {_accuracy(counts.answers):.2%} of the validation set as it runs fastest and "
+                f"on {_accuracy(counts.plain):.2%} run plainly in {_precision(teacher)}, which it does from now on"
+            )
+            for network in fast_networks(teacher).values():
+                network.switch_back(trainer.strategy.root_device)
+            counts = _Counts(counts.plain, counts.plain_broken, None, 0)
+        if counts.broken:
             raise ValueError(
-                f"the teacher's outputs are NaN or infinite on {broken} of {images} images of the validation set: "
-                "check its weights, its mean and std, and its precision"
+                f"the teacher's outputs are NaN or infinite on {counts.broken} of {images} images of the validation "
+                "set: check its weights, its mean and std, and its precision"
             )
         if images:
             data = getattr(trainer, "datamodule", None)
-            _report(teacher, answers, images, getattr(data, "class_names", None))
+            _report(teacher, counts, getattr(data, "class_names", None))
 
 
-def _report(teacher: nn.Module, answers: Tensor, images: int, class_names: Sequence[str] | None) -> None:
+class _Counts(NamedTuple):
+    """How many images of each class (row) the teacher takes for each class (column), and the same of it run plainly.
+
+    Of many classes only how many it takes for their own class (place 0, 0) and for another one (place 0, 1). ``broken``
+    are those for which its logits are not finite.
+    """
+
+    answers: Tensor
+    broken: int
+    plain: Tensor | None
+    plain_broken: int
+
+
+def _accuracy(answers: Tensor) -> float:
+    return float(answers.diagonal().sum() / answers.sum())
+
+
+def _loses_too_much(counts: _Counts) -> bool:
+    if counts.plain is None:
+        return False
+    lost = int((counts.plain - counts.answers).diagonal().sum())
+    return lost > _MOST_LOSS * int(counts.plain.sum()) or counts.broken > counts.plain_broken
+
+
+def _precision(teacher: nn.Module) -> str:
+    return str(next(teacher.parameters()).dtype).removeprefix("torch.")
+
+
+def _report(teacher: nn.Module, counts: _Counts, class_names: Sequence[str] | None) -> None:
     """Print the accuracy, and warn of a low one with what may cause it."""
+    answers, images = counts.answers, int(counts.answers.sum())
     classes = _num_classes(teacher) or len(answers)
     bias = _bias(teacher, answers, class_names) if len(answers) == classes else ""
-    accuracy, chance = float(answers.diagonal().sum() / images), 1 / classes
+    accuracy, chance = _accuracy(answers), 1 / classes
     least = chance + 0.25 * (1 - chance)
+    if counts.plain is not None:
+        ways = " or ".join(sorted({str(run.variant) for run in fast_networks(teacher).values()}))
+        rank_zero_info(
+            f"teacher: runs {ways}: right on {accuracy:.2%} of the validation set, "
+            f"run plainly in {_precision(teacher)} on {_accuracy(counts.plain):.2%}"
+        )
     rank_zero_info(f"teacher: accuracy {accuracy:.2%} on {images} images of the validation set")
     if accuracy >= least:
         if bias:
@@ -106,20 +167,24 @@ def _bias(teacher: nn.Module, answers: Tensor, class_names: Sequence[str] | None
     return f"it says {names[number]} for {share:.1%} of the images, of which {truth:.1%} are {names[number]}: {mend}"
 
 
-def _count_answers(trainer: Trainer, teacher: nn.Module) -> tuple[Tensor, int]:
-    """Ask the teacher about the validation set, over all ranks.
-
-    Returns:
-        How many images of each class (row) the teacher takes for each class (column); of many classes only how many it
-        takes for their own class (place 0, 0) and for another one (place 0, 1). And for how many its logits are not
-        finite.
-    """
+def _count_answers(trainer: Trainer, teacher: nn.Module) -> _Counts:
+    """Ask the teacher about the validation set, over all ranks; plainly too, if it ran otherwise."""
     classes = _num_classes(teacher)
     side = classes if classes is not None and classes <= _MOST_CLASSES else 2
-    has_table, counter = side == classes, SampleCounter()
     loaders = cast(list[Iterable[object]], loaders_of(trainer, "val"))
-    answers = torch.zeros(side, side, dtype=torch.int64, device=trainer.strategy.root_device)
-    broken = answers.new_zeros(())
+    has_table, counter, runs = side == classes, SampleCounter(), fast_networks(teacher).values()
+    # The last two places count the images whose logits are not finite, and those that were asked about plainly.
+    answers, plain = (
+        torch.zeros(side * side + 2, dtype=torch.int64, device=trainer.strategy.root_device) for _ in range(2)
+    )
+
+    def count_up(counts: Tensor, logits: Tensor, target: Tensor) -> None:
+        counts[-2] += (~logits.isfinite().all(dim=1)).sum()
+        counts[-1] += len(target)
+        answer, labels = logits.argmax(dim=1), target if target.dim() == 1 else target.argmax(dim=1)
+        place = labels * side + answer if has_table else (labels != answer).long()
+        counts[:-2] += torch.bincount(place, minlength=side * side)
+
     # Loaders draw from torch's generator: the run must be the same with and without this callback.
     with torch.random.fork_rng(devices=[]), torch.no_grad(), trainer.precision_plugin.forward_context():
         for loader_number, (loader, limit) in enumerate(zip(loaders, trainer.num_val_batches, strict=False)):
@@ -128,17 +193,27 @@ def _count_answers(trainer: Trainer, teacher: nn.Module) -> tuple[Tensor, int]:
                     break
                 raw_batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(raw_batch))
                 batch = Batch.of(raw_batch)
-                logits = teacher(batch).logits if isinstance(teacher, Teacher) else teacher(batch.image)
+                logits = _ask(teacher, batch)
                 if logits is None:
                     continue
                 count = counter.count(loader, number, len(batch.target), loader_number)
-                logits, target = logits[:count], batch.target[:count]
-                broken += (~logits.isfinite().all(dim=1)).sum()
-                answer, labels = logits.argmax(dim=1), target if target.dim() == 1 else target.argmax(dim=1)
-                place = labels * side + answer if has_table else (labels != answer).long()
-                answers += torch.bincount(place, minlength=answers.numel()).view_as(answers)
-    answers, broken = (trainer.strategy.reduce(counts, reduce_op="sum") for counts in (answers, broken))
-    return answers, int(broken)
+                count_up(answers, logits[:count], batch.target[:count])
+                if any(run.was_fast for run in runs):
+                    with ExitStack() as stack:
+                        for run in runs:
+                            stack.enter_context(run.plainly())
+                        plain_logits = _ask(teacher, batch)
+                    if plain_logits is not None:
+                        count_up(plain, plain_logits[:count], batch.target[:count])
+    answers, plain = (trainer.strategy.reduce(counts, reduce_op="sum") for counts in (answers, plain))
+    has_plain = int(plain[-1]) == int(answers[-1]) > 0
+    table, plain_table = (counts[:-2].view(side, side) for counts in (answers, plain))
+    return _Counts(table, int(answers[-2]), plain_table if has_plain else None, int(plain[-2]))
+
+
+def _ask(teacher: nn.Module, batch: Batch) -> Tensor | None:
+    logits: Tensor | None = teacher(batch).logits if isinstance(teacher, Teacher) else teacher(batch.image)
+    return logits
 
 
 def _num_classes(teacher: nn.Module) -> int | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 import copy
+from functools import partial
 import inspect
 from pathlib import Path
 import sys
@@ -47,6 +48,7 @@ from lit_distill.schedule import (
     set_peak_rate,
 )
 from lit_distill.sums import EpochSums
+from lit_distill.tuning import choices_of, restore_choices, tune
 
 
 class LitDistiller(LightningModule):
@@ -107,6 +109,7 @@ class LitDistiller(LightningModule):
 
     teacher: Teacher | None
     distillation: nn.Module | None
+    _teacher_is_tuned: bool
 
     def __init__(
         self,
@@ -156,6 +159,12 @@ class LitDistiller(LightningModule):
         """Return the student's logits; those of the class head stand in for a second head that nothing trains."""
         output = StudentOutput.of(self.student(image))
         return output if self.trains_both_heads else StudentOutput(output.logits, output.logits)
+
+    @override
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+        if not self._teacher_is_tuned:
+            tune(self.trainer, self.teacher, batch)
+        self._teacher_is_tuned = True
 
     @override
     def training_step(self, batch: object, batch_idx: int) -> Tensor:
@@ -270,7 +279,7 @@ class LitDistiller(LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint |= self.kept_in_checkpoints
+        checkpoint |= self.kept_in_checkpoints | choices_of(self.teacher)
         signature = sign(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY))
         heads = ["class", "distill"] if self.trains_both_heads else ["class"]
         checkpoint[ABOUT] = {**self._about, "head": self.predicts, "trained_heads": heads, "signature": signature}
@@ -278,6 +287,7 @@ class LitDistiller(LightningModule):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         leave_out_of(checkpoint["state_dict"], self)
+        restore_choices(self.teacher, checkpoint)
         about = checkpoint.get(ABOUT) or {}
         if self.teacher is not None:
             carry_grouping(about, self.teacher, self._trainer is not None and self._trainer.state.fn == "fit")
@@ -318,6 +328,7 @@ class LitDistiller(LightningModule):
             value = value if isinstance(value, Teacher) else FrozenTeacher(value)
             value.requires_grad_(False).eval()
         object.__setattr__(self, name, value)
+        self._teacher_is_tuned = False
         self.validation, self.testing = (Evaluation(stage, value is not None, self.head) for stage in ("val", "test"))
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:

@@ -8,6 +8,7 @@ from torch import nn
 from typing_extensions import override
 
 from lit_distill.batch import Batch
+from lit_distill.models.fast import FastNetwork
 from lit_distill.models.output import TeacherOutput
 
 
@@ -20,6 +21,7 @@ class Teacher(nn.Module):
 
     Attributes:
         num_classes: Classes K of its logits, or None.
+        fast_network: Runs its network, if it has one that can be made fast.
 
     Example:
         >>> class Ensemble(Teacher):
@@ -36,6 +38,7 @@ class Teacher(nn.Module):
     """
 
     num_classes: int | None = None
+    fast_network: FastNetwork | None = None
 
     def forward(self, batch: Batch) -> TeacherOutput:
         """Return the answer to a batch."""
@@ -78,6 +81,12 @@ class Teacher(nn.Module):
     def notes(self) -> list[str]:
         """Return what a user may want to know before training with this teacher."""
         return []
+
+    def tune(self, batch: Batch, calls: float) -> None:
+        """Choose how to run the network for batches like this one, of which ``calls`` will come.
+
+        All ranks call it together, before the first step.
+        """
 
     @override
     def train(self, mode: bool = True) -> Self:

@@ -117,7 +117,7 @@ def test_weights_of_a_compiled_network_fit_a_plain_one_and_the_other_way_round(t
         torch.save(state, tmp_path / "w.pt")
         for network in (convnet(), torch.compile(convnet(), backend="eager")):
             teacher = FrozenTeacher(network, tmp_path / "w.pt")
-            assert torch.equal(teacher(image), source(image))
+            torch.testing.assert_close(teacher(image), source(image))
 
 
 def test_has_its_own_statistics_and_size() -> None:
@@ -132,7 +132,7 @@ def test_loads_local_weights_of_a_module(tmp_path) -> None:
     torch.save(source.state_dict(), tmp_path / "w.pt")
     save_file(source.state_dict(), tmp_path / "w.safetensors")
     for name in ("w.pt", "w.safetensors"):
-        assert torch.equal(FrozenTeacher(convnet(), tmp_path / name)(image), source(image))
+        torch.testing.assert_close(FrozenTeacher(convnet(), tmp_path / name)(image), source(image))
 
 
 def test_loads_local_weights_of_a_timm_name_with_their_own_class_count(tmp_path) -> None:
@@ -247,7 +247,7 @@ def test_a_dotted_path_with_arguments(tmp_path) -> None:
     source, image = DigitsCNN(width=4).eval(), torch.rand(2, 1, 8, 8)
     torch.save({"net": source.state_dict(), "epoch": 1}, tmp_path / "w.pt")
     teacher = FrozenTeacher("lit_distill.models.DigitsCNN", tmp_path / "w.pt", model_args={"width": 4})
-    assert torch.equal(teacher(image), source(image))
+    torch.testing.assert_close(teacher(image), source(image))
     for name, message in (
         ("lit_distill.models.NoSuchNet", "'lit_distill.models.NoSuchNet' is no model of timm and cannot be imported"),
         ("no_such_package.Net", "cannot be imported: No module named 'no_such_package'"),

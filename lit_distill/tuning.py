@@ -1,0 +1,55 @@
+"""When a run has its teacher choose how to be fast, and how its checkpoints keep the choice."""
+
+from collections.abc import Mapping
+import math
+from typing import Any
+
+from lightning.pytorch import Trainer
+from torch import nn
+
+from lit_distill.batch import Batch
+from lit_distill.models.fast import FastNetwork
+from lit_distill.models.teacher_base import Teacher
+
+_KEY = "teacher_variants"  # in a checkpoint
+
+
+def fast_networks(teacher: nn.Module | None) -> dict[str, FastNetwork]:
+    """Return what runs the networks of a teacher, by the names of the teachers inside it.
+
+    Example:
+        >>> from lit_distill import FrozenTeacher
+        >>> list(fast_networks(FrozenTeacher(nn.Linear(2, 2))))
+        ['']
+    """
+    return {name: part.fast_network for name, part in _parts(teacher).items() if part.fast_network is not None}
+
+
+def tune(trainer: Trainer, teacher: nn.Module | None, batch: object) -> None:
+    """Have the teacher choose what is fastest for a batch of training; all ranks call it in the same step."""
+    if all(network.is_tuned for network in fast_networks(teacher).values()):
+        return
+    epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
+    steps = math.inf if trainer.max_steps == -1 else trainer.max_steps * trainer.accumulate_grad_batches
+    calls = min(trainer.num_training_batches * epochs, steps)
+    with trainer.precision_plugin.forward_context():
+        for part in _parts(teacher).values():
+            part.tune(Batch.of(batch), calls)
+
+
+def choices_of(teacher: nn.Module | None) -> dict[str, dict[str, dict[str, str]]]:
+    """Return what a checkpoint keeps of the choices; nothing where a rule decides."""
+    chosen = {name: network.chosen for name, network in fast_networks(teacher).items() if network.chosen}
+    return {_KEY: chosen} if chosen else {}
+
+
+def restore_choices(teacher: nn.Module | None, checkpoint: Mapping[str, Any]) -> None:
+    """Have the teacher run as in the run of a checkpoint, if the device is of the same kind."""
+    choices = checkpoint.get(_KEY, {})
+    for name, network in fast_networks(teacher).items():
+        network.chosen = dict(choices.get(name, {}))
+
+
+def _parts(teacher: nn.Module | None) -> dict[str, Teacher]:
+    modules = () if teacher is None else teacher.named_modules()
+    return {name: module for name, module in modules if isinstance(module, Teacher)}
