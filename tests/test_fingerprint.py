@@ -83,7 +83,8 @@ def test_it_is_the_same_in_another_process() -> None:
         "print(digest_of([Augmentation(policy='trivial-wide').train(32), {'b', 'a'}, torch.arange(5)]))"
     )
     printed = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
     ]
     assert printed[0] == printed[1]
     thing = [Augmentation(policy="trivial-wide").train(32), {"b", "a"}, torch.arange(5)]
