@@ -51,7 +51,7 @@ class TeacherCheck(Callback):
                 "check its weights, its mean and std, and its precision"
             )
         if images:
-            _report(teacher, answers, images)
+            _report(getattr(teacher, "asked", teacher), answers, images)
 
 
 def _report(teacher: nn.Module, answers: Tensor, images: int) -> None:
@@ -96,7 +96,11 @@ def _count_answers(trainer: Trainer, teacher: nn.Module, loaders: Sequence[Itera
                     break
                 raw_batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(raw_batch))
                 batch = Batch.of(raw_batch)
-                logits = teacher(batch).logits if isinstance(teacher, Teacher) else teacher(batch.image)
+                if isinstance(teacher, Teacher):
+                    with teacher.evaluating(loader_number):
+                        logits = teacher(batch).logits
+                else:
+                    logits = teacher(batch.image)
                 if logits is None:
                     continue
                 count = counter.count(loader, number, len(batch.target), loader_number)

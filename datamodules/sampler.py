@@ -91,7 +91,9 @@ class KeyedSampler(DistributedSampler[Any]):
         check_rows(dataset)
         check_at_least(1, repeats=repeats, views=views)
         if views is not None and views % repeats:
-            raise ValueError(f"views must be a multiple of repeats={repeats}, so that all rows have as many, got {views}")
+            raise ValueError(
+                f"views must be a multiple of repeats={repeats}, so that all rows have as many, got {views}"
+            )
         self.samples = dataset
         super().__init__(cast("Any", dataset), num_replicas or 1, rank or 0, shuffle, order_seed(seed), drop_last)
         self.repeats = repeats

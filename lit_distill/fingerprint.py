@@ -38,15 +38,17 @@ def _add(sha: "hashlib._Hash", thing: object, inside: tuple[int, ...]) -> None:
     elif isinstance(thing, (Tensor, np.ndarray)):
         array = thing if isinstance(thing, Tensor) else torch.from_numpy(np.ascontiguousarray(thing))
         sha.update(f"{array.dtype}{tuple(array.shape)}".encode())
-        sha.update(array.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        sha.update(array.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     elif isinstance(thing, nn.Module):
         sha.update(re.sub(r" at 0x[0-9a-f]+", "", repr(thing)).encode())
         for parts in (thing.named_parameters(), thing.named_buffers()):
             for name, part in parts:
                 sha.update(name.encode())
                 _add(sha, part.data, inside)
-        settings = {name: value for name, value in vars(thing).items() if isinstance(value, (*_PLAIN, list, tuple))}
-        _add(sha, {name: value for name, value in settings.items() if _is_setting(name)}, inside)
+        for name, module in thing.named_modules():
+            _add(
+                sha, {f"{name}.{key}": value for key, value in vars(module).items() if _is_setting(key, value)}, inside
+            )
     elif isinstance(thing, FunctionType):
         sha.update(f"{thing.__module__}.{thing.__qualname__}".encode() + thing.__code__.co_code)
         _add(sha, [thing.__code__.co_names, [c for c in thing.__code__.co_consts if isinstance(c, _PLAIN)]], inside)
@@ -70,6 +72,6 @@ def _add(sha: "hashlib._Hash", thing: object, inside: tuple[int, ...]) -> None:
     sha.update(b")")
 
 
-def _is_setting(name: str) -> bool:
+def _is_setting(name: str, value: object) -> bool:
     """Tell whether an attribute of a network says what it computes; names with an underscore are its own business."""
-    return name != "training" and not name.startswith("_")
+    return name != "training" and not name.startswith("_") and isinstance(value, (*_PLAIN, list, tuple))

@@ -1,6 +1,7 @@
 """What all teachers have in common: they answer, and never learn."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Self
 
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from typing_extensions import override
 
 from lit_distill.batch import Batch
+from lit_distill.fingerprint import digest_of
 from lit_distill.models.output import TeacherOutput
 
 
@@ -62,6 +64,14 @@ class Teacher(nn.Module):
 
     def set_class_names(self, names: Sequence[str]) -> None:
         """Answer in the order of the data's classes, which are named in their order, if the teacher has names too."""
+
+    def identity(self) -> str:
+        """Return a digest of all that decides its answers: weights, statistics, layers and settings."""
+        return digest_of(self)
+
+    def evaluating(self, loader: int) -> AbstractContextManager[None]:
+        """Answer, inside the block, to the batches of the validation set's loader of this number, counted from 0."""
+        return nullcontext()
 
     def notes(self) -> list[str]:
         """Return what a user may want to know before training with this teacher."""

@@ -209,7 +209,9 @@ def test_views_come_again_after_their_number_of_epochs(rows: int, repeats: int) 
     for epoch in range(18):
         sampler.set_epoch(epoch)
         epochs.append(list(sampler))
-    assert sorted(key for keys in epochs[:6] for key in keys) == [(view, row) for view in range(6) for row in range(rows)]
+    assert sorted(key for keys in epochs[:6] for key in keys) == [
+        (view, row) for view in range(6) for row in range(rows)
+    ]
     for epoch in range(6, 18):
         assert sorted(epochs[epoch]) == sorted(epochs[epoch % 6])
         assert rows < 100 or epochs[epoch] != epochs[epoch % 6]
