@@ -237,7 +237,7 @@ def note_difference(answers: Answers) -> None:
     others = [read_made_of(path) for path in sorted(answers.folder.parent.glob(f"{answers.kind}-*/{MADE_OF}"))]
     differences = [_differences(other, answers.made_of) for other in others if other]
     if differences:
-        parts = ", ".join(min(differences, key=len))
+        parts = ", ".join(sorted(differences, key=len)[0])
         rank_zero_info(f"teacher cache: a new one begins, since the ones in {answers.folder.parent} differ in {parts}")
 
 

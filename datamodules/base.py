@@ -55,8 +55,8 @@ class ImageDataModule(LightningDataModule):
             None has others in each epoch.
 
     Raises:
-        ValueError: If a batch size, ``repeats`` or ``views`` is < 1, ``num_workers`` is < 0, or ``storage`` is unknown; when the
-            images are read, if they have several sizes and ``storage`` is ``"device"``.
+        ValueError: If a batch size, ``repeats`` or ``views`` is < 1, ``num_workers`` is < 0, or ``storage`` is unknown;
+            when the images are read, if they have several sizes and ``storage`` is ``"device"``.
     """
 
     num_classes: int

@@ -58,8 +58,9 @@ def evaluation_parts(data: IndexedDataset) -> dict[str, str] | None:
 
 def _parts(data: IndexedDataset) -> tuple[str, str]:
     """Return digests of the data set and of its transforms."""
-    dataset, chosen = data.dataset, [data.rows]
-    while type(dataset) is Subset:
+    dataset: object = data.dataset
+    chosen: list[object] = [data.rows]
+    while isinstance(dataset, Subset):
         chosen.append(dataset.indices)
         dataset = dataset.dataset
     attributes = dict(getattr(dataset, "__dict__", {"dataset": dataset}))
@@ -71,7 +72,7 @@ def _parts(data: IndexedDataset) -> tuple[str, str]:
 def _images(data: IndexedDataset, views: Sequence[int]) -> str | None:
     """Return a digest of some samples; None if they are others when they are read again."""
     samples = range(0, len(data), max(1, len(data) // _SAMPLES))[:_SAMPLES]
-    keys = [(view, sample) for view in views for sample in samples] or list(samples)
+    keys: list[int | tuple[int, int]] = [(view, sample) for view in views for sample in samples] or [*samples]
     digests = set()
     for seed in (1, 2):
         with seeded(seed):

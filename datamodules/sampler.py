@@ -42,9 +42,9 @@ class KeyedSampler(DistributedSampler[Any]):
     R times each: next to one another, so that R ranks have one each, and as distinct views, ``epoch * R + r`` for r in
     0..R-1. The other rows have their turn in other epochs.
 
-    With ``views`` = V, epoch e has the views of epoch ``e mod V`` again, in another order: what was computed from a view
-    can be used again. Rows that are neighbours of `Partners` stay neighbours. V epochs have all the pairs of V views and
-    N rows once each; with repeats a row then has R views in every R epochs.
+    With ``views`` = V, epoch e has the views of epoch ``e mod V`` again, in another order: what was computed from a
+    view can be used again. Samples that are partners for mixing stay near each other. V epochs have each pair of the V
+    views and N rows once; with repeats a row then has R views in every R epochs.
 
     Args:
         dataset: Only its length is used.
@@ -57,8 +57,8 @@ class KeyedSampler(DistributedSampler[Any]):
         views: V >= 1, a multiple of R; None has another view in each epoch.
 
     Raises:
-        ValueError: If ``repeats`` or ``views`` is < 1, V is no multiple of R, ``rank`` is none of the ranks, or ``dataset`` is a part of an
-            `IndexedDataset` or joins several.
+        ValueError: If ``repeats`` or ``views`` is < 1, V is no multiple of R, ``rank`` is none of the ranks, or
+            ``dataset`` is a part of an `IndexedDataset` or joins several.
 
     Source:
         Berman et al., "MultiGrain", arXiv 1902.05509; Hoffer et al., "Augment your batch", arXiv 1901.09335. DeiT's

@@ -1,7 +1,7 @@
 """A teacher's answers on disk."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 import hashlib
 import json
 import os
@@ -149,7 +149,7 @@ class Answers:
         return sorted(self.folder.glob(f"{view:05}-*.shard"))
 
     def _shard(self, view: int, path: Path) -> tuple[npt.NDArray[np.int32], _Bytes]:
-        """Return the index and the rows of a shard; none if it is damaged, or gone because another process merged it."""
+        """Return the index and the rows of a shard; none if it is damaged, or if another process has merged it."""
         try:
             content = path.read_bytes()
         except FileNotFoundError:
@@ -240,8 +240,6 @@ def _locked(path: Path) -> Iterator[None]:
     """Hold a lock that other processes wait for; the operating system ends it with this process."""
     with path.open("w") as file:
         if fcntl is not None:
-            try:
+            with suppress(OSError):  # of a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError:  # a file system without locks
-                pass
         yield

@@ -80,7 +80,7 @@ class Source:
         rows = torch.cat([rows for _, rows in self._noted]).cpu()
         self._noted, self._count = [], 0
         try:
-            for view in keys[0].unique().tolist():
+            for view in sorted(set(keys[0].tolist())):
                 chosen = keys[0] == view
                 self.answers.write(view, keys[1, chosen], rows[chosen])
         except OSError as error:
