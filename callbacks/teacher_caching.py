@@ -1,7 +1,7 @@
 """The teacher is asked once for each view, and never again."""
 
 from collections.abc import Mapping
-import json
+from contextlib import suppress
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,7 +16,7 @@ from lit_distill.datamodules.sampler import KeyedSampler
 from lit_distill.distillation import losses_of
 from lit_distill.evaluation import loaders_of
 from lit_distill.models.answer_rows import AnswerRows
-from lit_distill.models.answers import MADE_OF, Answers
+from lit_distill.models.answers import Answers, caches_in
 from lit_distill.models.teacher_base import Teacher
 from lit_distill.models.teacher_cache import Source, TeacherCache
 
@@ -175,7 +175,10 @@ class TeacherCaching(Callback):
             wanted = data.rows.new_zeros(data.num_rows, dtype=torch.bool).index_fill_(0, data.rows, True)
         answers = Answers(self.folder, kind, made_of, data.num_rows, rows.stride, wanted)
         if not answers.folder.exists():
-            note_difference(answers)
+            _note_difference(answers)
+        elif trainer.is_global_zero:
+            with suppress(OSError):  # read only
+                answers.describe()
         return Source(answers, rows, keyed=kind == "train")
 
     def _current_views(self) -> list[int]:
@@ -232,22 +235,12 @@ class TeacherCaching(Callback):
         )
 
 
-def note_difference(answers: Answers) -> None:
+def _note_difference(answers: Answers) -> None:
     """Say which parts differ from those of the most similar cache of its kind, if there is one."""
-    others = [read_made_of(path) for path in sorted(answers.folder.parent.glob(f"{answers.kind}-*/{MADE_OF}"))]
-    differences = [_differences(other, answers.made_of) for other in others if other]
+    differences = [_differences(other.made_of, answers.made_of) for other in caches_in(answers.folder.parent, answers.kind)]
     if differences:
         parts = ", ".join(sorted(differences, key=len)[0])
         rank_zero_info(f"teacher cache: a new one begins, since the ones in {answers.folder.parent} differ in {parts}")
-
-
-def read_made_of(path: Path) -> dict[str, str]:
-    """Return what a cache is made of; nothing if the file cannot be read."""
-    try:
-        made_of = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return {str(name): str(value) for name, value in made_of.items()} if isinstance(made_of, dict) else {}
 
 
 def _differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:

@@ -63,6 +63,7 @@ _BEST_BY = "val/accuracy_mean_probs"
 # Commands with parsers of their own, and what they do.
 _OTHER_COMMANDS = {
     "distill": "Make a teacher, a student and its export from a folder of photos: distill PHOTOS.",
+    "cache": "Look at a cache of a teacher's answers, fill it ahead or throw it away: cache info FOLDER.",
     "export": "Write the student of a checkpoint as safetensors and ONNX.",
 }
 _DESCRIPTION = (

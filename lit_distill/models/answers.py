@@ -85,6 +85,37 @@ class Answers:
         """Shards found so far that cannot be used."""
         self._read: dict[int, tuple[os.stat_result, _View]] = {}
 
+    @classmethod
+    def at(cls, folder: Path) -> "Answers":
+        """Return the answers in a folder, whose file says what they are made of.
+
+        Raises:
+            ValueError: If the file is missing or damaged, or the folder has another name.
+        """
+        kind, _, _ = folder.name.partition("-")
+        try:
+            described = json.loads((folder / MADE_OF).read_text())
+            answers = cls(folder.parent, kind, **described)
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"{folder} holds no answers of a teacher: {error}") from error
+        if answers.folder != folder:
+            raise ValueError(f"{folder} is not named after what {MADE_OF} in it says: remove it")
+        return answers
+
+    def describe(self) -> None:
+        """Write down what the answers are made of, or note that they are used.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        path = self.folder / MADE_OF
+        if path.exists():
+            os.utime(path)
+            return
+        described = {"made_of": self.made_of, "num_rows": self.num_rows, "stride": self.stride}
+        with write_atomically(path) as part:
+            part.write_text(json.dumps(described, indent=1))
+
     def table(self, view: int) -> Tensor | None:
         """Return the rows of a view, ``uint8`` ``(N, stride)`` in mapped memory, if all that are wanted are there."""
         found = self._merged(view)
@@ -103,8 +134,7 @@ class Answers:
         """
         content = index.to(torch.int32).numpy().tobytes() + rows.numpy().tobytes()
         if not (self.folder / MADE_OF).exists():
-            with write_atomically(self.folder / MADE_OF) as part:
-                part.write_text(json.dumps(self.made_of, indent=1))
+            self.describe()
         with write_atomically(self.folder / f"{view:05}-{os.urandom(8).hex()}.shard") as part:
             part.write_bytes(_MAGIC + content + self._digest(view, b"shard", content))
 
@@ -222,6 +252,15 @@ class Answers:
         salt = struct.pack("<q", view)
         data = content if isinstance(content, bytes) else np.ascontiguousarray(content).data
         return hashlib.blake2b(data, digest_size=_DIGEST, key=self._key, salt=salt, person=purpose[:16]).digest()
+
+
+def caches_in(folder: Path, kind: str = "*") -> list[Answers]:
+    """Return the answers in a folder of such folders, those used last first."""
+    found = []
+    for path in folder.glob(f"{kind}-*/{MADE_OF}"):
+        with suppress(ValueError):
+            found.append((path.stat().st_mtime, Answers.at(path.parent)))
+    return [answers for _, answers in sorted(found, key=lambda each: -each[0])]
 
 
 class _View(NamedTuple):
