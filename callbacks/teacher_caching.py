@@ -237,7 +237,9 @@ class TeacherCaching(Callback):
 
 def _note_difference(answers: Answers) -> None:
     """Say which parts differ from those of the most similar cache of its kind, if there is one."""
-    differences = [_differences(other.made_of, answers.made_of) for other in caches_in(answers.folder.parent, answers.kind)]
+    differences = [
+        _differences(other.made_of, answers.made_of) for other in caches_in(answers.folder.parent, answers.kind)
+    ]
     if differences:
         parts = ", ".join(sorted(differences, key=len)[0])
         rank_zero_info(f"teacher cache: a new one begins, since the ones in {answers.folder.parent} differ in {parts}")

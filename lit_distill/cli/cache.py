@@ -154,7 +154,12 @@ class _FillCLI(DistillCLI):
             raise ValueError("cache fill needs a teacher and --teacher_cache.views: give the flags of the run of fit")
         self.save_config_callback = None
         self.trainer_defaults["callbacks"] = [Stopping(made.trainer.max_time), made.teacher_cache]
-        chosen: dict[str, object] = {"callbacks": None, "logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
+        chosen: dict[str, object] = {
+            "callbacks": None,
+            "logger": False,
+            "enable_checkpointing": False,
+            "num_sanity_val_steps": 0,
+        }
         chosen["enable_model_summary"] = False
         limits = {"max_epochs": made.teacher_cache.views, "max_steps": -1, "max_time": None}
         return LightningCLI.instantiate_trainer(self, **{**kwargs, **chosen, **limits})

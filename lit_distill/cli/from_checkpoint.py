@@ -111,7 +111,9 @@ def _safe(config: Mapping[str, object], path: Path) -> dict[str, object]:
         safe["trainer"] = {key: value for key, value in trainer.items() if key not in _MACHINE}
     for key, kind in _EXPECTED.items():
         check_value(safe.get(key), kind, key, path)
-    return safe | {key: map_leaves(safe[key], _inside) for key in ("trainer", "teacher_cache", "checkpoint") if key in safe}
+    return safe | {
+        key: map_leaves(safe[key], _inside) for key in ("trainer", "teacher_cache", "checkpoint") if key in safe
+    }
 
 
 def _inside(value: object) -> object:

@@ -25,12 +25,13 @@ def filled(tmp_path, capsys) -> Path:
     return tmp_path / "cache"
 
 
-def test_a_cache_that_is_filled_ahead_is_warm(filled, capsys) -> None:
+def test_a_cache_that_is_filled_ahead_is_warm(filled, caplog) -> None:
     train, val = (caches_in(filled, kind)[0] for kind in ("train", "val"))
     assert [train.share(view) for view in (0, 1)] == [1, 1] == [val.share(0), val.num_rows / 360]
     assert not Path("logs").exists()
-    DistillCLI(["fit", *FLAGS, "--teacher_cache.folder=cache", "--trainer.max_epochs=1"])
-    assert "teacher cache: 2 of 2 views are in cache/train-" in capsys.readouterr().err
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        DistillCLI(["fit", *FLAGS, "--teacher_cache.folder=cache", "--trainer.max_epochs=1"])
+    assert "teacher cache: 2 of 2 views are in cache/train-" in caplog.text
     assert len(caches_in(filled)) == 2
 
 
@@ -70,7 +71,10 @@ def test_prune_keeps_the_last_and_removes_nothing_of_anybody_else(filled, capsys
         (["prune", "nowhere", "--keep=-1"], "keep must be >= 0, got -1"),
         (["fill", "cache"], "needs the flags of the run of fit whose teacher is to be asked"),
         (["fill", "cache", "--config=digits"], "teacher_cache: required: views"),
-        (["fill", "cache", *FLAGS, "--teacher_cache.views=1"], "views=1 shows the student every image in one form only"),
+        (
+            ["fill", "cache", *FLAGS, "--teacher_cache.views=1"],
+            "views=1 shows the student every image in one form only",
+        ),
     ],
 )
 def test_what_is_missing_is_said(args: list[str], message: str) -> None:
