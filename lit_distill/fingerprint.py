@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 import hashlib
 import re
-from types import FunctionType, MethodType
+from types import FunctionType, MethodType, ModuleType
 
 import numpy as np
 import torch
@@ -23,16 +23,27 @@ def digest_of(thing: object) -> str:
         >>> digest_of({"a": torch.zeros(2)}) == digest_of({"a": torch.zeros(2)}), digest_of([1]) == digest_of([2])
         (True, False)
     """
-    sha = hashlib.sha256()
-    _add(sha, thing, ())
-    return sha.hexdigest()[:16]
+    return _digest(thing, {}).hex()[:16]
 
 
-def _add(sha: "hashlib._Hash", thing: object, inside: tuple[int, ...]) -> None:
-    sha.update(f"{type(thing).__module__}.{type(thing).__qualname__}(".encode())
-    if id(thing) in inside:  # it holds itself
-        return
-    inside = (*inside, id(thing))
+# Of each object met so far, its digest; it is kept alive, so that no other one gets its id.
+_Memo = dict[int, tuple[object, bytes]]
+
+
+def _add(sha: "hashlib._Hash", thing: object, memo: _Memo) -> None:
+    sha.update(_digest(thing, memo))
+
+
+def _digest(thing: object, memo: _Memo) -> bytes:
+    if id(thing) not in memo:
+        memo[id(thing)] = thing, b"itself"  # while it is computed: the object holds itself
+        sha = hashlib.sha256(f"{type(thing).__module__}.{type(thing).__qualname__}".encode())
+        _add_content(sha, thing, memo)
+        memo[id(thing)] = thing, sha.digest()
+    return memo[id(thing)][1]
+
+
+def _add_content(sha: "hashlib._Hash", thing: object, memo: _Memo) -> None:
     if isinstance(thing, _PLAIN):
         sha.update(repr(thing).encode())
     elif isinstance(thing, (Tensor, np.ndarray)):
@@ -44,32 +55,32 @@ def _add(sha: "hashlib._Hash", thing: object, inside: tuple[int, ...]) -> None:
         for parts in (thing.named_parameters(), thing.named_buffers()):
             for name, part in parts:
                 sha.update(name.encode())
-                _add(sha, part.data, inside)
+                _add(sha, part.data, memo)
         for name, module in thing.named_modules():
-            _add(
-                sha, {f"{name}.{key}": value for key, value in vars(module).items() if _is_setting(key, value)}, inside
-            )
+            settings = {key: value for key, value in vars(module).items() if _is_setting(key, value)}
+            _add(sha, {name: settings}, memo)
     elif isinstance(thing, FunctionType):
         sha.update(f"{thing.__module__}.{thing.__qualname__}".encode() + thing.__code__.co_code)
-        _add(sha, [thing.__code__.co_names, [c for c in thing.__code__.co_consts if isinstance(c, _PLAIN)]], inside)
-        _add(sha, [cell.cell_contents for cell in thing.__closure__ or ()], inside)
+        _add(sha, [thing.__code__.co_names, [c for c in thing.__code__.co_consts if isinstance(c, _PLAIN)]], memo)
+        _add(sha, [cell.cell_contents for cell in thing.__closure__ or ()], memo)
     elif isinstance(thing, Mapping):
         for name, value in sorted(thing.items(), key=lambda item: str(item[0])):
             sha.update(str(name).encode())
-            _add(sha, value, inside)
+            _add(sha, value, memo)
     elif isinstance(thing, (list, tuple)):
         for value in thing:
-            _add(sha, value, inside)
+            _add(sha, value, memo)
+    elif isinstance(thing, ModuleType):
+        sha.update(thing.__name__.encode())
     elif isinstance(thing, (set, frozenset)):
         sha.update(",".join(sorted(map(digest_of, thing))).encode())
     elif isinstance(thing, partial):
-        _add(sha, [thing.func, thing.args, thing.keywords], inside)
+        _add(sha, [thing.func, thing.args, thing.keywords], memo)
     elif isinstance(thing, MethodType):
-        _add(sha, [thing.__func__, thing.__self__], inside)
+        _add(sha, [thing.__func__, thing.__self__], memo)
     else:
         sha.update(f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', '')}".encode())
-        _add(sha, {} if isinstance(thing, type) else dict(getattr(thing, "__dict__", {})), inside)
-    sha.update(b")")
+        _add(sha, {} if isinstance(thing, type) else dict(getattr(thing, "__dict__", {})), memo)
 
 
 def _is_setting(name: str, value: object) -> bool:

@@ -1,6 +1,7 @@
 """Equal things have equal digests in every process; any part that changes changes them."""
 
 from functools import partial
+import random
 import subprocess
 import sys
 
@@ -46,6 +47,7 @@ DIFFERENT = [
     Augmentation().train(32),
     Augmentation(erasing=0.25).train(32),
     Augmentation().train(33),
+    random,
     lambda x: x,
     lambda x: x + 1,
     partial(max, 1),
@@ -89,3 +91,10 @@ def test_it_is_the_same_in_another_process() -> None:
     assert printed[0] == printed[1]
     thing = [Augmentation(policy="trivial-wide").train(32), {"b", "a"}, torch.arange(5)]
     assert printed[0].strip() == digest_of(thing)
+
+
+def test_what_is_shared_many_times_is_digested_once() -> None:
+    nested: object = torch.zeros(1)
+    for _ in range(200):
+        nested = [nested, nested]
+    assert digest_of(nested) == digest_of(nested)
