@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 import time
+from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningCLI
 import torch
 from torch import nn
@@ -169,9 +170,9 @@ class _FillCLI(DistillCLI):
         """Write no logs."""
 
     @override
-    def fit(self, model: LightningModule, datamodule: LightningDataModule | None = None, **kwargs: object) -> None:
+    def fit(self, **kwargs: Any) -> None:
         """Ask."""
         asking = _Asking(self.model.teacher, self.model.distillation)
-        self.trainer.fit(asking, datamodule=datamodule)
+        self.trainer.fit(**{**kwargs, "model": asking})
         if self.trainer.is_global_zero:
             info(self.config_init[self.subcommand].teacher_cache.folder)
