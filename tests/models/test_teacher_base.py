@@ -52,7 +52,7 @@ def distil(teacher: nn.Module, **kwargs: Any) -> tuple[LitDistiller, Any]:
     student = DistillableViT(8, 4, 10, dim=8, depth=1, heads=1, mlp_dim=8, channels=1)
     module = LitDistiller(student, teacher, distillation=SoftDistillation())
     run = trainer(max_epochs=2, limit_train_batches=3, limit_val_batches=1, **kwargs)
-    run.fit(module, datamodule=DigitsDataModule(seed=3))
+    run.fit(module, datamodule=DigitsDataModule(seed=3, storage="host"))
     return module, run
 
 
