@@ -11,6 +11,7 @@ from lit_distill.callbacks.self_adaptive import SelfAdaptiveTraining
 from lit_distill.callbacks.soft_labels import SoftLabelCallback
 from lit_distill.callbacks.step_seed import StepSeed
 from lit_distill.callbacks.summary import RunSummary
+from lit_distill.callbacks.teacher_caching import TeacherCaching
 from lit_distill.callbacks.teacher_check import TeacherCheck
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "SoftLabelCallback",
     "SoftLabelMemory",
     "StepSeed",
+    "TeacherCaching",
     "TeacherCheck",
 ]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_distill.checks import check_at_least
+from lit_distill.rows import class_dtype, keep_largest, spread
 
 
 class MemoryState(TypedDict):
@@ -60,9 +61,7 @@ class SoftLabelMemory:
         size = 2, num_samples, _probabilities_kept(top_k, num_classes)
         tables = [torch.zeros(size, dtype=dtype, device=device)]
         if size[2] < num_classes:
-            # int16 holds the ids of 32,768 classes.
-            ids = torch.int16 if num_classes <= 2**15 else torch.int32
-            tables.append(torch.zeros(size, dtype=ids, device=device))
+            tables.append(torch.zeros(size, dtype=class_dtype(num_classes), device=device))
         # Epoch 0: never recorded.
         self._fill(num_classes, tables, torch.zeros(size[:2], dtype=torch.int32, device=device))
 
@@ -236,20 +235,19 @@ class SoftLabelMemory:
         """Return what is stored of soft labels ``(B, K)``, a part for each table."""
         if len(self._tables) == 1:
             return [soft_labels.to(self.dtype)]
-        values, classes = soft_labels.topk(self.top_k, dim=1)
+        values, classes = keep_largest(soft_labels, self.top_k)
         exact = (soft_labels > 0).sum(dim=1, keepdim=True) <= self.top_k
-        return [torch.where(exact, -values, values).to(self.dtype), classes.to(self._tables[1].dtype)]
+        return [torch.where(exact, -values, values).to(self.dtype), classes]
 
     def _expand(self, parts: list[Tensor]) -> Tensor:
         """Return the soft labels ``(B, K)``, float32, that `_compress` made these parts of."""
         if len(parts) == 1:
             return parts[0].float()
-        values, classes = parts[0].float(), parts[1].long()
+        values = parts[0].float()
         # A negative first value marks a row that is stored exactly: its other classes are zero.
         exact, values = values[:, :1] < 0, values.abs()
         rest = (1 - values.sum(dim=1, keepdim=True)).clamp(min=0) / (self.num_classes - self.top_k)
-        others = torch.where(exact, 0.0, rest).repeat(1, self.num_classes)
-        return others.scatter_(1, classes, values)
+        return spread(values, parts[1], torch.where(exact, 0.0, rest), self.num_classes)
 
 
 def _probabilities_kept(top_k: int | None, num_classes: int) -> int:

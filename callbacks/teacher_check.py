@@ -85,7 +85,7 @@ class TeacherCheck(Callback):
             )
         if images:
             data = getattr(trainer, "datamodule", None)
-            _report(teacher, counts, getattr(data, "class_names", None))
+            _report(getattr(teacher, "asked", teacher), counts, getattr(data, "class_names", None))
 
 
 class _Counts(NamedTuple):
@@ -193,7 +193,7 @@ def _count_answers(trainer: Trainer, teacher: nn.Module) -> _Counts:
                     break
                 raw_batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(raw_batch))
                 batch = Batch.of(raw_batch)
-                logits = _ask(teacher, batch)
+                logits = _ask(teacher, batch, loader_number)
                 if logits is None:
                     continue
                 count = counter.count(loader, number, len(batch.target), loader_number)
@@ -202,7 +202,7 @@ def _count_answers(trainer: Trainer, teacher: nn.Module) -> _Counts:
                     with ExitStack() as stack:
                         for run in runs:
                             stack.enter_context(run.plainly())
-                        plain_logits = _ask(teacher, batch)
+                        plain_logits = _ask(teacher, batch, loader_number)
                     if plain_logits is not None:
                         count_up(plain, plain_logits[:count], batch.target[:count])
     answers, plain = (trainer.strategy.reduce(counts, reduce_op="sum") for counts in (answers, plain))
@@ -211,9 +211,12 @@ def _count_answers(trainer: Trainer, teacher: nn.Module) -> _Counts:
     return _Counts(table, int(answers[-2]), plain_table if has_plain else None, int(plain[-2]))
 
 
-def _ask(teacher: nn.Module, batch: Batch) -> Tensor | None:
-    logits: Tensor | None = teacher(batch).logits if isinstance(teacher, Teacher) else teacher(batch.image)
-    return logits
+def _ask(teacher: nn.Module, batch: Batch, loader: int) -> Tensor | None:
+    if not isinstance(teacher, Teacher):
+        logits: Tensor = teacher(batch.image)
+        return logits
+    with teacher.evaluating(loader):
+        return teacher(batch).logits
 
 
 def _num_classes(teacher: nn.Module) -> int | None:

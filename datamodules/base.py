@@ -51,10 +51,12 @@ class ImageDataModule(LightningDataModule):
             by one. ``"files"``: nowhere; they are read in each epoch. ``"auto"``: the first of these that is possible.
             All are the same recipe, but ``"device"`` draws other random numbers, so that a run that is resumed must
             keep to it.
+        views: V >= 1: epoch e has the views of epoch ``e mod V`` again, as `TeacherCaching` needs; see `KeyedSampler`.
+            None has others in each epoch.
 
     Raises:
-        ValueError: If a batch size or ``repeats`` is < 1, ``num_workers`` is < 0, or ``storage`` is unknown; when the
-            images are read, if they have several sizes and ``storage`` is ``"device"``.
+        ValueError: If a batch size, ``repeats`` or ``views`` is < 1, ``num_workers`` is < 0, or ``storage`` is unknown;
+            when the images are read, if they have several sizes and ``storage`` is ``"device"``.
     """
 
     num_classes: int
@@ -73,9 +75,10 @@ class ImageDataModule(LightningDataModule):
         repeats: int = 1,
         mixing: Mixing | None = None,
         storage: Storage = "auto",
+        views: int | None = None,
     ) -> None:
         super().__init__()
-        check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, repeats=repeats)
+        check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, repeats=repeats, views=views)
         check_at_least(0, num_workers=num_workers)
         check_choice(Storage, storage=storage)
         self.batch_size = batch_size
@@ -85,6 +88,7 @@ class ImageDataModule(LightningDataModule):
         self.repeats = repeats
         self.mixing = mixing
         self.storage = storage
+        self.views = views
         self._workers_are_chosen = num_workers is None
         self._progress: Progress = {}  # of a checkpoint that the trainer below resumes
         self._resuming_trainer: Trainer | None = None
@@ -116,10 +120,10 @@ class ImageDataModule(LightningDataModule):
         leave_at_exit()
         data, seed = self._training_set(), self._seed()
         if self.trainer is None:
-            return self._loader(data, self.batch_size, KeyedSampler(data, seed, repeats=self.repeats))
+            return self._loader(data, self.batch_size, KeyedSampler(data, seed, repeats=self.repeats, views=self.views))
         # The times of files may differ between machines, but all ranks must agree on what has changed.
         data.identities = self.trainer.strategy.broadcast(data.identities)
-        self._sampler = ResumingSampler(self.trainer, data, seed, self.repeats)
+        self._sampler = ResumingSampler(self.trainer, data, seed, self.repeats, self.views)
         self._sampler.begin(self._resumed_progress(), self.batch_size)
         return self._loader(data, self.batch_size, self._sampler)
 

@@ -35,6 +35,7 @@ class DigitsDataModule(ImageDataModule):
         repeats: Views of an image in an epoch, see `ImageDataModule`.
         mixing: Mixup and cutmix, or None.
         storage: As of `ImageDataModule`; ``"files"`` is ``"host"`` here.
+        views: As of `ImageDataModule`.
 
     Source:
         Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
@@ -59,8 +60,9 @@ class DigitsDataModule(ImageDataModule):
         repeats: int = 1,
         mixing: Mixing | None = None,
         storage: Storage = "auto",
+        views: int | None = None,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, seed, repeats, mixing, storage)
+        super().__init__(batch_size, eval_batch_size, num_workers, seed, repeats, mixing, storage, views)
         self.train_transform = train_transform or _Affine()
 
     @property

@@ -82,6 +82,7 @@ class FilesDataModule(ImageDataModule):
             ``std`` are None.
         max_damaged: Share of damaged files in a split above which they are an error, 0..1; a single one never is.
         storage: As of `ImageDataModule`.
+        views: As of `ImageDataModule`.
 
     Raises:
         ValueError: If an argument is out of range. Before training, if too many files are damaged, or all of a class.
@@ -104,8 +105,9 @@ class FilesDataModule(ImageDataModule):
         check: bool = True,
         max_damaged: float = 0.01,
         storage: Storage = "auto",
+        views: int | None = None,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, seed, repeats, mixing, storage)
+        super().__init__(batch_size, eval_batch_size, num_workers, seed, repeats, mixing, storage, views)
         check_fraction(decode_memory=decode_memory, max_damaged=max_damaged)
         check_choice((1, 3), channels=channels)
         check_at_least(1, image_size=image_size)

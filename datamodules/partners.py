@@ -13,9 +13,7 @@ from lit_distill.batch import Batch
 from lit_distill.datamodules.batched.draws import Draws
 from lit_distill.datamodules.indexed import IndexedDataset
 from lit_distill.datamodules.mixing import Mixing, MixPlan, mix
-from lit_distill.datamodules.sampler import epoch_order, order_seed
-
-_STEP = 8
+from lit_distill.datamodules.sampler import STEP, epoch_order, order_seed
 
 Key = tuple[int, int]  # (view, sample)
 
@@ -69,7 +67,7 @@ def _places(place: dict[Key, int], keys: Iterable[Key]) -> Tensor:
 def _partners(count: int, seed: int, epoch: int) -> Tensor:
     order = epoch_order(count, seed, epoch)
     place = torch.arange(count)
-    other = place ^ _STEP
+    other = place ^ STEP
     partner = torch.empty_like(order)
     partner[order] = order[torch.where(other < count, other, place - 1)]
     return partner

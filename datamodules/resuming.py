@@ -72,9 +72,11 @@ class Progress(TypedDict, total=False):
 class ResumingSampler(KeyedSampler):
     """Begins where training stopped, be it with another batch size, number of processes or set of photos."""
 
-    def __init__(self, trainer: Trainer, data: IndexedDataset, seed: int, repeats: int) -> None:
+    def __init__(
+        self, trainer: Trainer, data: IndexedDataset, seed: int, repeats: int, views: int | None = None
+    ) -> None:
         self.trainer = trainer
-        super().__init__(data, seed, repeats=repeats)
+        super().__init__(data, seed, repeats=repeats, views=views)
         self.identities = data.identities
         if self.identities is not None and data.rows is not None:
             self.identities = self.identities[data.rows]

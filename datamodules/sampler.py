@@ -11,6 +11,7 @@ from lit_distill.checks import check_at_least
 from lit_distill.identity import check_rows
 from lit_distill.keys import derive_seed
 
+STEP = 8  # places from a sample to its partner for mixing
 _ORDER = 0x0BDE  # keeps the order's key apart from those of the samples, which are (seed, view, index)
 
 
@@ -41,6 +42,10 @@ class KeyedSampler(DistributedSampler[Any]):
     R times each: next to one another, so that R ranks have one each, and as distinct views, ``epoch * R + r`` for r in
     0..R-1. The other rows have their turn in other epochs.
 
+    With ``views`` = V, epoch e has the views of epoch ``e mod V`` again, in another order: what was computed from a
+    view can be used again. Samples that are partners for mixing stay near each other. V epochs have each pair of the V
+    views and N rows once; with repeats a row then has R views in every R epochs.
+
     Args:
         dataset: Only its length is used.
         seed: Seed of the order.
@@ -49,10 +54,11 @@ class KeyedSampler(DistributedSampler[Any]):
         rank: This rank, 0..num_replicas-1; by default likewise.
         drop_last: Leave out the last rows instead of repeating the first when the ranks cannot share evenly.
         repeats: R >= 1, views of a row in an epoch; 3 in DeiT.
+        views: V >= 1, a multiple of R; None has another view in each epoch.
 
     Raises:
-        ValueError: If ``repeats`` is < 1, ``rank`` is none of the ranks, or ``dataset`` is a part of an
-            `IndexedDataset` or joins several.
+        ValueError: If ``repeats`` or ``views`` is < 1, V is no multiple of R, ``rank`` is none of the ranks, or
+            ``dataset`` is a part of an `IndexedDataset` or joins several.
 
     Source:
         Berman et al., "MultiGrain", arXiv 1902.05509; Hoffer et al., "Augment your batch", arXiv 1901.09335. DeiT's
@@ -65,6 +71,10 @@ class KeyedSampler(DistributedSampler[Any]):
         [(3, 0), (3, 1), (3, 2), (3, 3)]
         >>> list(KeyedSampler(range(4), shuffle=False, repeats=2))
         [(0, 0), (1, 0), (0, 1), (1, 1)]
+        >>> sampler = KeyedSampler(range(2), shuffle=False, views=3)
+        >>> sampler.set_epoch(4)
+        >>> list(sampler)
+        [(1, 0), (1, 1)]
     """
 
     def __init__(
@@ -76,12 +86,18 @@ class KeyedSampler(DistributedSampler[Any]):
         rank: int | None = None,
         drop_last: bool = False,
         repeats: int = 1,
+        views: int | None = None,
     ) -> None:
         check_rows(dataset)
-        check_at_least(1, repeats=repeats)
+        check_at_least(1, repeats=repeats, views=views)
+        if views is not None and views % repeats:
+            raise ValueError(
+                f"views must be a multiple of repeats={repeats}, so that all rows have as many, got {views}"
+            )
         self.samples = dataset
         super().__init__(cast("Any", dataset), num_replicas or 1, rank or 0, shuffle, order_seed(seed), drop_last)
         self.repeats = repeats
+        self.views = views
         self._fixed_ranks = num_replicas, rank
         self._resumed: tuple[int, int, list[int] | None] = (0, 0, None)  # epoch, samples done, keys trained
         self.share_out()
@@ -127,13 +143,44 @@ class KeyedSampler(DistributedSampler[Any]):
         keys = self.keys_left()
         for place in range(self.rank, self._share(len(keys)) * self.num_replicas, self.num_replicas):
             sample, view = divmod(keys[place % len(keys)], self.repeats)
-            yield self.epoch * self.repeats + view, sample
+            yield self.first_view() + view, sample
+
+    def first_view(self) -> int:
+        """Return the first view of the epoch, which has ``repeats`` of them."""
+        return self._block() * self.repeats
+
+    def _block(self) -> int:
+        """Return the number of the order whose rows have the epoch's views."""
+        return self.epoch if self.views is None else self.epoch % self.views // self.repeats
 
     def keys(self, length: int | None = None) -> list[int]:
         """Return ``sample * repeats + r`` in the epoch's order, over all ranks, if there were ``length`` samples."""
         length = len(self.samples) if length is None else length
-        samples = epoch_order(length, self.seed, self.epoch).tolist() if self.shuffle else range(length)
-        return [sample * self.repeats + view for sample in samples for view in range(self.repeats)][:length]
+        samples = epoch_order(length, self.seed, self._block()) if self.shuffle else torch.arange(length)
+        keys = (samples[:, None] * self.repeats + torch.arange(self.repeats)).flatten()
+        if self.views is None:
+            return keys[:length].tolist()
+        # R epochs share out an order of R views a row.
+        start = self.epoch % self.views % self.repeats * length
+        keys = keys[start : start + length]
+        if self.shuffle and self.epoch >= self.views:
+            keys = self._reordered(keys, start)
+        return keys.tolist()
+
+    def _reordered(self, keys: Tensor, start: int) -> Tensor:
+        """Return the keys in an order of this epoch, which keeps partners as near each other as they are.
+
+        Args:
+            keys: Part of an order, a multiple of its ``repeats`` or less.
+            start: Where it starts there.
+        """
+        size = 2 * STEP * self.repeats  # of a group of rows in which each has its partner
+        head = min(-start % size, len(keys))
+        whole = (len(keys) - head) // size * size
+        pairs = keys[head : head + whole].view(-1, 2, STEP, self.repeats).transpose(1, 2).reshape(-1, 2, self.repeats)
+        pairs = pairs[epoch_order(len(pairs), self.seed, self.epoch)]
+        body = pairs.view(-1, STEP, 2, self.repeats).transpose(1, 2).flatten()
+        return torch.cat([keys[:head], body, keys[head + whole :]])
 
     def keys_left(self) -> list[int]:
         """Return the keys of the epoch that are to be dealt out: all, or those that were not trained before."""

@@ -27,13 +27,16 @@ def fast_networks(teacher: nn.Module | None) -> dict[str, FastNetwork]:
 
 def tune(trainer: Trainer, teacher: nn.Module | None, batch: object) -> None:
     """Have the teacher choose what is fastest for a batch of training; all ranks call it in the same step."""
+    parts = _parts(teacher)
     if all(network.is_tuned for network in fast_networks(teacher).values()):
+        return
+    if any(getattr(part, "is_away", False) for part in parts.values()):  # a cache answers, and the weights are on disk
         return
     epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
     steps = math.inf if trainer.max_steps == -1 else trainer.max_steps * trainer.accumulate_grad_batches
     calls = min(trainer.num_training_batches * epochs, steps)
     with trainer.precision_plugin.forward_context():
-        for part in _parts(teacher).values():
+        for part in parts.values():
             part.tune(Batch.of(batch), calls)
 
 

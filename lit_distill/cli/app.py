@@ -22,7 +22,14 @@ import torch
 from typing_extensions import override
 
 from lit_distill._lazy import import_all
-from lit_distill.callbacks import DivergenceCheck, LearningWithRetrospection, RunSummary, StepSeed, TeacherCheck
+from lit_distill.callbacks import (
+    DivergenceCheck,
+    LearningWithRetrospection,
+    RunSummary,
+    StepSeed,
+    TeacherCaching,
+    TeacherCheck,
+)
 from lit_distill.checkpoint import AtomicCheckpointIO
 from lit_distill.checks import did_you_mean
 from lit_distill.cli.arguments import add_common_flags, parse, with_class_names, with_recipes
@@ -56,6 +63,7 @@ _BEST_BY = "val/accuracy_mean_probs"
 # Commands with parsers of their own, and what they do.
 _OTHER_COMMANDS = {
     "distill": "Make a teacher, a student and its export from a folder of photos: distill PHOTOS.",
+    "cache": "Look at a cache of a teacher's answers, fill it ahead or throw it away: cache info FOLDER.",
     "export": "Write the student of a checkpoint as safetensors and ONNX.",
 }
 _DESCRIPTION = (
@@ -120,6 +128,12 @@ class DistillCLI(LightningCLI):
             type=LearningWithRetrospection | None,
             default=None,
             help="Learning with Retrospection; --retrospection.interval=3 turns it on, --retrospection=null off.",
+        )
+        parser.add_argument(
+            "--teacher_cache",
+            type=TeacherCaching | None,
+            default=None,
+            help="Ask the teacher once for each view of an image; --teacher_cache.views=10 turns it on.",
         )
         parser.add_class_arguments(BestCheckpoint, "checkpoint", fail_untyped=False, sub_configs=True)
         parser.set_defaults(
@@ -224,6 +238,7 @@ class DistillCLI(LightningCLI):
             StepSeed(),
             DivergenceCheck(),
             *as_list(made.retrospection),
+            *(as_list(made.teacher_cache) if self.subcommand == "fit" else []),
             RunSummary(best.monitor, best.mode) if best.monitor else RunSummary(),
             TeacherCheck(),  # after those that may stop the run
         ]

@@ -15,7 +15,7 @@ from lit_distill.cli.signals import end_with_parent, in_stage, stop_signals
 from lit_distill.processes import leave_at_exit
 
 # The modules of commands with parsers of their own; "distil" is how the British write it.
-_MODULES = {"distill": "distill", "distil": "distill", "export": "export"}
+_MODULES = {"distill": "distill", "distil": "distill", "export": "export", "cache": "cache"}
 _IGNORED_WARNINGS = (
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # lightning 2.6 with torch >= 2.15
     "Starting from v1.9.0, `tensorboardX` has been removed",  # the CSV logger is meant to serve without it

@@ -32,12 +32,13 @@ _EXPECTED: dict[str, type] = {
     "data": LightningDataModule,
     "trainer": Trainer,
     "retrospection": Callback,
+    "teacher_cache": Callback,
     "checkpoint": BestCheckpoint,
     "seed_everything": int,
     "num_threads": int,
 }
 _WITHOUT_FIT = ("seed_everything", "num_threads", "trust", "model", "data")  # all that test and predict need
-_SECTIONS = (*_WITHOUT_FIT, "trainer", "retrospection", "checkpoint")
+_SECTIONS = (*_WITHOUT_FIT, "trainer", "retrospection", "teacher_cache", "checkpoint")
 # Arguments of the trainer that are about another machine, or not for a file to choose.
 _MACHINE = (
     *("accelerator", "strategy", "devices", "num_nodes"),
@@ -119,7 +120,9 @@ def _safe(config: Mapping[str, object], path: Path) -> dict[str, object]:
         safe["trainer"] = {key: value for key, value in trainer.items() if key not in _MACHINE}
     for key, kind in _EXPECTED.items():
         check_value(safe.get(key), kind, key, path)
-    return safe | {key: map_leaves(safe[key], _inside) for key in ("trainer", "checkpoint") if key in safe}
+    return safe | {
+        key: map_leaves(safe[key], _inside) for key in ("trainer", "teacher_cache", "checkpoint") if key in safe
+    }
 
 
 def _inside(value: object) -> object:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lit_distill.models.serving import Prediction, predict
     from lit_distill.models.teacher import FrozenTeacher
     from lit_distill.models.teacher_base import Teacher
+    from lit_distill.models.teacher_cache import TeacherCache
     from lit_distill.models.timm_student import TimmStudent
     from lit_distill.models.tokenizers import PatchTokenizer, TokensToToken
     from lit_distill.models.transformer import Attention, FeedForward, Transformer
@@ -34,6 +35,7 @@ else:
             "serving": ["Prediction", "predict"],
             "teacher": ["FrozenTeacher"],
             "teacher_base": ["Teacher"],
+            "teacher_cache": ["TeacherCache"],
             "timm_student": ["TimmStudent"],
             "tokenizers": ["PatchTokenizer", "TokensToToken"],
             "transformer": ["Attention", "FeedForward", "Transformer"],
@@ -55,6 +57,7 @@ __all__ = [
     "Prediction",
     "StudentOutput",
     "Teacher",
+    "TeacherCache",
     "TeacherOutput",
     "TimmStudent",
     "TokensToToken",

@@ -1,6 +1,7 @@
 """What all teachers have in common: they answer, and never learn."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Self
 
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from typing_extensions import override
 
 from lit_distill.batch import Batch
+from lit_distill.fingerprint import digest_of
 from lit_distill.models.fast import FastNetwork
 from lit_distill.models.output import TeacherOutput
 
@@ -77,6 +79,14 @@ class Teacher(nn.Module):
     def grouping(self) -> dict[str, object]:
         """Return in plain containers how the teacher combines its classes, for checkpoints; empty if it does not."""
         return {}
+
+    def identity(self) -> str:
+        """Return a digest of all that decides its answers: weights, statistics, layers and settings."""
+        return digest_of(self)
+
+    def evaluating(self, loader: int) -> AbstractContextManager[None]:
+        """Answer, inside the block, to the batches of the validation set's loader of this number, counted from 0."""
+        return nullcontext()
 
     def notes(self) -> list[str]:
         """Return what a user may want to know before training with this teacher."""

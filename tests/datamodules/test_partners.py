@@ -68,3 +68,14 @@ def test_rows_that_are_left_out_are_nobodys_partner() -> None:
 
 def test_a_sample_without_a_view_has_the_first() -> None:
     assert as_keys([4, (3, 5)]) == [(0, 4), (3, 5)]
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_partners_stay_in_one_batch_when_views_come_again(repeats: int) -> None:
+    partners = Partners(160, seed=3, repeats=repeats)
+    sampler = KeyedSampler(range(160), seed=3, repeats=repeats, views=2)
+    for epoch in range(6):
+        sampler.set_epoch(epoch)
+        keys, size = list(sampler), 16 * repeats
+        for start in range(0, 160, size):
+            assert len(partners.join(keys[start : start + size])[0]) == size

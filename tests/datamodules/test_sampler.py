@@ -200,3 +200,33 @@ def test_a_loader_made_before_the_processes_gives_each_rank_its_share(tmp_path, 
 def test_a_rank_is_one_of_the_ranks() -> None:
     with pytest.raises(ValueError, match=r"Invalid rank 2, rank should be in the interval \[0, 1\]"):
         KeyedSampler(range(3), num_replicas=2, rank=2)
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 3])
+@pytest.mark.parametrize("rows", [5, 24, 50, 101])
+def test_views_come_again_after_their_number_of_epochs(rows: int, repeats: int) -> None:
+    sampler, epochs = KeyedSampler(range(rows), seed=5, repeats=repeats, views=6), []
+    for epoch in range(18):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
+    assert sorted(key for keys in epochs[:6] for key in keys) == [
+        (view, row) for view in range(6) for row in range(rows)
+    ]
+    for epoch in range(6, 18):
+        assert sorted(epochs[epoch]) == sorted(epochs[epoch % 6])
+        assert rows < 100 or epochs[epoch] != epochs[epoch % 6]
+        assert rows < 100 or epochs[epoch] != epochs[(epoch + 6) % 18]
+
+
+def test_before_views_come_again_the_order_is_the_usual_one() -> None:
+    usual, cycling = KeyedSampler(range(50), seed=5), KeyedSampler(range(50), seed=5, views=4)
+    for epoch in range(4):
+        usual.set_epoch(epoch)
+        cycling.set_epoch(epoch)
+        assert list(usual) == list(cycling)
+
+
+def test_all_rows_get_as_many_views() -> None:
+    with pytest.raises(ValueError, match="views must be a multiple of repeats=3, so that all rows have as many, got 4"):
+        KeyedSampler(range(8), repeats=3, views=4)
+    assert [*KeyedSampler(range(3), shuffle=False, views=1)] == [(0, 0), (0, 1), (0, 2)]

@@ -17,7 +17,6 @@ from lit_distill.models.taps import tapped
 from lit_distill.models.variants import PLAIN, Variant
 
 FOLDED = Variant(folded=True, channels_last=True)
-on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def network(seed: int = 0, classes: int = 5) -> nn.Sequential:
@@ -323,7 +322,6 @@ def test_all_ranks_take_what_rank_0_has_measured(away: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.gpu
-@on_a_gpu
 @pytest.mark.parametrize("calls", [1, 1e9])
 def test_a_gpu_chooses_once_and_agrees_with_the_plain_network(calls: float, tmp_path: Any, monkeypatch: Any) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -348,7 +346,6 @@ def test_a_gpu_chooses_once_and_agrees_with_the_plain_network(calls: float, tmp_
 
 
 @pytest.mark.gpu
-@on_a_gpu
 def test_a_gpu_runs_every_candidate() -> None:
     torch.manual_seed(0)
     net = timm.create_model("resnet10t", num_classes=7).cuda().eval().requires_grad_(False)
@@ -366,7 +363,6 @@ def test_a_gpu_runs_every_candidate() -> None:
 
 
 @pytest.mark.gpu
-@on_a_gpu
 def test_a_gpu_keeps_the_choice_of_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FastNetwork, "measure", lambda *_: pytest.fail("measured"))
     net, image, run = network().cuda(), torch.rand(2, 3, 8, 8, device="cuda"), FastNetwork()

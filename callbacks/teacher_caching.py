@@ -1,0 +1,251 @@
+"""The teacher is asked once for each view, and never again."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+import torch
+from typing_extensions import override
+
+from lit_distill.checks import check_at_least
+from lit_distill.datamodules.fingerprints import evaluation_parts, training_parts
+from lit_distill.datamodules.indexed import IndexedDataset
+from lit_distill.datamodules.sampler import KeyedSampler
+from lit_distill.distillation import losses_of
+from lit_distill.evaluation import loaders_of
+from lit_distill.models.answer_rows import AnswerRows
+from lit_distill.models.answers import Answers, caches_in
+from lit_distill.models.teacher_base import Teacher
+from lit_distill.models.teacher_cache import Source, TeacherCache
+
+
+class TeacherCaching(Callback):
+    """Keep the teacher's logits on disk by view and row, and do not ask it again for a view that is there.
+
+    Epoch e has the views of epoch ``e mod views``. The first epochs fill the cache without a pass of their own; the
+    later ones read it, and so does every later run that has the same teacher, data, seed and augmentation. Answers to
+    the validation images are kept too. Once everything is there, the teacher's weights leave memory. Temperature, loss,
+    alpha, student and epochs may change: the cache stays valid, and so it does with more ``views``.
+
+    What is read is what would be answered, rounded to float16, also while the cache fills: a run that fills it and one
+    that reads it train the same network. A view is served once all of its rows are there; until then the teacher is
+    asked. With several ranks each writes what it was answered, and a folder that they share makes one cache of it.
+
+    Needs a module whose ``teacher`` is a `Teacher`, such as `LitDistiller`, losses on logits, and a data module of this
+    package; or a loader of ``IndexedDataset(..., with_view=True)`` with ``KeyedSampler(..., views=...)``.
+
+    Args:
+        views: V >= 1, views of each image. Fewer save more time and cost accuracy: an epoch repeats the images of V
+            epochs before.
+        folder: Where caches are, each in a folder that is named after what it is made of.
+        top_k: Keep this many logits of an answer, and the sum of the rest; see `AnswerRows`. By default all.
+        single_view: Allow ``views=1``, with which the student sees every image in one form only, and overfits.
+
+    Raises:
+        ValueError: If ``views`` or ``top_k`` is < 1; or ``views`` is 1 without ``single_view``; before the first step,
+            if there is no teacher, a loss is not on logits, or training images are not keyed by their view.
+
+    Source:
+        The idea of a fixed number of stored views: Shen and Xing, "A fast knowledge distillation framework", arXiv
+        2112.01528; Wu et al., "TinyViT", arXiv 2207.10666. Both store augmentations; keyed views need none.
+
+    Example:
+        >>> trainer = Trainer(callbacks=TeacherCaching(views=10), logger=False)
+    """
+
+    def __init__(
+        self,
+        views: int,
+        folder: str | Path = "teacher_cache",
+        top_k: int | None = None,
+        single_view: bool = False,
+    ) -> None:
+        super().__init__()
+        check_at_least(1, views=views, top_k=top_k)
+        if views == 1 and not single_view:
+            raise ValueError(
+                "views=1 shows the student every image in one form only, and it overfits: take more views, or set "
+                "single_view=True if that is meant"
+            )
+        self.views = views
+        self.folder = Path(folder)
+        self.top_k = top_k
+        self._cache: TeacherCache | None = None
+        self._train: Source | None = None
+        self._sampler: KeyedSampler | None = None
+        self._epoch = -1  # whose views the source has
+        self._error_is_told = False
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        teacher, distillation = getattr(pl_module, "teacher", None), getattr(pl_module, "distillation", None)
+        if not isinstance(teacher, Teacher) or distillation is None:
+            raise ValueError("teacher_cache needs a teacher and a distillation loss: give both, or leave it out")
+        inner = [name for name, loss in losses_of(distillation).items() if getattr(loss, "teacher_layer", None)]
+        if inner:
+            raise ValueError(
+                f"{', '.join(inner)} is about layers inside the teacher, and teacher_cache keeps its logits only: "
+                "leave one of them out"
+            )
+        data = getattr(trainer, "datamodule", None)
+        if data is not None and hasattr(data, "views"):
+            if data.views not in (None, self.views):
+                raise ValueError(f"teacher_cache.views={self.views}, but data.views={data.views}: give the first alone")
+            data.views = self.views
+        self._cache, self._train, self._epoch = TeacherCache(teacher), None, -1
+        pl_module.teacher = self._cache
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._cache is None:
+            return
+        loader = trainer.train_dataloader
+        data, sampler = getattr(loader, "dataset", None), getattr(loader, "sampler", None)
+        if not isinstance(data, IndexedDataset) or not isinstance(sampler, KeyedSampler) or sampler.views != self.views:
+            raise ValueError(
+                f"teacher_cache needs batches with a view and an index, of KeyedSampler(..., views={self.views}) and "
+                "IndexedDataset(..., with_view=True), as a data module's without overfit_batches; got "
+                f"{type(sampler).__name__} and {type(data).__name__}"
+            )
+        teacher = self._cache.asked
+        classes = teacher.num_classes or getattr(getattr(trainer, "datamodule", None), "num_classes", None)
+        if classes is None:
+            raise ValueError("teacher_cache cannot tell the teacher's number of classes: give it num_classes")
+        rows = AnswerRows(classes, self.top_k)
+        common = {"teacher": teacher.identity(), "precision": str(trainer.precision), "rows": str(rows)}
+        self._sampler = sampler
+        self._train = self._open(trainer, "train", {**common, **training_parts(data, sampler.repeats)}, data, rows)
+        for number, each in enumerate(loaders_of(trainer, "val")):
+            dataset = getattr(each, "dataset", None)
+            parts = evaluation_parts(dataset) if isinstance(dataset, IndexedDataset) else None
+            if parts is not None and isinstance(dataset, IndexedDataset):
+                self._cache.evaluated[number] = self._open(trainer, "val", {**common, **parts}, dataset, rows)
+        self._finish(trainer, self._train, [*range(self.views)])
+        self._finish_evaluated(trainer)
+        self._tell(self._train.answers)
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        # Lightning has no hook at the start of an epoch that it resumes.
+        if self._train is not None and trainer.current_epoch != self._epoch:
+            self._epoch = trainer.current_epoch
+            self._begin(trainer)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._train is not None and self._epoch == trainer.current_epoch:
+            self._finish(trainer, self._train, self._current_views())
+
+    @override
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._cache is not None and not trainer.sanity_checking:
+            self._cache.source = self._cache.evaluated.get(dataloader_idx)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._cache is None or self._train is None or trainer.sanity_checking:
+            return
+        self._finish_evaluated(trainer)
+        self._cache.source = self._train
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._cache is None:
+            return
+        sources = [source for source in (self._train, *self._cache.evaluated.values()) if source is not None]
+        for source in sources:  # what a run that was stopped has still in memory
+            source.flush()
+        self._cache.take_back()
+        pl_module.teacher = self._cache.asked
+        self._cache = self._train = self._sampler = None
+
+    def _open(
+        self, trainer: Trainer, kind: str, made_of: dict[str, str], data: IndexedDataset, rows: AnswerRows
+    ) -> Source:
+        """Return a source; all ranks take what the first says it is made of."""
+        made_of = trainer.strategy.broadcast(made_of)
+        wanted = None
+        if data.rows is not None:
+            wanted = data.rows.new_zeros(data.num_rows, dtype=torch.bool).index_fill_(0, data.rows, True)
+        answers = Answers(self.folder, kind, made_of, data.num_rows, rows.stride, wanted)
+        if not answers.folder.exists():
+            _note_difference(answers)
+        elif trainer.is_global_zero:
+            with suppress(OSError):  # read only
+                answers.describe()
+        return Source(answers, rows, keyed=kind == "train")
+
+    def _current_views(self) -> list[int]:
+        first = 0 if self._sampler is None else self._sampler.first_view()
+        return [*range(first, first + (1 if self._sampler is None else self._sampler.repeats))]
+
+    def _begin(self, trainer: Trainer) -> None:
+        """Turn to the views of an epoch."""
+        cache, train = self._cache, self._train
+        if cache is None or train is None:
+            return
+        self._finish_evaluated(trainer)  # TeacherCheck has asked about all of it
+        train.begin(self._current_views(), trainer.strategy.root_device)
+        cache.source = train
+        if train.is_warm and not cache.is_away and self._is_complete(trainer, cache, train):
+            try:
+                cache.put_away(self.folder)
+            except OSError as error:
+                rank_zero_info(f"the teacher stays in memory: {error}")
+
+    def _is_complete(self, trainer: Trainer, cache: TeacherCache, train: Source) -> bool:
+        loaders = [loader for loader in loaders_of(trainer, "val") if loader is not None]
+        validated = len(cache.evaluated) == len(loaders) and all(source.is_warm for source in cache.evaluated.values())
+        return validated and all(train.answers.table(view) is not None for view in range(self.views))
+
+    def _finish_evaluated(self, trainer: Trainer) -> None:
+        for source in () if self._cache is None else self._cache.evaluated.values():
+            self._finish(trainer, source, [0])  # whether warm or not, for all ranks must come here
+            if not source.is_warm:
+                source.begin([0], trainer.strategy.root_device)
+
+    def _finish(self, trainer: Trainer, source: Source, views: list[int]) -> None:
+        """Write what is noted, and merge what all ranks have written."""
+        source.flush()
+        trainer.strategy.barrier("teacher_cache written")
+        if trainer.is_global_zero:
+            source.merge(views)
+        trainer.strategy.barrier("teacher_cache merged")
+        if source.error is not None and not self._error_is_told:
+            self._error_is_told = True
+            rank_zero_warn(
+                f"the teacher's answers are no longer written to {self.folder} ({source.error}); training goes on, and "
+                "asks the teacher for what is not there"
+            )
+
+    def _tell(self, answers: Answers) -> None:
+        """Say where the cache is and what it has."""
+        views = sum(answers.table(view) is not None for view in range(self.views))
+        size = answers.num_rows * answers.stride * self.views
+        damaged = f"; {answers.damaged} damaged shards are filled again" if answers.damaged else ""
+        rank_zero_info(
+            f"teacher cache: {views} of {self.views} views are in {answers.folder}, which takes {size / 1e6:.3g} MB "
+            f"with all of them{damaged}"
+        )
+
+
+def _note_difference(answers: Answers) -> None:
+    """Say which parts differ from those of the most similar cache of its kind, if there is one."""
+    differences = [
+        _differences(other.made_of, answers.made_of) for other in caches_in(answers.folder.parent, answers.kind)
+    ]
+    if differences:
+        parts = ", ".join(sorted(differences, key=len)[0])
+        rank_zero_info(f"teacher cache: a new one begins, since the ones in {answers.folder.parent} differ in {parts}")
+
+
+def _differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+    # The images differ whenever a part does that makes them.
+    return [name for name in names if not name.endswith(" images")] or names or ["the number of images"]
