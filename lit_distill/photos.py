@@ -13,7 +13,9 @@ import warnings
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 with suppress(ImportError):  # the extra lit-distill[heif]; Pillow alone cannot read what iPhones write
     from pillow_heif import register_heif_opener
@@ -24,8 +26,9 @@ with suppress(ImportError):  # the extra lit-distill[heif]; Pillow alone cannot 
 # text of a photo, 64 MB, stays.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
-# libjpeg halves with a coarse filter. From an image three times as large Pillow averages that away.
-_DRAFT = 3
+# libjpeg halves with a coarse filter. An image twice as large as wanted averages that away: 0.14 grey levels from the
+# whole photo, where it would be 0.13 without halving (benchmarks/photos_from_disk.py).
+_DRAFT = 2
 
 # Pillow knows these by name only: it needs another program for their pixels, or has none.
 _NO_PIXELS = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
@@ -69,14 +72,14 @@ def read_image(
         ((200, 150), 'RGB', (255, 255, 255))
     """
     with _os_errors(), _open(file, name) as opened:
+        extent: tuple[float, float] = opened.size
         target = _shrunk(opened.size, shrink)
         if target != opened.size:
-            opened.draft(None, (_DRAFT * target[0], _DRAFT * target[1]))  # None: the mode stays
+            drafted = opened.draft(None, (_DRAFT * target[0], _DRAFT * target[1]))  # None: the mode stays
+            extent = drafted[1][2:] if drafted else extent
         opened.load()
         image = _eight_bits(opened, mode)
-        if target != image.size:
-            image = image.resize(target, Image.Resampling.BICUBIC, reducing_gap=3.0)
-        return _upright(image)
+        return _upright(image if target == image.size else _resized(image, target, extent))
 
 
 def size_of(file: str | Path | BinaryIO, name: str | None = None) -> tuple[int, int]:
@@ -158,6 +161,21 @@ def _shrunk(size: tuple[int, int], shrink: int | None) -> tuple[int, int]:
         return size
     width, height = (max(shrink, round(side * shrink / shorter)) for side in size)
     return width, height
+
+
+def _resized(image: Image.Image, target: tuple[int, int], extent: tuple[float, float]) -> Image.Image:
+    """Return the part of an image from its upper left to ``extent``, resized with a bicubic filter.
+
+    Torch's kernel is five times as fast as Pillow's, and one grey level off in 0.3 % of the values. ``extent`` can end
+    within the last column or row: half of an odd side.
+    """
+    pixels = torch.from_numpy(np.atleast_3d(np.asarray(image)))[None].permute(0, 3, 1, 2)  # (1, C, H, W), channels last
+    # Torch rounds the size down: it must not become a pixel less.
+    scale = [(1 + 1e-9) * side / whole for side, whole in zip(target[::-1], extent[::-1], strict=True)]
+    resized = F.interpolate(pixels, scale_factor=scale, mode="bicubic", antialias=True)
+    shrunk = Image.fromarray(resized[0].permute(1, 2, 0).squeeze(2).numpy())
+    shrunk.info = image.info
+    return shrunk
 
 
 def _eight_bits(image: Image.Image, mode: Mode) -> Image.Image:
