@@ -15,11 +15,11 @@ Decoding: to an array or tensor, and "as image", to the Pillow image that all tr
 Evaluation: a photo with `Augmentation.evaluate`, whose pixels must stay. "resized as tensor" resizes torchvision's
 tensor with torch instead.
 
-Training: a photo and one random resized crop of it. `read_image` shrinks it to `Augmentation.sufficient_side`; before,
-it did so with Pillow's bicubic filter. The others read the photo whole; leave all shrinking to the decoder, which
-halves the sides (Pillow's ``draft``) or takes eighths of them (simplejpeg) as long as 1.5 times the sufficient side is
-left; or shrink simplejpeg's array as `read_image` shrinks Pillow's. Differences are those of crops with the same boxes
-from the whole photo. torchvision.io cannot decode to a smaller size.
+Training: a photo and one random resized crop of it. `read_image` shrinks it to `Augmentation.sufficient_side`, from
+simplejpeg's array or from Pillow's image; "before", it did so with Pillow's bicubic filter. The others read the photo
+whole, or leave all shrinking to the decoder, which halves the sides (Pillow's ``draft``) or takes eighths of them
+(simplejpeg) as long as 1.5 times the sufficient side is left. Differences are those of crops with the same boxes from
+the whole photo. torchvision.io cannot decode to a smaller size.
 """
 
 import argparse
@@ -30,15 +30,16 @@ import io
 from pathlib import Path
 import random
 from typing import Any
+from unittest.mock import patch
 
 from measure import Report, Timing, interleave, median_of, options_of, quiet, ratio, scaled, thread
 import numpy as np
 from PIL import Image
 import torch
-from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
+from lit_distill import photos
 from lit_distill.datamodules import Augmentation
 from lit_distill.photos import read_image
 
@@ -95,16 +96,9 @@ def resized_by_pillow(content: bytes, side: int) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
-def resized_from_array(content: bytes, side: int) -> Image.Image:
-    """Return a photo decoded by simplejpeg and shrunk by torch, without a large Pillow image between."""
-    pixels = array(content)
-    height, width = pixels.shape[:2]
-    size = shrunk_size((width, height), side)
-    if size == (width, height):
-        return Image.fromarray(pixels)
-    channels_last = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
-    resized = F.interpolate(channels_last, size[::-1], mode="bicubic", antialias=True)
-    return Image.fromarray(resized[0].permute(1, 2, 0).numpy())
+def without_simplejpeg(content: bytes, side: int) -> Image.Image:
+    with patch.object(photos, "_decode_jpeg", None):
+        return read_image(io.BytesIO(content), shrink=side)
 
 
 def shrunk_size(size: tuple[int, int], side: int) -> tuple[int, int]:
@@ -124,17 +118,17 @@ def difference(pixels: Any, right: Any) -> dict[str, float]:
     return {"max": int(levels.max()), "mean": float(levels.mean())}
 
 
-def timed(works: dict[str, Callable[[bytes], object]], photos: list[bytes], options: argparse.Namespace) -> Any:
+def timed(works: dict[str, Callable[[bytes], object]], contents: list[bytes], options: argparse.Namespace) -> Any:
     """Return the seconds a photo of each work, round by round."""
 
     def run(work: Callable[[bytes], object]) -> None:
-        for photo in photos:
+        for photo in contents:
             work(photo)
 
     timings: dict[str, list[Timing]] = interleave(
         {name: partial(run, work) for name, work in works.items()}, options.rounds, options.seed
     )
-    return {name: [seconds / len(photos) for seconds in thread(taken)] for name, taken in timings.items()}
+    return {name: [seconds / len(contents) for seconds in thread(taken)] for name, taken in timings.items()}
 
 
 def beside(seconds: dict[str, list[float]], first: str) -> dict[str, Any]:
@@ -143,17 +137,17 @@ def beside(seconds: dict[str, list[float]], first: str) -> dict[str, Any]:
     return row | {name: ratio(taken, seconds[first]) for name, taken in seconds.items() if name != first}
 
 
-def decoding(photos: list[bytes], options: argparse.Namespace) -> dict[str, Any]:
+def decoding(contents: list[bytes], options: argparse.Namespace) -> dict[str, Any]:
     reads: dict[str, Read] = {"torchvision": tensor} | ({"simplejpeg": array} if simplejpeg else {})
     images = {f"{name}, as image": partial(image_of, read) for name, read in reads.items()}
-    row = beside(timed({"Pillow": pillow} | reads | images, photos, options), "Pillow")
+    row = beside(timed({"Pillow": pillow} | reads | images, contents, options), "Pillow")
     for name, read in reads.items():
-        found = [difference(image_of(read, photo), pillow(photo)) for photo in photos]
+        found = [difference(image_of(read, photo), pillow(photo)) for photo in contents]
         row[f"{name}: max, mean"] = worst(found)
     return row
 
 
-def evaluation(photos: list[bytes], options: argparse.Namespace) -> dict[str, Any]:
+def evaluation(contents: list[bytes], options: argparse.Namespace) -> dict[str, Any]:
     evaluate = Augmentation().evaluate(options.size)
 
     def by_tensor(content: bytes) -> torch.Tensor:
@@ -172,39 +166,39 @@ def evaluation(photos: list[bytes], options: argparse.Namespace) -> dict[str, An
         if name != "simplejpeg" or simplejpeg:
             works[f"{name}, as image"] = partial(by_image, partial(image_of, read))
     works["torchvision, resized as tensor"] = by_tensor
-    seconds = timed({"reading alone": pillow, **works}, photos, options)
+    seconds = timed({"reading alone": pillow, **works}, contents, options)
     alone = seconds.pop("reading alone")
     row = beside(seconds, "Pillow") | {"reading alone": ratio(alone, seconds["Pillow"])}
     for name, work in works.items():
         if name != "Pillow":
-            found = [difference(work(photo), works["Pillow"](photo)) for photo in photos]
+            found = [difference(work(photo), works["Pillow"](photo)) for photo in contents]
             row[f"{name}: max, mean"] = worst(found)
     return row
 
 
-def training(photos: list[bytes], options: argparse.Namespace) -> dict[str, Any]:
+def training(contents: list[bytes], options: argparse.Namespace) -> dict[str, Any]:
     recipe = Augmentation()
     transform, sufficient = recipe.train(options.size), recipe.sufficient_side(options.size)
     least = round(LEAST * sufficient)
     reads: dict[str, Callable[[bytes], Image.Image]] = {
         "before": partial(resized_by_pillow, side=sufficient),
-        "read_image": lambda content: read_image(io.BytesIO(content), shrink=sufficient),
+        "read_image, Pillow": partial(without_simplejpeg, side=sufficient),
         "whole": pillow,
         "draft alone": partial(drafted, least=least),
     }
     if simplejpeg:
-        reads["simplejpeg, shrunk"] = partial(resized_from_array, side=sufficient)
+        reads["read_image, simplejpeg"] = lambda content: read_image(io.BytesIO(content), shrink=sufficient)
         reads["simplejpeg, eighths alone"] = partial(eighths, least=least)
 
     def sample(read: Callable[[bytes], Image.Image], content: bytes) -> torch.Tensor:
         torch.manual_seed(len(content))
         return transform(read(content))
 
-    seconds = timed({name: partial(sample, read) for name, read in reads.items()}, photos, options)
+    seconds = timed({name: partial(sample, read) for name, read in reads.items()}, contents, options)
     row = beside(seconds, "before")
     for name, read in reads.items():
         if name != "whole":
-            row[f"{name}: max, mean"] = worst([moved(read(photo), pillow(photo), options) for photo in photos])
+            row[f"{name}: max, mean"] = worst([moved(read(photo), pillow(photo), options) for photo in contents])
     return row
 
 
@@ -264,9 +258,9 @@ def main() -> None:
     if simplejpeg is None:
         report.note("simplejpeg is not installed: left out")
     tables: dict[str, Callable[[list[bytes], argparse.Namespace], dict[str, Any]]] = {
-        "Decoding": decoding,
-        "Evaluation": evaluation,
         "Training": training,
+        "Evaluation": evaluation,
+        "Decoding": decoding,
     }
     with quiet():  # torchvision warns that its decoders are deprecated
         for title, measure in tables.items():
