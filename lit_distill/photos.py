@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 import io
 import os
 from pathlib import Path
@@ -25,7 +24,7 @@ with suppress(ImportError):  # the extra lit-distill[heif]; Pillow alone cannot 
     register_heif_opener()
 
 _decode_jpeg: Callable[[bytes], NDArray[np.uint8]] | None = None
-if find_spec("simplejpeg"):  # the extra lit-distill[jpeg]: the pixels are the same without it
+with suppress(ImportError):  # the extra lit-distill[jpeg]; the pixels are the same without it
     _decode_jpeg = import_module("simplejpeg").decode_jpeg
 
 # A PNG with more than 1 MB of text, or with a colour profile as large, is a photo all the same. Pillow's limit on all
