@@ -5,6 +5,7 @@ import os
 import numpy as np
 from PIL import Image, PngImagePlugin
 import pytest
+from torch.nn import functional
 
 from lit_distill import photos
 from lit_distill.photos import as_image, read_image, size_of
@@ -134,15 +135,116 @@ def test_a_longer_shorter_side_is_shrunk(kind: str, size, shrink: int, expected)
 def test_a_large_jpeg_is_shrunk_while_it_is_decoded(monkeypatch) -> None:
     file = written(Image.new("RGB", (4000, 3000)), "JPEG")
     loaded = []
-    original = Image.Image.resize
+    original = functional.interpolate
 
-    def resize(self, *args, **kwargs):
-        loaded.append(self.size)
-        return original(self, *args, **kwargs)
+    def interpolate(pixels, *args, **kwargs):
+        loaded.append(tuple(pixels.shape[2:]))
+        return original(pixels, *args, **kwargs)
 
-    monkeypatch.setattr(Image.Image, "resize", resize)
+    monkeypatch.setattr(functional, "interpolate", interpolate)
     assert read_image(file, shrink=448).size == (597, 448)
-    assert loaded == [(2000, 1500)]  # three times as large as it will be
+    assert loaded == [(1500, 2000)]  # at least twice as large as it will be
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("size", [(333, 250), (250, 1001), (64, 7), (90, 64)])
+def test_a_photo_is_shrunk_as_pillow_does_it_but_for_a_grey_level(mode, size: tuple[int, int]) -> None:
+    # Without black and white: where the first pass cuts off, the order of the passes matters.
+    noise = np.random.default_rng(size[0]).integers(64, 192, (*size[::-1], 3), dtype=np.uint8)
+    file = written(Image.fromarray(noise), "PNG")
+    image = read_image(file, mode, shrink=min(size) * 3 // 5)
+    pillow = read_image(file, mode).resize(image.size, Image.Resampling.BICUBIC)
+    levels = np.abs(np.asarray(image).astype(int) - np.asarray(pillow))
+    assert image.mode == mode
+    assert levels.max() <= 1
+
+
+@pytest.mark.parametrize("size", [(640, 480), (641, 481), (643, 487)])
+def test_halving_while_decoding_moves_nothing(size: tuple[int, int]) -> None:
+    """Of an odd side the last half pixel is no part of the photo; counted in, it changes pixels by 4 levels."""
+    tiles = np.random.default_rng(0).integers(0, 256, (32, 40, 3), dtype=np.uint8)
+    photo = Image.fromarray(tiles).resize(size, Image.Resampling.BICUBIC)
+    file = written(photo, "JPEG", quality=95)
+    image = read_image(file, shrink=120)
+    whole = read_image(file).resize(image.size, Image.Resampling.BICUBIC)
+    assert np.abs(np.asarray(image).astype(int) - np.asarray(whole)).mean() < 0.6
+
+
+def detailed(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
+    width, height = size
+    coarse = np.random.default_rng(width).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).convert(mode)
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize(
+    ("stored", "size", "options"),
+    [
+        ("RGB", (203, 151), {"subsampling": "4:4:4"}),
+        ("RGB", (203, 151), {"subsampling": "4:2:2"}),
+        ("RGB", (203, 151), {"subsampling": "4:2:0"}),
+        ("RGB", (203, 151), {"subsampling": "4:2:0", "progressive": True}),
+        ("RGB", (203, 151), {"keep_rgb": True}),
+        ("RGB", (203, 151), {"restart_marker_blocks": 3}),
+        ("RGB", (203, 151), {"exif": turned(6)}),
+        ("L", (203, 151), {}),
+        ("CMYK", (203, 151), {}),
+        ("RGB", (1, 1), {}),
+        ("RGB", (1, 700), {}),
+        ("RGB", (17, 5), {}),
+        ("RGB", (640, 480), {}),  # halved while it is decoded
+        ("RGB", (3001, 2001), {}),
+    ],
+    ids=str,
+)
+def test_simplejpeg_changes_no_pixel(stored: str, size: tuple[int, int], options, mode, monkeypatch) -> None:
+    pytest.importorskip("simplejpeg")
+    file = written(detailed(size, stored), "JPEG", quality=90, **options)
+    shrinks = [max(1, min(size) * 2 // 3), max(1, min(size) // 4), 1, None]
+    images = [read_image(file, mode, shrink) for shrink in shrinks]
+    monkeypatch.setattr(photos, "_decode_jpeg", None)
+    for image, shrink in zip(images, shrinks, strict=True):
+        pillow = read_image(file, mode, shrink)
+        assert image.mode == pillow.mode
+        assert image.size == pillow.size
+        assert image.tobytes() == pillow.tobytes()
+
+
+def test_simplejpeg_decodes_what_is_shrunk_and_pillow_decides_on_damage(monkeypatch) -> None:
+    pytest.importorskip("simplejpeg")
+    whole = written(detailed((300, 200)), "JPEG").getvalue()
+    decoded, original = [], photos._decode_jpeg
+
+    def decode(content: bytes):
+        pixels = original(content)
+        decoded.append(pixels.shape)
+        return pixels
+
+    monkeypatch.setattr(photos, "_decode_jpeg", decode)
+    read_image(io.BytesIO(whole))
+    assert decoded == []
+    read_image(io.BytesIO(whole), shrink=150)
+    assert decoded == [(200, 300, 3)]
+
+    def outcome(content: bytes) -> object:
+        try:
+            return read_image(io.BytesIO(content), shrink=150).tobytes()
+        except OSError as error:
+            return str(error)
+
+    damaged = [whole[: len(whole) // 2], whole[:-2], whole + b"more"]
+    for place in range(700, len(whole), len(whole) // 30):
+        damaged.append(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+    ours = [outcome(content) for content in damaged]
+    monkeypatch.setattr(photos, "_decode_jpeg", None)
+    assert ours == [outcome(content) for content in damaged]
+    assert isinstance(ours[0], str)
 
 
 def test_damaged_files_are_os_errors_and_say_nothing_else(capfd) -> None:
