@@ -59,6 +59,34 @@ def split_classes(
     return train, val
 
 
+def few_of_each(classes: Mapping[str, Sequence[str]], count: int | None, seed: int, option: str) -> Classes:
+    """Return ``count`` photos of each class: the first ones in an order keyed by seed and name.
+
+    So the choice is the same on every machine, and a larger ``count`` adds photos without replacing any.
+
+    Args:
+        classes: The photos of each class, by name.
+        count: Photos of each class; None keeps all.
+        seed: Seed of the choice.
+        option: What ``count`` is called, for the message.
+
+    Raises:
+        ValueError: If a class has fewer photos.
+
+    Example:
+        >>> few_of_each({"cat": ["a", "b", "c"], "dog": ["d", "e"]}, 1, 42, "train_per_class")
+        {'cat': ['b'], 'dog': ['e']}
+    """
+    few: Classes = {}
+    for label, names in classes.items():
+        if count is not None and len(names) < count:
+            raise ValueError(f"{option} must be at most {len(names)}, the photos of class {label!r}, got {count}")
+        first = sorted(names, key=lambda name: (_place(seed, name), name))[:count] if count else names
+        chosen = set(first)
+        few[label] = [name for name in names if name in chosen]
+    return few
+
+
 def _read(path: Path, fraction: float, seed: int) -> tuple[set[str], set[str]]:
     """Return the photos on each side of a stored split; none if there is none."""
     try:

@@ -57,6 +57,7 @@ _BEST_BY = "val/accuracy_mean_probs"
 _OTHER_COMMANDS = {
     "distill": "Make a teacher, a student and its export from a folder of photos: distill PHOTOS.",
     "export": "Write the student of a checkpoint as safetensors and ONNX.",
+    "study": "Compare losses over several seeds, from one file, and write a table: study digits.",
 }
 _DESCRIPTION = (
     "Distil a teacher into a vision transformer. distill PHOTOS does all of it for a folder of photos, and predict "
