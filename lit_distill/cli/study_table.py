@@ -221,7 +221,7 @@ def _values(runs: Mapping[int, Mapping[str, Any] | None], epoch: str, metric: st
 
 
 def _validated(result: Mapping[str, Any]) -> float:
-    return float(result["validation"]["last"]["val/accuracy_class"])
+    return float(result["validation"].get("last", {}).get("val/accuracy_class", 0.0))
 
 
 def _mean_of(values: Sequence[float]) -> float:
