@@ -27,7 +27,7 @@ from lit_distill.cli.arguments import command_parser, parse
 from lit_distill.cli.report import duration
 from lit_distill.cli.signals import STAGE, Stopped, stop_signals
 from lit_distill.cli.stage import Stage
-from lit_distill.cli.study_measure import TestImages, result_of
+from lit_distill.cli.study_measure import StudyImages, result_of
 from lit_distill.cli.study_plan import Plan, Run, check_unequal, find_study, read_plan, with_seed
 from lit_distill.cli.study_table import draw, write_table
 from lit_distill.files import write_atomically
@@ -101,6 +101,14 @@ class StudyStage(Stage):
     processes = RunningProcesses()
     gpu: int | None = None
 
+    @property
+    @override
+    def done(self) -> bool:
+        try:
+            return super().done
+        except ValueError:  # a done.json that a full disk or a crash of the machine has cut off
+            return False
+
     @override
     def _check(self, config: Mapping[str, object]) -> None:
         pass
@@ -141,7 +149,7 @@ class Task(NamedTuple):
     seed: int
     stage: StudyStage
     run: Run
-    images: TestImages
+    images: StudyImages
 
     @property
     def title(self) -> str:
@@ -178,7 +186,7 @@ class Study:
         self.plan = plan
         self.name = name
         self.output = output
-        self._images: dict[str, TestImages] = {}
+        self._images: dict[str, StudyImages] = {}
         self._teachers = {
             key: self._task(f"teacher {key}", teacher.seed, teacher.run, teacher.epochs)
             for key, teacher in plan.teachers.items()
@@ -290,24 +298,24 @@ class Study:
                 if teacher is task:
                     teachers_done[key].set()
 
-    def _task(
-        self, name: str, seed: int, run: Run, epochs: int, data: Mapping[str, object] | None = None
-    ) -> Task:
+    def _task(self, name: str, seed: int, run: Run, epochs: int, data: Mapping[str, object] | None = None) -> Task:
+        has_own_data = data is None or any(flag.startswith("--data.") and "{seed}" in flag for flag in run.flags)
         run = with_seed(run, seed)
-        if data is None or any(flag.startswith("--data.") and str(seed) in flag for flag in run.flags):
+        if has_own_data:
             data = _resolved(run, epochs)["data"]
         images = self._test_images(data, seed)
         made_from = {} if run.teacher is None else {"teacher": self._teachers[run.teacher].stage.folder.name}
         folder_name = f"{re.sub(r'[^a-z0-9.]+', '-', name.lower()).strip('-')}-seed{seed}"
-        flags = [*run.flags, _SECONDS, *_QUIET]
         inputs = {"images": images.digest(), **made_from}
-        return Task(name, seed, StudyStage(self.output / "runs", folder_name, run.config, epochs, flags, inputs), run, images)
+        flags = [*run.flags, _SECONDS, *_QUIET]
+        stage = StudyStage(self.output / "runs", folder_name, run.config, epochs, flags, inputs)
+        return Task(name, seed, stage, run, images)
 
-    def _test_images(self, data: Mapping[str, object] | None, seed: int) -> TestImages:
+    def _test_images(self, data: Mapping[str, object] | None, seed: int) -> StudyImages:
         key = json.dumps(data, sort_keys=True, default=str)
         if key not in self._images:
             try:
-                self._images[key] = TestImages(data or {})
+                self._images[key] = StudyImages(data or {})
             except ValueError as error:
                 raise ValueError(f"seed {seed}: {error}") from error
         return self._images[key]

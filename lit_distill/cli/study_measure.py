@@ -1,6 +1,6 @@
 """What a run of a study has learned, measured on the test images, and how long it took."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import hashlib
 import json
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from lit_distill.cli.from_checkpoint import instantiated
 from lit_distill.datamodules import FilesDataModule, ImageDataModule
+from lit_distill.datamodules.from_files import Split
 from lit_distill.datamodules.stacked import stack
 from lit_distill.models import load_safely, load_student
 from lit_distill.models.card import card_on
@@ -46,8 +47,8 @@ class RunSeconds(Callback):
         self._before = state_dict["seconds"]
 
 
-class TestImages:
-    """The test images of a data module, read once whichever run asks.
+class StudyImages:
+    """The images of a data module, for all runs that have it.
 
     Args:
         description: The class and arguments of the data module, as a configuration has them.
@@ -62,7 +63,7 @@ class TestImages:
         self.data: ImageDataModule = instantiated(parser, {"data": dict(description)}).data
         self._description = json.dumps(description, sort_keys=True, default=str)
         self._lock = threading.Lock()
-        self._batches: list[tuple[Tensor, Tensor]] = []
+        self._digests: dict[tuple[str, ...], str] = {}
         self.check_classes()
 
     @property
@@ -82,24 +83,31 @@ class TestImages:
 
     def digest(self) -> str:
         """Return what changes when the images to train and validate on do."""
-        contents: object = self._description
-        if isinstance(self.data, FilesDataModule):
-            contents = [self.data.contents(split) for split in ("train", "val") if split in self.data.splits]
-        return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:16]
+        return self._digest("train", "val")
 
     def test_digest(self) -> str:
         """Return what changes when the test images do."""
-        is_files = isinstance(self.data, FilesDataModule)
-        contents: object = cast(FilesDataModule, self.data).contents("test") if is_files else self._description
-        return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:16]
+        return self._digest("test")
 
-    def batches(self) -> list[tuple[Tensor, Tensor]]:
-        """Return the images and targets, batch by batch."""
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the test images and targets, batch by batch."""
         with self._lock:
-            if not self._batches:
-                self.data.setup("test")
-                self._batches = [(batch.image, batch.target) for batch in self.data.test_dataloader()]
-        return self._batches
+            self.data.setup("test")
+            loader = self.data.test_dataloader()
+        for batch in loader:
+            yield batch.image, batch.target
+
+    def _digest(self, *splits: Split) -> str:
+        with self._lock:
+            if splits not in self._digests:
+                contents: object = self._description
+                if isinstance(self.data, FilesDataModule):
+                    # The images to train on are for the runs, which decode them: here they would only take memory.
+                    decode_memory, self.data.decode_memory = self.data.decode_memory, 0.0
+                    contents = [self.data.contents(split) for split in splits if split in self.data.splits]
+                    self.data.decode_memory = decode_memory
+                self._digests[splits] = hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:16]
+            return self._digests[splits]
 
     def _targets(self) -> dict[str, Tensor]:
         if isinstance(self.data, FilesDataModule):
@@ -110,7 +118,7 @@ class TestImages:
         return {split: images.targets for split, images in stacked.items() if not isinstance(images, str)}
 
 
-def measure(checkpoint: Path, images: TestImages, device: str) -> dict[str, float]:
+def measure(checkpoint: Path, images: StudyImages, device: str) -> dict[str, float]:
     """Return accuracy, NLL, ECE and AURC of a checkpoint's student on the test images."""
     student = load_student(checkpoint).to(device)
     head = cast(Any, card_on(student)).get("head", "mean_probs")
@@ -153,7 +161,7 @@ def scores(log_probs: Tensor, target: Tensor) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
-def result_of(last: Path, images: TestImages, device: str) -> dict[str, Any]:
+def result_of(last: Path, images: StudyImages, device: str) -> dict[str, Any]:
     """Measure a run by its last epoch and, if the validation images are others, by its best epoch on these.
 
     Args:

@@ -1,9 +1,11 @@
 """The table of a study: means, spreads, and paired tests against the baseline."""
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 import json
 from pathlib import Path
 import statistics
+import sys
 from typing import Any
 
 import numpy as np
@@ -192,13 +194,13 @@ def markdown(content: Mapping[str, Any]) -> str:
 def draw(table: Path, plot: Path) -> list[Path]:
     """Draw the rows' accuracies with their intervals, if matplotlib is there; return the files written."""
     try:
-        from matplotlib.figure import Figure  # an extra, and slow to import
+        matplotlib_figure = import_module("matplotlib.figure")  # an extra, and slow to import
     except ImportError:
-        print("note: no plot without matplotlib: pip install matplotlib")
+        print("note: no plot without matplotlib: pip install 'lit-distill[study]'", file=sys.stderr)
         return []
     content = json.loads(table.read_text())
     measured = {name: row["last"]["accuracy"] for name, row in content["rows"].items() if row["runs"]}
-    figure = Figure(figsize=(7, 0.4 * len(measured) + 1.2), layout="constrained")
+    figure = matplotlib_figure.Figure(figsize=(7, 0.4 * len(measured) + 1.2), layout="constrained")
     axes = figure.subplots()
     for place, (name, accuracy) in enumerate(measured.items()):
         middle = 100 * accuracy["mean"]
