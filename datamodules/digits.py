@@ -23,8 +23,8 @@ class DigitsDataModule(ImageDataModule):
     """1,797 real 8x8 images of handwritten digits that come inside scikit-learn: nothing to download.
 
     80/20 stratified split, always with seed 42; the held-out fifth serves validation, test and prediction, so compare
-    runs by their last epoch, not by their best, or validate on a part of the training images, ``val_fraction``. Images are float ``(1, 8, 8)``, value / 16. Training images are moved,
-    turned, sheared and scaled a little.
+    runs by their last epoch, not by their best, or validate on a part of the training images, ``val_fraction``. Images
+    are float ``(1, 8, 8)``, value / 16. Training images are moved, turned, sheared and scaled a little.
 
     Args:
         batch_size: Samples a step and rank.

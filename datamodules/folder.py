@@ -8,10 +8,10 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 import torch
 
-from lit_distill.checks import check_at_least, check_choice, check_inside, did_you_mean
+from lit_distill.checks import check_at_least, check_choice, check_fraction, check_inside, did_you_mean
 from lit_distill.datamodules.from_files import FilesDataModule, Labelled
 from lit_distill.datamodules.images import Files
-from lit_distill.datamodules.split import Classes, few_of_each, split_classes
+from lit_distill.datamodules.split import Classes, few_of_each, split_classes, with_wrong_labels
 from lit_distill.datamodules.walk import check_folder, folders_in, is_empty, photos_in, printable
 
 _SPLIT_OF_FOLDER = {  # no class has one of these names
@@ -48,6 +48,8 @@ class ImageFolderDataModule(FilesDataModule):
             default on all.
         val_per_class: Validate on that many of each class.
         test_per_class: Test on that many of each class.
+        wrong_labels: Share of the training photos of each class, 0..1, that are given another class's label, always
+            the same ones for one ``split_seed``: to study labels that lie.
         **kwargs: All other arguments of `FilesDataModule`.
 
     Raises:
@@ -80,10 +82,12 @@ class ImageFolderDataModule(FilesDataModule):
         train_per_class: int | None = None,
         val_per_class: int | None = None,
         test_per_class: int | None = None,
+        wrong_labels: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_inside(0, 1, val_fraction=val_fraction)
+        check_fraction(wrong_labels=wrong_labels)
         check_at_least(1, train_per_class=train_per_class, val_per_class=val_per_class, test_per_class=test_per_class)
         self.root = Path(root)
         self.scan_file = self.root / _STORE / "scan.json"
@@ -99,6 +103,7 @@ class ImageFolderDataModule(FilesDataModule):
         else:
             train, val_classes = split_classes(train, self.root / _STORE / "split.json", val_fraction, split_seed)
         train = few_of_each(train, train_per_class, split_seed, "train_per_class")
+        train = with_wrong_labels(train, wrong_labels, split_seed)
         val_classes = few_of_each(val_classes, val_per_class, split_seed, "val_per_class")
         self.splits = {"train": self._labelled(train, self.root), "val": self._labelled(val_classes, self.root)}
         if "test" in folders:

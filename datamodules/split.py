@@ -75,7 +75,7 @@ def few_of_each(classes: Mapping[str, Sequence[str]], count: int | None, seed: i
 
     Example:
         >>> few_of_each({"cat": ["a", "b", "c"], "dog": ["d", "e"]}, 1, 42, "train_per_class")
-        {'cat': ['b'], 'dog': ['e']}
+        {'cat': ['c'], 'dog': ['e']}
     """
     few: Classes = {}
     for label, names in classes.items():
@@ -85,6 +85,30 @@ def few_of_each(classes: Mapping[str, Sequence[str]], count: int | None, seed: i
         chosen = set(first)
         few[label] = [name for name in names if name in chosen]
     return few
+
+
+def with_wrong_labels(classes: Mapping[str, Sequence[str]], share: float, seed: int) -> Classes:
+    """Give a share of each class's photos to other classes, each of these as likely.
+
+    Which photos and which classes is a pure function of seed and names; a larger ``share`` adds to a smaller one.
+
+    Args:
+        classes: The photos of each class, by name.
+        share: Share of each class that gets a wrong label, 0..1.
+        seed: Seed of the choice.
+
+    Example:
+        >>> with_wrong_labels({"cat": ["a", "b"], "dog": ["c", "d"]}, 0.5, 42)
+        {'cat': ['a', 'c'], 'dog': ['d', 'b']}
+    """
+    labels, wrong = list(classes), {label: list(names) for label, names in classes.items()}
+    for label, names in classes.items():
+        order = sorted(names, key=lambda name: (_place(seed, f"wrong/{name}"), name))
+        others = [other for other in labels if other != label]
+        for name in order[: round(share * len(names))]:
+            wrong[label].remove(name)
+            wrong[others[_place(seed, f"label/{name}") % len(others)]].append(name)
+    return wrong
 
 
 def _read(path: Path, fraction: float, seed: int) -> tuple[set[str], set[str]]:

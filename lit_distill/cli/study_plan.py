@@ -17,7 +17,7 @@ Description = dict[str, Any]
 
 _LWR = "lit_distill.callbacks.LearningWithRetrospection"
 _MEMORY = ("PS-KD", "SAT")  # they replace the criterion's value, as LWR does
-_OF_STUDY = ("base", "epochs", "seeds", "rows", "baseline", "set", "teachers")
+_OF_STUDY = ("extends", "base", "epochs", "seeds", "rows", "baseline", "set", "teachers")
 _OF_TEACHER = ("base", "epochs", "seed", "set")
 # What a row may not choose, since all rows have the same budget, and what a run's folder depends on.
 _FIXED = re.compile(r"trainer\.(max_\w+|min_\w+|limit_\w+|logger|overfit_batches|fast_dev_run)|seed_everything")
@@ -98,7 +98,7 @@ def find_study(name: str) -> Path:
 
 
 def read_plan(path: Path, changed: Mapping[str, object], flags: Sequence[str] = ()) -> Plan:
-    """Read a study.
+    """Read a study. One that ``extends`` another file has all that is in that one, unless it says otherwise.
 
     Args:
         path: The YAML file.
@@ -108,7 +108,10 @@ def read_plan(path: Path, changed: Mapping[str, object], flags: Sequence[str] = 
     Raises:
         ValueError: If it has an unknown key or loss, two equal rows or seeds, or rows of unequal budgets.
     """
-    study = _load(path) | {key: value for key, value in changed.items() if value is not None}
+    study = _load(path)
+    if "extends" in study:
+        study = _merged(_load(path.parent / str(study["extends"])), study)
+    study |= {key: value for key, value in changed.items() if value is not None}
     _check_keys(study, _OF_STUDY, f"{path}", required=("base", "epochs", "seeds", "rows"))
     epochs, seeds = study["epochs"], study["seeds"]
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
@@ -155,6 +158,16 @@ def with_seed(run: Run, seed: int) -> Run:
     """Return the run with a seed, which also replaces ``{seed}`` in its flags."""
     flags = [flag.replace("{seed}", str(seed)) for flag in run.flags]
     return run._replace(config={"seed_everything": seed, "num_threads": 1, **run.config}, flags=flags)
+
+
+def _merged(old: Description, new: Description) -> Description:
+    """Return a study that extends another one, whose rows it replaces."""
+    inner = {
+        key: _merged(old[key], value)
+        for key, value in new.items()
+        if key != "rows" and isinstance(value, dict) and isinstance(old.get(key), dict)
+    }
+    return {**old, **new, **inner}
 
 
 def _named(rows: object, path: Path) -> dict[str, Description]:
@@ -272,7 +285,7 @@ class _Loader(yaml.SafeLoader):
 
 def _load(path: Path) -> Description:
     try:
-        content = yaml.load(path.read_text(), _Loader)  # noqa: S506  # a safe loader
+        content: object = yaml.load(path.read_text(), _Loader)  # noqa: S506  # a safe loader
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):

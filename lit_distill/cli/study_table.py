@@ -233,18 +233,18 @@ def _mean_of(values: Sequence[float]) -> float:
 def _spread(values: Mapping[str, float | None], scale: float, digits: int) -> str:
     mean, deviation = values["mean"], values["deviation"]
     if mean is None:
-        return "–"
+        return "-"
     return f"{scale * mean:.{digits}f}" + ("" if deviation is None else f" ± {scale * deviation:.{digits}f}")
 
 
 def _difference(values: Mapping[str, float | None]) -> str:
     mean, low, high = values["difference"], values["low"], values["high"]
     if mean is None:
-        return "–"
+        return "-"
     interval = "" if low is None or high is None else f" ({100 * low:+.2f} to {100 * high:+.2f})"
     return f"{100 * mean:+.2f}{interval}"
 
 
 def _p(values: Mapping[str, float | None]) -> str:
     p = values.get("p_holm")
-    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"

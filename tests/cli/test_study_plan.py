@@ -116,9 +116,16 @@ def test_a_row_that_stands_twice_is_refused_where_yaml_would_keep_the_last(tmp_p
 
 
 def test_the_packages_studies_are_found_by_name_and_can_be_read() -> None:
-    for name in ("digits", "cifar10"):
+    for name in ("digits", "cifar10", "cifar10_few", "cifar10_wrong20", "cifar10_wrong40"):
         plan = read_plan(find_study(name), {})
         assert set(plan.baseline) <= set(plan.rows)
     assert len(read_plan(find_study("digits"), {}).seeds) == 10
+    wrong = read_plan(find_study("cifar10_wrong40"), {})
+    assert all("--data.wrong_labels=0.4" in run.flags for run in wrong.rows.values())
+    assert "--data.wrong_labels=0.4" not in wrong.teachers["ResNet-10"].run.flags
+    assert wrong.seeds == [0, 1, 2]
+    few = read_plan(find_study("cifar10_few"), {})
+    for run in (*few.rows.values(), few.teachers["ResNet-10"].run):
+        assert {"--data.train_per_class=100", "--trainer.check_val_every_n_epoch=4"} <= set(run.flags)
     with pytest.raises(ValueError, match="no study of that name: did you mean 'digits'"):
         find_study("digit")

@@ -91,7 +91,7 @@ def test_the_files_say_the_same_and_are_whole(tmp_path) -> None:
     text = (tmp_path / "table.md").read_text()
     assert "| plain (baseline) | 50.33 ± 1.53 |" in text
     assert "| better | 60.33 ± 0.58 | +10.00 (" in text
-    assert "| running | 70.00 | +20.00 | – | – |" in text
+    assert "| running | 70.00 | +20.00 | - | - |" in text
     assert "Teacher net: 80.00% on the test images." in text
     assert "Teacher other: not trained yet." in text
     assert "2026-01-02" in text
