@@ -9,8 +9,6 @@ import os
 from pathlib import Path
 import queue
 import re
-import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -18,17 +16,16 @@ import time
 from typing import Any, NamedTuple
 
 import torch
-from typing_extensions import override
 import yaml
 
 from lit_distill.checks import check_at_least
 from lit_distill.cli.app import DistillCLI
 from lit_distill.cli.arguments import command_parser, parse
 from lit_distill.cli.report import duration
-from lit_distill.cli.signals import STAGE, Stopped, stop_signals
-from lit_distill.cli.stage import Stage
+from lit_distill.cli.signals import Stopped, stop_signals
 from lit_distill.cli.study_measure import StudyImages, result_of
 from lit_distill.cli.study_plan import Plan, Run, check_unequal, find_study, read_plan, with_seed
+from lit_distill.cli.study_stage import RunFailedError, StudyStage
 from lit_distill.cli.study_table import draw, write_table
 from lit_distill.files import write_atomically
 from lit_distill.models.trust import trusting
@@ -63,83 +60,6 @@ def run(args: Sequence[str]) -> None:
     output = (config.output or Path("studies") / path.stem).absolute()
     with trusting(config.trust):
         Study(plan, path.stem, output).run(config.jobs or torch.cuda.device_count() or _cores())
-
-
-class RunFailedError(ValueError):
-    """A run of the study has failed; the others go on."""
-
-
-class RunningProcesses:
-    """The processes of the runs, which a signal to the study is passed on to."""
-
-    def __init__(self) -> None:
-        self._running: set[subprocess.Popen[bytes]] = set()
-
-    def forward(self, number: int) -> None:
-        """Send a signal to all of them."""
-        for process in [*self._running]:
-            if process.poll() is None:
-                process.send_signal(number)
-
-    def wait_for(self, process: "subprocess.Popen[bytes]") -> int:
-        """Wait for a process that has just begun, and return its exit code."""
-        self._running.add(process)
-        if stop_signals.received is not None:  # while it was started
-            process.send_signal(stop_signals.received)
-        try:
-            return process.wait()
-        finally:
-            self._running.discard(process)
-
-
-class StudyStage(Stage):
-    """A run of the study, whose output goes to ``log.txt`` in its folder.
-
-    The configuration is checked for all seeds of a row at once, before any of them is made.
-    """
-
-    processes = RunningProcesses()
-    gpu: int | None = None
-
-    @property
-    @override
-    def done(self) -> bool:
-        try:
-            return super().done
-        except ValueError:  # a done.json that a full disk or a crash of the machine has cut off
-            return False
-
-    @override
-    def _check(self, config: Mapping[str, object]) -> None:
-        pass
-
-    @override
-    def _difference(self) -> str:
-        return ""
-
-    @override
-    def _say(self, line: str) -> None:
-        with (self.folder / "log.txt").open("a") as log:
-            log.write(f"{line}\n")
-
-    @override
-    def _train(self, command: Sequence[str], stdout: int | None = None) -> None:
-        stop_signals.check()
-        environment = {**os.environ, STAGE: str(os.getpid()), "OMP_NUM_THREADS": "1"}
-        if self.gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = str(self.gpu)
-        log_path = self.folder / "log.txt"
-        with log_path.open("ab") as log:
-            # The run holds the lock too: if this process is killed, no other run starts beside it.
-            process = subprocess.Popen(  # noqa: S603  # this command line, and the user's own flags
-                command, env=environment, pass_fds=[self._lock.fileno()], stdout=log, stderr=subprocess.STDOUT
-            )
-            code = self.processes.wait_for(process)
-        stop_signals.check()
-        if code:
-            errors = re.findall(r"^error: (.*)", log_path.read_text(errors="replace"), re.MULTILINE)
-            killed = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            raise RunFailedError(f"{errors[-1] if errors and code > 0 else killed}; see {log_path}")
 
 
 class Task(NamedTuple):

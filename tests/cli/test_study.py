@@ -14,8 +14,8 @@ import pytest
 from toys import make_photos
 import yaml
 
-from lit_distill.cli import main, study
-from lit_distill.cli.study import StudyStage
+from lit_distill.cli import main
+from lit_distill.cli.study_stage import RunFailedError, StudyStage
 
 STUDENT = {"image_size": 8, "patch_size": 4, "dim": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "channels": 1}
 STUDY = {
@@ -134,7 +134,7 @@ def test_again_it_trains_nothing_and_a_result_that_was_cut_off_is_measured_anew(
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, capsys, monkeypatch) -> None:
     def fail(self: StudyStage, *_: object) -> None:
-        raise study.RunFailedError("no luck; see log.txt")
+        raise RunFailedError("no luck; see log.txt")
 
     monkeypatch.setattr(StudyStage, "_train", fail)
     with pytest.raises(SystemExit) as end:
@@ -181,6 +181,7 @@ def test_a_class_that_a_seeds_split_lacks_is_named(tmp_path, capsys) -> None:
     assert "error: seed 3: class 'dog' has no image in the split 'val': add some" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_signal_stops_its_runs_and_the_same_command_goes_on(tmp_path) -> None:
     path = write(STUDY | {"epochs": 500}, tmp_path)
     process = subprocess.Popen(command(path, tmp_path / "out"), stdout=subprocess.PIPE, text=True)
