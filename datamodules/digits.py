@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from typing_extensions import override
 
+from lit_distill.checks import check_inside
 from lit_distill.datamodules.base import ImageDataModule
 from lit_distill.datamodules.batched.digits import move_digits
 from lit_distill.datamodules.mixing import Mixing
@@ -22,8 +23,8 @@ class DigitsDataModule(ImageDataModule):
     """1,797 real 8x8 images of handwritten digits that come inside scikit-learn: nothing to download.
 
     80/20 stratified split, always with seed 42; the held-out fifth serves validation, test and prediction, so compare
-    runs by their last epoch, not by their best. Images are float ``(1, 8, 8)``, value / 16. Training images are moved,
-    turned, sheared and scaled a little.
+    runs by their last epoch, not by their best, or validate on a part of the training images, ``val_fraction``. Images
+    are float ``(1, 8, 8)``, value / 16. Training images are moved, turned, sheared and scaled a little.
 
     Args:
         batch_size: Samples a step and rank.
@@ -36,6 +37,12 @@ class DigitsDataModule(ImageDataModule):
         mixing: Mixup and cutmix, or None.
         storage: As of `ImageDataModule`; ``"files"`` is ``"host"`` here.
         views: As of `ImageDataModule`.
+        val_fraction: Share of the training images of each class to validate on instead, 0..1 exclusive. The held-out
+            fifth then serves the test alone.
+        split_seed: Seed of that share.
+
+    Raises:
+        ValueError: If ``val_fraction`` is not in (0, 1), or the other arguments are out of range.
 
     Source:
         Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
@@ -61,8 +68,13 @@ class DigitsDataModule(ImageDataModule):
         mixing: Mixing | None = None,
         storage: Storage = "auto",
         views: int | None = None,
+        val_fraction: float | None = None,
+        split_seed: int = 42,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed, repeats, mixing, storage, views)
+        check_inside(0, 1, val_fraction=val_fraction)
+        self.val_fraction = val_fraction
+        self.split_seed = split_seed
         self.train_transform = train_transform or _Affine()
 
     @property
@@ -78,8 +90,13 @@ class DigitsDataModule(ImageDataModule):
         targets = torch.tensor(digits.target, dtype=torch.int64)
         rows = range(len(targets))
         train, held_out = train_test_split(rows, test_size=0.2, stratify=targets, random_state=42)
-        self.train_set = _Digits(images[train], targets[train], self.train_transform)
         self.val_set = self.test_set = self.predict_set = _Digits(images[held_out], targets[held_out])
+        if self.val_fraction is not None:
+            train, val = train_test_split(
+                train, test_size=self.val_fraction, stratify=targets[train], random_state=self.split_seed
+            )
+            self.val_set = _Digits(images[val], targets[val])
+        self.train_set = _Digits(images[train], targets[train], self.train_transform)
 
 
 class _Affine(nn.Module):

@@ -8,10 +8,10 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 import torch
 
-from lit_distill.checks import check_choice, check_inside, did_you_mean
+from lit_distill.checks import check_at_least, check_choice, check_fraction, check_inside, did_you_mean
 from lit_distill.datamodules.from_files import FilesDataModule, Labelled
 from lit_distill.datamodules.images import Files
-from lit_distill.datamodules.split import Classes, split_classes
+from lit_distill.datamodules.split import Classes, few_of_each, split_classes, with_wrong_labels
 from lit_distill.datamodules.walk import check_folder, folders_in, is_empty, photos_in, printable
 
 _SPLIT_OF_FOLDER = {  # no class has one of these names
@@ -44,11 +44,17 @@ class ImageFolderDataModule(FilesDataModule):
         split_seed: Seed of the split.
         test_root: Folder with the same classes to test on, all of it; by default ``root/test``.
         predict_root: Folder of images to predict, at any depth; by default what is tested.
+        train_per_class: Train on that many photos of each class, always the same ones for one ``split_seed``; by
+            default on all.
+        val_per_class: Validate on that many of each class.
+        test_per_class: Test on that many of each class.
+        wrong_labels: Share of the training photos of each class, 0..1, that are given another class's label, always
+            the same ones for one ``split_seed``: to study labels that lie.
         **kwargs: All other arguments of `FilesDataModule`.
 
     Raises:
-        ValueError: If the folder is not there or not readable, a class is empty, alone or has nothing to train on, or
-            the stored split is of other images.
+        ValueError: If the folder is not there or not readable, a class is empty, alone, has nothing to train on or
+            fewer photos than asked for, or the stored split is of other images.
 
     Example:
         >>> import tempfile
@@ -73,10 +79,16 @@ class ImageFolderDataModule(FilesDataModule):
         split_seed: int = 42,
         test_root: str | Path | None = None,
         predict_root: str | Path | None = None,
+        train_per_class: int | None = None,
+        val_per_class: int | None = None,
+        test_per_class: int | None = None,
+        wrong_labels: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_inside(0, 1, val_fraction=val_fraction)
+        check_fraction(wrong_labels=wrong_labels)
+        check_at_least(1, train_per_class=train_per_class, val_per_class=val_per_class, test_per_class=test_per_class)
         self.root = Path(root)
         self.scan_file = self.root / _STORE / "scan.json"
         folders = _folder_of_split(self.root, val)
@@ -90,16 +102,21 @@ class ImageFolderDataModule(FilesDataModule):
             val_classes = self._classes(folders_in(folders["val"]), self.root)
         else:
             train, val_classes = split_classes(train, self.root / _STORE / "split.json", val_fraction, split_seed)
+        train = few_of_each(train, train_per_class, split_seed, "train_per_class")
+        train = with_wrong_labels(train, wrong_labels, split_seed)
+        val_classes = few_of_each(val_classes, val_per_class, split_seed, "val_per_class")
         self.splits = {"train": self._labelled(train, self.root), "val": self._labelled(val_classes, self.root)}
         if "test" in folders:
             tested = self._classes(folders_in(folders["test"]), self.root)
             if tested:
+                tested = few_of_each(tested, test_per_class, split_seed, "test_per_class")
                 self.splits["test"] = self._labelled(tested, self.root)
             else:  # images without class folders are Kaggle's way to say: predict these
                 self.splits["predict"] = self._unlabelled(folders["test"], self.root)
         if test_root is not None:
             root = Path(test_root)
-            self.splits["test"] = self._labelled(self._classes(folders_in(root), root), root)
+            tested = few_of_each(self._classes(folders_in(root), root), test_per_class, split_seed, "test_per_class")
+            self.splits["test"] = self._labelled(tested, root)
         if predict_root is not None:
             self.splits["predict"] = self._unlabelled(Path(predict_root), Path(predict_root))
         for split, (files, _) in self.splits.items():

@@ -59,6 +59,58 @@ def split_classes(
     return train, val
 
 
+def few_of_each(classes: Mapping[str, Sequence[str]], count: int | None, seed: int, option: str) -> Classes:
+    """Return ``count`` photos of each class: the first ones in an order keyed by seed and name.
+
+    So the choice is the same on every machine, and a larger ``count`` adds photos without replacing any.
+
+    Args:
+        classes: The photos of each class, by name.
+        count: Photos of each class; None keeps all.
+        seed: Seed of the choice.
+        option: What ``count`` is called, for the message.
+
+    Raises:
+        ValueError: If a class has fewer photos.
+
+    Example:
+        >>> few_of_each({"cat": ["a", "b", "c"], "dog": ["d", "e"]}, 1, 42, "train_per_class")
+        {'cat': ['c'], 'dog': ['e']}
+    """
+    few: Classes = {}
+    for label, names in classes.items():
+        if count is not None and len(names) < count:
+            raise ValueError(f"{option} must be at most {len(names)}, the photos of class {label!r}, got {count}")
+        first = sorted(names, key=lambda name: (_place(seed, name), name))[:count] if count else names
+        chosen = set(first)
+        few[label] = [name for name in names if name in chosen]
+    return few
+
+
+def with_wrong_labels(classes: Mapping[str, Sequence[str]], share: float, seed: int) -> Classes:
+    """Give a share of each class's photos to other classes, each of these as likely.
+
+    Which photos and which classes is a pure function of seed and names; a larger ``share`` adds to a smaller one.
+
+    Args:
+        classes: The photos of each class, by name.
+        share: Share of each class that gets a wrong label, 0..1.
+        seed: Seed of the choice.
+
+    Example:
+        >>> with_wrong_labels({"cat": ["a", "b"], "dog": ["c", "d"]}, 0.5, 42)
+        {'cat': ['a', 'c'], 'dog': ['d', 'b']}
+    """
+    labels, wrong = list(classes), {label: list(names) for label, names in classes.items()}
+    for label, names in classes.items():
+        order = sorted(names, key=lambda name: (_place(seed, f"wrong/{name}"), name))
+        others = [other for other in labels if other != label]
+        for name in order[: round(share * len(names))]:
+            wrong[label].remove(name)
+            wrong[others[_place(seed, f"label/{name}") % len(others)]].append(name)
+    return wrong
+
+
 def _read(path: Path, fraction: float, seed: int) -> tuple[set[str], set[str]]:
     """Return the photos on each side of a stored split; none if there is none."""
     try:

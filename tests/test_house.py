@@ -16,6 +16,7 @@ TESTED_IN = {
     "lit_distill/cli/plan.py": "tests/cli/test_distill.py",
     "lit_distill/cli/progress.py": "tests/cli/test_checkpoints.py",
     "lit_distill/cli/report.py": "tests/cli/test_distill.py",
+    "lit_distill/cli/study_stage.py": "tests/cli/test_study.py",
     "lit_distill/models/sources.py": "tests/models/test_teacher.py",
     "lit_distill/models/timm_net.py": "tests/models/test_timm_student.py",
     "callbacks/criterion.py": "tests/callbacks/test_soft_labels.py",

@@ -15,7 +15,8 @@ from lit_distill.cli.signals import end_with_parent, in_stage, stop_signals
 from lit_distill.processes import leave_at_exit
 
 # The modules of commands with parsers of their own; "distil" is how the British write it.
-_MODULES = {"distill": "distill", "distil": "distill", "export": "export", "cache": "cache"}
+_MODULES = {"distill": "distill", "distil": "distill", "export": "export", "cache": "cache", "study": "study"}
+_RESUMABLE = ("distill", "study")  # the commands that go on where they were stopped
 _IGNORED_WARNINGS = (
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # lightning 2.6 with torch >= 2.15
     "Starting from v1.9.0, `tensorboardX` has been removed",  # the CSV logger is meant to serve without it
@@ -71,7 +72,7 @@ def _stopped(signum: int, args: list[str]) -> int:
     if any(rank != "0" for rank in ranks):
         return 0  # if another rank ended first with another code, Lightning would kill the first before it has printed
     if not stop_signals.told and not in_stage():
-        again = "goes on from here" if _MODULES.get([*args, ""][0]) == "distill" else "starts again"
+        again = "goes on from here" if _MODULES.get([*args, ""][0]) in _RESUMABLE else "starts again"
         print(f"\nStopped. The same command {again}.", flush=True)
     return 128 + signum
 

@@ -153,7 +153,7 @@ class Stage:
             ValueError: If it was killed, or ended before its last epoch; says what to do.
         """
         if self.done:
-            print(f"\n{title}: done before, {self.checkpoint}")
+            self._say(f"\n{title}: done before, {self.checkpoint}")
             return
         with self.held():
             difference = self._difference()
@@ -163,12 +163,12 @@ class Stage:
                 remove_abandoned_parts(folder)
             begun = self.newest()
             if begun is None:
-                print(f"\n{title}", flush=True)
+                self._say(f"\n{title}")
                 if difference:
                     print(f"note: not done before: {difference}", file=sys.stderr, flush=True)
                 self._train([*_FIT, "--config", str(self.config), *self.flags])
             elif not _has_finished(begun):
-                print(f"\n{title}: going on from {begun}", flush=True)
+                self._say(f"\n{title}: going on from {begun}")
                 # The checkpoint has the configuration and the flags. Limits and what is printed come from this command:
                 # the stored limits are reset first.
                 changing = [flag for flag in self.flags if flag.startswith((*LIMITS, *_PRINTED))]
@@ -201,6 +201,9 @@ class Stage:
             self._mark_done(last)
         measured = load_safely(last, "checkpoint", mmap=True)["callbacks"]["StepTimes"]
         return float(measured["seconds"]) * self.epochs
+
+    def _say(self, line: str) -> None:
+        print(line, flush=True)
 
     def _last(self) -> Path:
         last = self.newest()

@@ -1,5 +1,6 @@
 from lightning.pytorch import seed_everything
 from PIL import Image
+import pytest
 import torch
 from torch import nn
 from torchvision.transforms import InterpolationMode, v2
@@ -31,6 +32,18 @@ def test_the_split_does_not_depend_on_the_seed_of_the_run() -> None:
     seed_everything(99, verbose=False)
     second = [image for image, _ in digits().val_set]
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_part_of_the_training_images_can_be_validated_on() -> None:
+    data, whole = digits(val_fraction=0.2, train_transform=nn.Identity()), digits(train_transform=nn.Identity())
+    assert (len(data.train_set), len(data.val_set), len(data.test_set)) == (1149, 288, 360)
+    parts = [{tuple(image.flatten().tolist()) for image, _ in part} for part in (data.train_set, data.val_set)]
+    assert parts[0] | parts[1] == {tuple(image.flatten().tolist()) for image, _ in whole.train_set}
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(data.test_set, whole.test_set, strict=True))
+    other = digits(val_fraction=0.2, split_seed=1)
+    assert any(not torch.equal(a, b) for (a, _), (b, _) in zip(data.val_set, other.val_set, strict=True))
+    with pytest.raises(ValueError, match=r"val_fraction must be in \(0, 1\), got 1"):
+        digits(val_fraction=1)
 
 
 def test_images_are_sixteenths() -> None:

@@ -73,3 +73,43 @@ def test_a_folder_that_cannot_be_written_is_split_all_the_same(tmp_path, monkeyp
     data = photo_folder(tmp_path)
     assert names_by_split(data) == expected
     assert data.mean is not None
+
+
+def test_a_number_of_each_class_is_always_the_same_and_a_larger_one_adds_to_it(tmp_path) -> None:
+    make_photos(tmp_path, [*pets("train/", 40, 30), *pets("test/", 9, 8)])
+    few, more = (
+        names_by_split(photo_folder(tmp_path, train_per_class=n, val_per_class=2, test_per_class=n)) for n in (5, 8)
+    )
+    whole = names_by_split(photo_folder(tmp_path))
+    assert {split: len(names) for split, names in few.items()} == {"train": 10, "val": 4, "test": 10}
+    assert few == names_by_split(photo_folder(tmp_path, train_per_class=5, val_per_class=2, test_per_class=5))
+    for split in ("train", "test"):
+        assert set(few[split]) < set(more[split]) <= set(whole[split])
+    assert set(few["val"]) < set(whole["val"])
+
+
+def test_more_of_a_class_than_there_is_is_an_error(tmp_path) -> None:
+    make_photos(tmp_path, pets(cats=20, dogs=10))
+    with pytest.raises(ValueError, match=r"train_per_class must be at most 8, the photos of class 'dog', got 9"):
+        photo_folder(tmp_path, train_per_class=9)
+    with pytest.raises(ValueError, match="val_per_class must be >= 1, got 0"):
+        photo_folder(tmp_path, val_per_class=0)
+
+
+def test_wrong_labels_are_planted_once_and_for_all(tmp_path) -> None:
+    make_photos(tmp_path, [*pets(cats=50, dogs=25), *(f"bird/{i}.png" for i in range(25))])
+    clean, wrong, more = (photo_folder(tmp_path, wrong_labels=share) for share in (0.0, 0.2, 0.4))
+    labels = [
+        dict(zip(data.splits["train"].files, data.splits["train"].targets.tolist(), strict=True))
+        for data in (clean, wrong, more)
+    ]
+    planted, planted_more = ({name for name in labels[0] if labels[0][name] != other[name]} for other in labels[1:])
+    assert [sum(name.startswith(kind) for name in planted) for kind in ("bird", "cat", "dog")] == [4, 8, 4]
+    assert len(planted_more) == 32
+    assert planted < planted_more
+    assert all(labels[1][name] == labels[2][name] for name in planted)
+    assert {labels[2][name] for name in planted_more if name.startswith("cat")} == {0, 2}
+    assert names_by_split(wrong)["val"] == names_by_split(clean)["val"]
+    assert wrong.splits["val"].targets.tolist() == clean.splits["val"].targets.tolist()
+    with pytest.raises(ValueError, match=r"wrong_labels must be in \[0, 1\], got 2"):
+        photo_folder(tmp_path, wrong_labels=2)

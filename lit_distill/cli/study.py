@@ -1,0 +1,299 @@
+"""``lit-distill study``: losses compared over several seeds, from one file to a table."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import redirect_stdout
+import io
+import json
+import os
+from pathlib import Path
+import queue
+import re
+import sys
+import tempfile
+import threading
+import time
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+
+from lit_distill.checks import check_at_least
+from lit_distill.cli.app import DistillCLI
+from lit_distill.cli.arguments import command_parser, parse
+from lit_distill.cli.report import duration
+from lit_distill.cli.signals import Stopped, stop_signals
+from lit_distill.cli.study_measure import StudyImages, result_of
+from lit_distill.cli.study_plan import Plan, Run, check_unequal, find_study, read_plan, with_seed
+from lit_distill.cli.study_stage import RunFailedError, StudyStage
+from lit_distill.cli.study_table import draw, write_table
+from lit_distill.files import write_atomically
+from lit_distill.models.trust import trusting
+
+_FOR_ALL = re.compile(r"--(data|trainer)\.")  # flags that are passed on to all runs
+_SECONDS = "--trainer.callbacks+=lit_distill.cli.study_measure.RunSeconds"
+_QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
+
+
+def run(args: Sequence[str]) -> None:
+    """Run the command with the arguments that follow ``lit-distill study``."""
+    flags = list(filter(_FOR_ALL.match, args))
+    loose = [flag for flag in flags if "=" not in flag]
+    if loose:
+        raise ValueError(f"{loose[0]} is passed on to fit, and needs its value in the same word: {loose[0]}=...")
+    parser = command_parser(
+        "study",
+        "Compare losses: train each row of a study once a seed, with the same budget, and write a table with a paired "
+        "test against the baseline. What is done is not done again, what was cut off continues. --data. and --trainer. "
+        "flags are passed on to every run.",
+    )
+    parser.add_argument("study", type=str, help="YAML file of the study, or the name of one of the package's.")
+    parser.add_argument("--jobs", type=int | None, help="Runs at once; by default one a GPU, without GPUs one a core.")
+    parser.add_argument("--seeds", type=int | list[int] | None, help="Replaces the seeds: a list, or how many.")
+    parser.add_argument("--epochs", type=int | None, help="Replaces the epochs of all rows.")
+    parser.add_argument("--output", type=Path | None, help="Folder for everything; by default studies/ and the name.")
+    config = parse(parser, [arg for arg in args if arg not in flags])
+    check_at_least(1, jobs=config.jobs)
+    path = find_study(config.study)
+    trust = [f"--trust={json.dumps(config.trust)}"] if config.trust else []
+    plan = read_plan(path, {"seeds": config.seeds, "epochs": config.epochs}, [*map(_absolute, flags), *trust])
+    output = (config.output or Path("studies") / path.stem).absolute()
+    with trusting(config.trust):
+        Study(plan, path.stem, output).run(config.jobs or torch.cuda.device_count() or _cores())
+
+
+class Task(NamedTuple):
+    """A row or a teacher with one seed."""
+
+    name: str
+    seed: int
+    stage: StudyStage
+    run: Run
+    images: StudyImages
+
+    @property
+    def title(self) -> str:
+        """What it is called in messages."""
+        return f"{self.name}, seed {self.seed}"
+
+    @property
+    def result_file(self) -> Path:
+        """Where the result is kept."""
+        return self.stage.folder / "result.json"
+
+    def result(self) -> dict[str, Any] | None:
+        """Return its result, or None if there is none of these test images, or none that can be read."""
+        try:
+            result: dict[str, Any] = json.loads(self.result_file.read_text())
+        except (OSError, ValueError):
+            return None
+        return result if self.stage.done and result.get("test") == self.images.test_digest() else None
+
+
+class Study:
+    """A study in a folder: plans all runs, trains those that are not done, and keeps the table up to date.
+
+    Args:
+        plan: The rows, seeds and teachers.
+        name: What the study is called.
+        output: The folder.
+
+    Raises:
+        ValueError: If a row's configuration is wrong, two rows are the same, or a seed's split lacks a class.
+    """
+
+    def __init__(self, plan: Plan, name: str, output: Path) -> None:
+        self.plan = plan
+        self.name = name
+        self.output = output
+        self._images: dict[str, StudyImages] = {}
+        self._teachers = {
+            key: self._task(f"teacher {key}", teacher.seed, teacher.run, teacher.epochs)
+            for key, teacher in plan.teachers.items()
+        }
+        described = {row: _resolved(with_seed(run, plan.seeds[0]), plan.epochs) for row, run in plan.rows.items()}
+        check_unequal(described)
+        tasks = [
+            self._task(row, seed, run, plan.epochs, described[row]["data"])
+            for seed in plan.seeds
+            for row, run in plan.rows.items()
+        ]
+        # A teacher's students come last of their seed: by then it is trained.
+        self.tasks = sorted(tasks, key=lambda task: (plan.seeds.index(task.seed), task.run.teacher is not None))
+
+    def run(self, jobs: int) -> None:
+        """Train what is not done, ``jobs`` runs at a time, and write the table.
+
+        Raises:
+            SystemExit: If it is stopped.
+            ValueError: If runs have failed; the table then has the others.
+        """
+        tasks = [*self._teachers.values(), *self.tasks]
+        waiting = [task for task in tasks if task.result() is None]
+        done = len(tasks) - len(waiting)
+        rows = f"{len(self.plan.rows)} rows of {self.plan.epochs} epochs, {len(self.plan.seeds)} seeds"
+        print(f"{self.name}: {rows}, {len(tasks)} runs, {done} of them done, {jobs} at a time, in {self.output}")
+        self._write()
+        failed = self._work(waiting, jobs, done) if waiting else {}
+        self._write()
+        places = [self.output / "table.md", self.output / "table.json"]
+        places += draw(self.output / "table.json", self.output / "plot.png")
+        print((self.output / "table.md").read_text())
+        print("\n".join(f"{'table' if path.suffix != '.png' else 'plot':<7}{path}" for path in places))
+        if failed:
+            title, error = next(iter(failed.items()))
+            raise ValueError(
+                f"{len(failed)} of {len(tasks)} runs have failed, and the table is without them; {title}: {error}"
+            )
+
+    def _work(self, waiting: Sequence[Task], jobs: int, done: int) -> dict[str, BaseException]:
+        """Run the tasks, and return the error of each that failed, by its title."""
+        began, total = time.monotonic(), done + len(waiting)
+        slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slot in range(jobs):
+            slots.put(slot)
+        teachers_done = {key: threading.Event() for key in self._teachers}
+        failed: dict[str, BaseException] = {}
+        stop_signals.listen(StudyStage.processes.forward, hears_all=True)
+        # Its threads last until all runs have ended: to the system a thread is the parent that a run may not outlive.
+        pool = ThreadPoolExecutor(jobs)
+        try:
+            running: dict[Future[None], Task] = {
+                pool.submit(self._do, task, slots, teachers_done): task for task in waiting
+            }
+            for key, task in self._teachers.items():
+                if task not in waiting:
+                    teachers_done[key].set()
+            pending = set(running)
+            finished = 0
+            while pending:
+                ended, pending = wait(pending, timeout=1, return_when="FIRST_COMPLETED")
+                for future in ended:
+                    task, error = running[future], future.exception()
+                    finished += 1
+                    if isinstance(error, Stopped):
+                        continue
+                    if error is not None:
+                        failed[task.title] = error
+                    rest = (time.monotonic() - began) / finished * (len(waiting) - finished)
+                    self._report(task, error, done + finished, total, rest)
+                    self._write()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            stop_signals.listen(None)
+        stop_signals.check()
+        return failed
+
+    def _report(self, task: Task, error: BaseException | None, number: int, total: int, rest: float) -> None:
+        result = None if error else task.result()
+        outcome = f"failed: {error}"
+        if result is not None:
+            outcome = f"{result['last']['accuracy']:.2%} on the test images, {duration(result['seconds'])}"
+        left = f"; about {duration(rest)} left" if number < total else ""
+        print(f"[{number}/{total}] {task.title}: {outcome}{left}", flush=True)
+
+    def _do(self, task: Task, slots: "queue.SimpleQueue[int]", teachers_done: Mapping[str, threading.Event]) -> None:
+        """Train and measure; a row waits for its teacher, which began before it."""
+        torch.set_num_threads(1)
+        stop_signals.check()
+        if task.run.teacher is not None:
+            teachers_done[task.run.teacher].wait()
+            if not self._teachers[task.run.teacher].stage.done:
+                stop_signals.check()
+                raise RunFailedError(f"teacher {task.run.teacher!r} is not trained")
+        slot = slots.get()
+        try:
+            device = "cpu"
+            if torch.cuda.is_available():
+                task.stage.gpu = slot % torch.cuda.device_count()
+                device = f"cuda:{task.stage.gpu}"
+            config = _with_teacher(task.run, self._teachers)
+            task.stage.run(task.title, config)
+            result = result_of(task.stage.checkpoint, task.images, device)
+            with write_atomically(task.result_file) as part:
+                part.write_text(json.dumps(result, indent=1))
+        finally:
+            slots.put(slot)
+            for key, teacher in self._teachers.items():
+                if teacher is task:
+                    teachers_done[key].set()
+
+    def _task(self, name: str, seed: int, run: Run, epochs: int, data: Mapping[str, object] | None = None) -> Task:
+        has_own_data = data is None or any(flag.startswith("--data.") and "{seed}" in flag for flag in run.flags)
+        run = with_seed(run, seed)
+        if has_own_data:
+            data = _resolved(run, epochs)["data"]
+        images = self._test_images(data, seed)
+        made_from = {} if run.teacher is None else {"teacher": self._teachers[run.teacher].stage.folder.name}
+        folder_name = f"{re.sub(r'[^a-z0-9.]+', '-', name.lower()).strip('-')}-seed{seed}"
+        inputs = {"images": images.digest(), **made_from}
+        flags = [*run.flags, _SECONDS, *_QUIET]
+        stage = StudyStage(self.output / "runs", folder_name, run.config, epochs, flags, inputs)
+        return Task(name, seed, stage, run, images)
+
+    def _test_images(self, data: Mapping[str, object] | None, seed: int) -> StudyImages:
+        key = json.dumps(data, sort_keys=True, default=str)
+        if key not in self._images:
+            try:
+                self._images[key] = StudyImages(data or {})
+            except ValueError as error:
+                raise ValueError(f"seed {seed}: {error}") from error
+        return self._images[key]
+
+    def _write(self) -> None:
+        results = {row: {task.seed: task.result() for task in self.tasks if task.name == row} for row in self.plan.rows}
+        teachers = {key: task.result() for key, task in self._teachers.items()}
+        about = {
+            "study": self.name,
+            "epochs": self.plan.epochs,
+            "seeds": self.plan.seeds,
+            "hardware": _hardware(),
+            "torch": torch.__version__,
+        }
+        write_table(self.output, about, results, teachers, self.plan.baseline)
+
+
+def _with_teacher(run: Run, teachers: Mapping[str, Task]) -> dict[str, Any]:
+    """Return the configuration with the checkpoint of its teacher, which is trained."""
+    if run.teacher is None:
+        return run.config
+    model = run.config["model"]
+    arguments = {**model["teacher"]["init_args"], "model": str(teachers[run.teacher].stage.checkpoint)}
+    return {**run.config, "model": {**model, "teacher": {**model["teacher"], "init_args": arguments}}}
+
+
+def _resolved(run: Run, epochs: int) -> dict[str, Any]:
+    """Return the whole configuration of a run, as ``fit --print_config`` shows it.
+
+    Raises:
+        ValueError: If it is wrong.
+    """
+    printed = io.StringIO()
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(printed):
+        path = Path(folder, "config.yaml")
+        path.write_text(yaml.safe_dump({**run.config, "trainer": {"max_epochs": epochs}}))
+        try:
+            DistillCLI(["fit", "--config", str(path), *run.flags, "--print_config"])
+        except SystemExit as end:
+            if end.code:
+                raise
+    resolved: dict[str, Any] = yaml.safe_load(printed.getvalue())
+    return resolved
+
+
+def _absolute(flag: str) -> str:
+    """Return a flag with its file or folder by its whole path: a run continues from any folder."""
+    name, _, value = flag.partition("=")
+    return f"{name}={Path(value).absolute()}" if name.endswith("root") and Path(value).exists() else flag
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _hardware() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.is_file() else []
+    return f"{names[0] if names else sys.platform}, {_cores()} cores, one thread a run"

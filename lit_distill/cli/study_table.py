@@ -1,0 +1,250 @@
+"""The table of a study: means, spreads, and paired tests against the baseline."""
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+import json
+from pathlib import Path
+import statistics
+import sys
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from lit_distill.checks import listed
+from lit_distill.files import write_atomically
+
+Results = Mapping[str, Mapping[int, Mapping[str, Any] | None]]  # by row and seed
+_METRICS = ("accuracy", "nll", "ece", "aurc")
+_CONFIDENCE = 0.95
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Return p values corrected for their number by Holm's step-down method; None stays None.
+
+    Source:
+        Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics, 1979.
+
+    Example:
+        >>> holm([0.01, 0.04, None, 0.03])
+        [0.03, 0.06, None, 0.06]
+    """
+    order = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, place) in enumerate(order):
+        largest = max(largest, min(1.0, p * (len(order) - rank)))
+        corrected[place] = largest
+    return corrected
+
+
+def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> dict[str, float | None]:
+    """Compare a row with the baseline, seed by seed, with Student's t test.
+
+    Args:
+        values: A value a seed.
+        baseline: The same of the baseline. Seeds that are not in both are left out.
+
+    Returns:
+        ``difference``, the mean of the differences; ``low`` and ``high``, its interval of 95 % confidence;
+        ``standard_errors``, the mean in standard errors; ``p``, two-sided. None where there are too few seeds, or the
+        differences do not vary.
+
+    Example:
+        >>> values = paired({0: 3.0, 1: 4.0, 2: 5.0}, {0: 1.0, 1: 1.0, 2: 1.0})
+        >>> round(values["difference"], 3), round(values["p"], 4)
+        (3.0, 0.0351)
+    """
+    seeds = sorted(values.keys() & baseline.keys())
+    differences = np.array([values[seed] - baseline[seed] for seed in seeds])
+    keys = ("difference", "low", "high", "standard_errors", "p")
+    if not seeds:
+        return dict.fromkeys(keys)
+    mean = float(differences.mean())
+    if len(seeds) < 2 or np.ptp(differences) < 1e-12:
+        p = 1.0 if len(seeds) > 1 and abs(mean) < 1e-12 else None
+        return dict(zip(keys, (mean, None, None, None, p), strict=True))
+    error = float(stats.sem(differences))
+    low, high = stats.t.interval(_CONFIDENCE, len(seeds) - 1, loc=mean, scale=error)
+    p = float(stats.ttest_rel([values[seed] for seed in seeds], [baseline[seed] for seed in seeds]).pvalue)
+    return dict(zip(keys, (mean, float(low), float(high), mean / error, p), strict=True))
+
+
+def summary_of(values: Sequence[float]) -> dict[str, float | None]:
+    """Return mean, standard deviation over the seeds, and the mean's interval of 95 % confidence.
+
+    Example:
+        >>> summary_of([1.0, 3.0])["mean"], summary_of([1.0])["deviation"]
+        (2.0, None)
+    """
+    keys = ("mean", "deviation", "low", "high")
+    if len(values) < 2:
+        return dict(zip(keys, (values[0] if values else None, None, None, None), strict=True))
+    mean, deviation = statistics.fmean(values), statistics.stdev(values)
+    reach = float(stats.t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1)) * deviation / len(values) ** 0.5
+    return {"mean": mean, "deviation": deviation, "low": mean - reach, "high": mean + reach}
+
+
+def choose_baseline(results: Results, candidates: Sequence[str]) -> str:
+    """Return the candidate of the highest mean accuracy on the validation images, by the last epoch.
+
+    The test images have no part in it.
+    """
+    return max(candidates, key=lambda row: _mean_of([_validated(result) for result in results[row].values() if result]))
+
+
+def analyse(results: Results, baseline: str) -> dict[str, Any]:
+    """Return the statistics of every row: by ``last`` and by ``best`` epoch, each metric's summary and comparison."""
+    rows: dict[str, Any] = {}
+    for row, runs in results.items():
+        found = {seed: result for seed, result in runs.items() if result is not None}
+        rows[row] = {
+            "runs": len(found),
+            "seconds": summary_of([result["seconds"] for result in found.values()]),
+            "by_seed": {str(seed): {"last": r["last"], "best": r["best"]} for seed, r in found.items()},
+        }
+        for epoch in ("last", "best"):
+            rows[row][epoch] = {
+                metric: summary_of([*_values(found, epoch, metric).values()])
+                | {"against_baseline": paired(_values(found, epoch, metric), _values(results[baseline], epoch, metric))}
+                for metric in _METRICS
+            }
+    others = [row for row in rows if row != baseline]
+    for epoch in ("last", "best"):
+        for metric in _METRICS:
+            comparisons = [rows[row][epoch][metric]["against_baseline"] for row in others]
+            for comparison, p in zip(comparisons, holm([c["p"] for c in comparisons]), strict=True):
+                comparison["p_holm"] = p
+    return rows
+
+
+def write_table(
+    folder: Path,
+    about: Mapping[str, object],
+    results: Results,
+    teachers: Mapping[str, Mapping[str, Any] | None],
+    candidates: Sequence[str],
+) -> None:
+    """Write ``table.json`` and ``table.md``, each whole or not at all.
+
+    Args:
+        folder: Where to.
+        about: The study: its name, epochs, seeds, hardware.
+        results: Those of each run that is done; None of the others.
+        teachers: Those of the teachers.
+        candidates: Rows of which the best on the validation images is the baseline.
+    """
+    baseline = choose_baseline(results, candidates)
+    dates = [r["date"] for r in [*teachers.values(), *(r for runs in results.values() for r in runs.values())] if r]
+    content = {
+        **about,
+        "date": max(dates, default=None),
+        "baseline": baseline,
+        "baseline_candidates": list(candidates),
+        "teachers": {name: result and result["last"] for name, result in teachers.items()},
+        "rows": analyse(results, baseline),
+    }
+    with write_atomically(folder / "table.json") as part:
+        part.write_text(json.dumps(content, indent=1) + "\n")
+    with write_atomically(folder / "table.md") as part:
+        part.write_text(markdown(content))
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """Return the table as text, with what it was measured on."""
+    rows, baseline = content["rows"], content["baseline"]
+    lines = [
+        f"# {content['study']}",
+        "",
+        f"{content['epochs']} epochs, seeds {content['seeds']}. {content['hardware']}, torch {content['torch']}, "
+        f"{content['date']}.",
+        "",
+        "Accuracy in % on the test images, which choose nothing: mean ± standard deviation over the seeds. The best "
+        "epoch is the best on the validation images. Against the baseline: the difference in points with its interval "
+        "of 95 % confidence, and p of a paired t test by Holm's correction. NLL in nats, ECE and AURC by the last "
+        "epoch. Seconds are those of one run.",
+        "",
+        "| loss | last epoch | against the baseline | p | best epoch | p | NLL | ECE | AURC | seconds | runs |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        last, best = row["last"], row["best"]
+        against = last["accuracy"]["against_baseline"]
+        cells = [
+            f"{name} (baseline)" if name == baseline else name,
+            _spread(last["accuracy"], 100, 2),
+            "" if name == baseline else _difference(against),
+            "" if name == baseline else _p(against),
+            _spread(best["accuracy"], 100, 2),
+            "" if name == baseline else _p(best["accuracy"]["against_baseline"]),
+            *(_spread(last[metric], 1, 4) for metric in ("nll", "ece", "aurc")),
+            _spread({**row["seconds"], "deviation": None}, 1, 0),
+            str(row["runs"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines.append("")
+    if len(content["baseline_candidates"]) > 1:
+        lines += [f"The baseline is the best on the validation images of {listed(content['baseline_candidates'])}.", ""]
+    for name, teacher in content["teachers"].items():
+        accuracy = f"{teacher['accuracy']:.2%} on the test images" if teacher else "not trained yet"
+        lines += [f"Teacher {name}: {accuracy}.", ""]
+    return "\n".join(lines)
+
+
+def draw(table: Path, plot: Path) -> list[Path]:
+    """Draw the rows' accuracies with their intervals, if matplotlib is there; return the files written."""
+    try:
+        matplotlib_figure = import_module("matplotlib.figure")  # an extra, and slow to import
+    except ImportError:
+        print("note: no plot without matplotlib: pip install 'lit-distill[study]'", file=sys.stderr)
+        return []
+    content = json.loads(table.read_text())
+    measured = {name: row["last"]["accuracy"] for name, row in content["rows"].items() if row["runs"]}
+    figure = matplotlib_figure.Figure(figsize=(7, 0.4 * len(measured) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    for place, (name, accuracy) in enumerate(measured.items()):
+        middle = 100 * accuracy["mean"]
+        reach = 0.0 if accuracy["high"] is None else 100 * accuracy["high"] - middle
+        colour = "tab:gray" if name == content["baseline"] else "tab:blue"
+        axes.errorbar(middle, place, xerr=reach, fmt="o", capsize=3, color=colour)
+    if content["baseline"] in measured:
+        axes.axvline(100 * measured[content["baseline"]]["mean"], color="tab:gray", linewidth=0.8, linestyle="--")
+    axes.set_yticks(range(len(measured)), list(measured))
+    axes.invert_yaxis()
+    axes.set_xlabel("accuracy on the test images (%), last epoch: mean and 95 % interval")
+    axes.set_title(f"{content['study']}: {content['epochs']} epochs, {len(content['seeds'])} seeds")
+    with write_atomically(plot) as part:
+        figure.savefig(part, format="png", dpi=150)
+    return [plot]
+
+
+def _values(runs: Mapping[int, Mapping[str, Any] | None], epoch: str, metric: str) -> dict[int, float]:
+    return {seed: result[epoch][metric] for seed, result in runs.items() if result and result[epoch]}
+
+
+def _validated(result: Mapping[str, Any]) -> float:
+    return float(result["validation"].get("last", {}).get("val/accuracy_class", 0.0))
+
+
+def _mean_of(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else 0.0
+
+
+def _spread(values: Mapping[str, float | None], scale: float, digits: int) -> str:
+    mean, deviation = values["mean"], values["deviation"]
+    if mean is None:
+        return "-"
+    return f"{scale * mean:.{digits}f}" + ("" if deviation is None else f" ± {scale * deviation:.{digits}f}")
+
+
+def _difference(values: Mapping[str, float | None]) -> str:
+    mean, low, high = values["difference"], values["low"], values["high"]
+    if mean is None:
+        return "-"
+    interval = "" if low is None or high is None else f" ({100 * low:+.2f} to {100 * high:+.2f})"
+    return f"{100 * mean:+.2f}{interval}"
+
+
+def _p(values: Mapping[str, float | None]) -> str:
+    p = values.get("p_holm")
+    return "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"

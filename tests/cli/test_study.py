@@ -1,0 +1,198 @@
+"""``lit-distill study`` from its file to the table: resumed after kills, in parallel, and with bad input."""
+
+import json
+import os
+from pathlib import Path
+import random
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+from toys import make_photos
+import yaml
+
+from lit_distill.cli import main
+from lit_distill.cli.study_stage import RunFailedError, StudyStage
+
+STUDENT = {"image_size": 8, "patch_size": 4, "dim": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "channels": 1}
+STUDY = {
+    "base": {
+        "model": {
+            "student": {"class_path": "lit_distill.DistillableViT", "init_args": STUDENT},
+            "teacher": {
+                "class_path": "lit_distill.FrozenTeacher",
+                "init_args": {"model": {"class_path": "lit_distill.DigitsCNN", "init_args": {"pretrained": True}}},
+            },
+        },
+        "data": {"class_path": "lit_distill.datamodules.DigitsDataModule", "init_args": {"val_fraction": 0.2}},
+    },
+    "epochs": 2,
+    "seeds": 1,
+    "rows": ["cross-entropy", "soft + LWR"],
+}
+TWO_SEEDS = STUDY | {"seeds": 2}
+CPU = ["--trainer.accelerator=cpu"]
+
+
+def write(study: dict[str, Any], folder: Path) -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(study, sort_keys=False))
+    return path
+
+
+def command(path: Path, output: Path) -> list[str]:
+    return [sys.executable, "-m", "lit_distill.cli", "study", str(path), "--jobs=2", f"--output={output}", *CPU]
+
+
+def numbers(output: Path) -> dict[str, Any]:
+    """Return all of the table but how long it took."""
+    table: dict[str, Any] = json.loads((output / "table.json").read_text())
+    for row in table["rows"].values():
+        del row["seconds"]
+    return table
+
+
+def never_stopped(study: dict[str, Any], folder: Path) -> Path:
+    """Return the folder of a study that was never stopped."""
+    line = command(write(study, folder), folder / "out")
+    done = subprocess.run(line, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    (folder / "printed.txt").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return never_stopped(STUDY, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def whole_of_two_seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return never_stopped(TWO_SEEDS, tmp_path_factory.mktemp("whole_of_two_seeds"))
+
+
+def kill_until_done(path: Path, output: Path, kills: int, draw: random.Random, longest: float) -> int:
+    """Run the study, killing it and its runs at random moments, at most ``kills`` times; return how often it was."""
+    for count in range(kills + 1):
+        process = subprocess.Popen(command(path, output), start_new_session=True, stdout=subprocess.DEVNULL)
+        try:
+            code = process.wait(draw.uniform(2, longest) if count < kills else 280)
+        except subprocess.TimeoutExpired:
+            if draw.random() < 0.5:
+                os.killpg(process.pid, signal.SIGKILL)  # the runs too
+            else:
+                process.kill()  # the runs are told by the system, or waited for
+            process.wait()
+        else:
+            assert code == 0
+            return count
+    raise AssertionError("it did not end")
+
+
+def test_a_study_that_is_killed_has_the_same_table(whole: Path, tmp_path) -> None:
+    kill_until_done(write(STUDY, tmp_path), tmp_path / "out", kills=1, draw=random.Random(1), longest=20)
+    assert numbers(tmp_path / "out") == numbers(whole / "out")
+    assert len(list((tmp_path / "out/runs").iterdir())) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_a_study_that_is_killed_again_and_again_has_the_same_table(
+    seed: int, whole_of_two_seeds: Path, tmp_path
+) -> None:
+    kill_until_done(write(TWO_SEEDS, tmp_path), tmp_path / "out", kills=10, draw=random.Random(seed), longest=25)
+    assert numbers(tmp_path / "out") == numbers(whole_of_two_seeds / "out")
+
+
+def test_it_prints_progress_and_where_the_table_is(whole: Path) -> None:
+    printed = (whole / "printed.txt").read_text()
+    assert "2 rows of 2 epochs, 1 seeds, 2 runs, 0 of them done, 2 at a time" in printed
+    assert "[2/2] " in printed
+    assert f"table  {whole / 'out/table.md'}" in printed
+    assert (whole / "out/table.md").read_text() in printed
+    table = numbers(whole / "out")
+    assert table["baseline"] == "cross-entropy"
+    assert {row["runs"] for row in table["rows"].values()} == {1}
+    for by_seed in table["rows"]["soft + LWR"]["by_seed"].values():
+        assert set(by_seed["last"]) == {"accuracy", "nll", "ece", "aurc"}
+        assert by_seed["best"]["accuracy"] > 0.05
+
+
+def test_again_it_trains_nothing_and_a_result_that_was_cut_off_is_measured_anew(whole: Path, monkeypatch) -> None:
+    monkeypatch.setattr(StudyStage, "_train", lambda *_: pytest.fail("something ran again"))
+    before = numbers(whole / "out")
+    result = next((whole / "out/runs").glob("*/result.json"))
+    result.write_text(result.read_text()[:20])
+    for name in ("table.json", "table.md"):
+        (whole / "out" / name).write_text("cut o")
+    main(["study", str(whole / "tiny.yaml"), "--jobs=2", f"--output={whole / 'out'}", *CPU])
+    assert numbers(whole / "out") == before
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, capsys, monkeypatch) -> None:
+    def fail(self: StudyStage, *_: object) -> None:
+        raise RunFailedError("no luck; see log.txt")
+
+    monkeypatch.setattr(StudyStage, "_train", fail)
+    with pytest.raises(SystemExit) as end:
+        main(["study", str(write(STUDY, tmp_path)), "--jobs=1", f"--output={tmp_path / 'out'}", *CPU])
+    assert end.value.code == 1
+    printed = capsys.readouterr()
+    assert "[2/2] soft + LWR, seed 0: failed: no luck; see log.txt" in printed.out
+    assert printed.err.splitlines()[-1] == (
+        "error: 2 of 2 runs have failed, and the table is without them; cross-entropy, seed 0: no luck; see log.txt"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"rows": ["cross-entropy", "sft"]}, "row 'sft' has an unknown loss 'sft': did you mean 'soft'?"),
+        (
+            {"rows": {"soft": {}, "T = 4": {"loss": "soft", "model.distillation.temperature": 4.0}}},
+            "rows 'soft' and 'T = 4' are the same run: change or remove one",
+        ),
+        ({"rows": {"soft": {"model.distillation.temprature": 2}}}, "temprature"),
+    ],
+)
+def test_a_wrong_grid_is_said_before_anything_runs(changed: Any, message: str, tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["study", str(write(STUDY | changed, tmp_path)), f"--output={tmp_path / 'out'}"])
+    assert end.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_class_that_a_seeds_split_lacks_is_named(tmp_path, capsys) -> None:
+    make_photos(tmp_path / "photos", [*(f"cat/{i}.png" for i in range(6)), "dog/0.png"], size=(8, 8))
+    data = {
+        "class_path": "lit_distill.datamodules.ImageFolderDataModule",
+        "init_args": {"image_size": 8, "channels": 1},
+    }
+    base = STUDY["base"] | {"data": data}  # type: ignore[operator]
+    path = write(STUDY | {"base": base, "rows": ["cross-entropy"], "seeds": [3]}, tmp_path)
+    with pytest.raises(SystemExit):
+        main(["study", str(path), f"--output={tmp_path / 'out'}", f"--data.root={tmp_path / 'photos'}"])
+    assert "error: seed 3: class 'dog' has no image in the split 'val': add some" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_signal_stops_its_runs_and_the_same_command_goes_on(tmp_path) -> None:
+    path = write(STUDY | {"epochs": 500}, tmp_path)
+    process = subprocess.Popen(command(path, tmp_path / "out"), stdout=subprocess.PIPE, text=True)
+    end = time.monotonic() + 200
+    while len(list((tmp_path / "out").glob("runs/*/version_0/checkpoints/last.ckpt"))) < 2:
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=100)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert printed.rstrip().endswith("Stopped. The same command goes on from here.")
+    logs = [path.read_text() for path in (tmp_path / "out").glob("runs/*/log.txt")]
+    assert all("Stopped by SIGTERM" in log for log in logs)

@@ -1,0 +1,131 @@
+"""The file of a study: its rows by short names, and what is wrong with it in one line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lit_distill.cli.study_plan import LOSSES, Plan, find_study, read_plan, with_seed
+
+BASE = {"base": "digits", "epochs": 20, "seeds": 2}
+
+
+def plan_of(tmp_path: Path, rows: Any, *flags: str, **study: Any) -> Plan:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(BASE | {"rows": rows} | study, sort_keys=False))
+    return read_plan(path, {}, flags)
+
+
+def test_short_names_are_losses_with_and_without_lwr(tmp_path) -> None:
+    names = [name for name in LOSSES if name != "LWR"]
+    both = [f"{name} + LWR" for name in names if name not in ("PS-KD", "SAT")]
+    plan = plan_of(tmp_path, [*names, *both])
+    assert plan.baseline == ["cross-entropy"]
+    assert plan.seeds == [0, 1]
+    for name, run in plan.rows.items():
+        is_taught = name.split(" +")[0] in ("hard", "soft", "DKD", "DIST", "logit standardisation")
+        assert (run.config["model"]["distillation"] is not None) is is_taught
+        assert (run.config["model"]["teacher"] is not None) is is_taught
+        assert (run.config["retrospection"] is not None) is name.endswith("LWR")
+    assert plan.rows["label smoothing"].config["model"]["criterion"]["init_args"] == {"label_smoothing": 0.1}
+    assert '"start": 6' in " ".join(plan.rows["SAT"].flags)
+    lwr = plan_of(tmp_path, ["LWR"]).rows["LWR"].config
+    assert lwr == plan.rows["cross-entropy + LWR"].config
+
+
+def test_a_row_changes_what_it_names_and_what_all_rows_have_comes_first(tmp_path) -> None:
+    rows = {"mine": {"loss": "Soft+lwr", "model.distillation.temperature": 2, "model.student.depth": 1}}
+    plan = plan_of(tmp_path, rows, "--data.batch_size=8", set={"data.split_seed": "{seed}"})
+    run = with_seed(plan.rows["mine"], 7)
+    flags = ["--data.split_seed=7", "--data.batch_size=8", "--model.distillation.temperature=2"]
+    assert run.flags == [*flags, "--model.student.depth=1"]
+    assert run.config["seed_everything"] == 7
+    assert run.config["model"]["distillation"]["class_path"].endswith("SoftDistillation")
+
+
+def test_the_trainer_of_the_base_becomes_flags_without_its_budget_and_logger(tmp_path) -> None:
+    trainer = {"max_epochs": 99, "precision": "bf16-mixed", "logger": False}
+    base = {"model": {"student": "DigitsCNN"}, "data": "DigitsDataModule", "trainer": trainer}
+    plan = plan_of(tmp_path, ["cross-entropy"], base=base)
+    assert plan.rows["cross-entropy"].flags == ["--trainer.precision=bf16-mixed"]
+    assert plan.epochs == 20
+
+
+def test_a_teacher_of_the_study_is_the_first_unless_a_row_names_another(tmp_path) -> None:
+    teachers = {"small": {"base": "digits_teacher", "epochs": 1}, "large": {"base": "digits_teacher", "epochs": 2}}
+    rows = {"soft": {}, "soft, large": {"loss": "soft", "teacher": "large"}, "cross-entropy": {"teacher": "large"}}
+    plan = plan_of(tmp_path, rows, teachers=teachers)
+    assert [plan.rows[name].teacher for name in rows] == ["small", "large", None]
+    assert plan.rows["soft"].config["model"]["teacher"]["init_args"]["model"] == "<teacher small>"
+    with pytest.raises(ValueError, match="row 'soft' has no such teacher: did you mean 'large'"):
+        plan_of(tmp_path, {"soft": {"teacher": "lrge"}}, teachers=teachers)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["soft", "sofft"], "unknown loss 'sofft': did you mean 'soft'"),
+        (["cross entropi"], "did you mean 'cross-entropy'"),
+        (["logit standardizatoin"], "did you mean 'logit standardisation'"),
+        (["zzz"], "unknown loss 'zzz': expected 'cross-entropy'"),
+        (["hard + soft"], "expected one loss, and perhaps"),
+        (["SAT + LWR"], "SAT and LWR both replace the criterion"),
+        (["soft", "soft"], "row 'soft' is there twice"),
+        (["LWR", "cross-entropy + LWR"], "rows 'LWR' and 'cross-entropy \\+ LWR' are the same run"),
+        ({"a": {"loss": "soft"}, "b": {"loss": "soft"}}, "rows 'a' and 'b' are the same run"),
+        ([], "there are no rows"),
+        ({"soft": {"trainer.max_epochs": 3}}, "all rows have the same budget"),
+        ({"soft": {"lose": "hard"}}, "unknown key 'lose': did you mean 'loss'"),
+        ({"soft": {"model.alpha=0.5": 1}}, "unknown key"),
+    ],
+)
+def test_what_is_wrong_with_rows_is_said(rows: Any, message: str, tmp_path) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        plan_of(tmp_path, rows)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("study", "message"),
+    [
+        ({"seeds": [1, 1]}, "seeds has one twice"),
+        ({"seeds": 0}, "seeds must be >= 1"),
+        ({"epochs": None}, "has no epochs"),
+        ({"epoch": 3}, "unknown key 'epoch': did you mean 'epochs'"),
+        ({"baseline": "softt"}, "baseline 'softt' is no row: did you mean 'soft'"),
+        ({"base": "digitz"}, "no recipe of that name: did you mean 'digits'"),
+        ({"base": 3}, "base must be a recipe"),
+        ({"base": {"model": {}, "data": "DigitsDataModule"}}, "row 'soft' needs a teacher"),
+        ({"teachers": {"x": {"epochs": 3}}}, "teacher 'x' has no base"),
+    ],
+)
+def test_what_is_wrong_with_a_study_is_said(study: Any, message: str, tmp_path) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan_of(tmp_path, ["soft"], **study)
+
+
+def test_a_row_that_stands_twice_is_refused_where_yaml_would_keep_the_last(tmp_path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("base: digits\nepochs: 1\nseeds: 1\nrows:\n  soft: {}\n  soft: {model.alpha: 0.1}\n")
+    with pytest.raises(ValueError, match="'soft' is there twice"):
+        read_plan(path, {})
+    path.write_text("rows: [")
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_plan(path, {})
+
+
+def test_the_packages_studies_are_found_by_name_and_can_be_read() -> None:
+    for name in ("digits", "cifar10", "cifar10_few", "cifar10_wrong20", "cifar10_wrong40"):
+        plan = read_plan(find_study(name), {})
+        assert set(plan.baseline) <= set(plan.rows)
+    assert len(read_plan(find_study("digits"), {}).seeds) == 10
+    wrong = read_plan(find_study("cifar10_wrong40"), {})
+    assert all("--data.wrong_labels=0.4" in run.flags for run in wrong.rows.values())
+    assert "--data.wrong_labels=0.4" not in wrong.teachers["ResNet-10"].run.flags
+    assert wrong.seeds == [0, 1, 2]
+    few = read_plan(find_study("cifar10_few"), {})
+    for run in (*few.rows.values(), few.teachers["ResNet-10"].run):
+        assert {"--data.train_per_class=100", "--trainer.check_val_every_n_epoch=4"} <= set(run.flags)
+    with pytest.raises(ValueError, match="no study of that name: did you mean 'digits'"):
+        find_study("digit")
