@@ -60,7 +60,8 @@ def student(seed: int = 1, **kwargs: Any) -> DistillableViT:
 def fit(folder: Path, network: nn.Module, *callbacks: Callback, data: Any = None, **kwargs: Any) -> LitDistiller:
     """Train on a few digits with a cache, and return the module."""
     caching = {name: kwargs.pop(name) for name in ("views", "top_k", "single_view") if name in kwargs}
-    module = LitDistiller(kwargs.pop("student", None) or student(), network, distillation=SoftDistillation(2.0))
+    teacher = FrozenTeacher(network, fast=False)  # a folded copy would be asked in place of the network that counts
+    module = LitDistiller(kwargs.pop("student", None) or student(), teacher, distillation=SoftDistillation(2.0))
     data = data or FewDigits(batch_size=16, seed=3)
     caching = TeacherCaching(**{"views": 2, "folder": folder, **caching})
     options = {"max_epochs": 5, "num_sanity_val_steps": 0, "callbacks": [caching, *callbacks], **kwargs}
