@@ -141,6 +141,11 @@ class TeacherCaching(Callback):
             self._finish(trainer, self._train, self._current_views())
 
     @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._train is not None and not trainer.sanity_checking:
+            self._finish_evaluated(trainer)  # TeacherCheck may have asked about all of it
+
+    @override
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
@@ -190,7 +195,6 @@ class TeacherCaching(Callback):
         cache, train = self._cache, self._train
         if cache is None or train is None:
             return
-        self._finish_evaluated(trainer)  # TeacherCheck has asked about all of it
         train.begin(self._current_views(), trainer.strategy.root_device)
         cache.source = train
         if train.is_warm and not cache.is_away and self._is_complete(trainer, cache, train):
