@@ -201,7 +201,7 @@ def turned(orientation: int) -> Image.Exif:
         ("RGB", (640, 480), {}),  # halved while it is decoded
         ("RGB", (3001, 2001), {}),
     ],
-    ids=str,
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else str(value),
 )
 def test_simplejpeg_changes_no_pixel(stored: str, size: tuple[int, int], options, mode, monkeypatch) -> None:
     pytest.importorskip("simplejpeg")
