@@ -8,6 +8,22 @@ import os
 from pathlib import Path
 import socket
 import time
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is locked
+    fcntl = None  # type: ignore[assignment]
+
+
+def lock_file(file: int | IO[str] | IO[bytes], wait: bool = True) -> None:
+    """Lock an open file against other processes, until it is closed; nothing where the system has no such locks.
+
+    Raises:
+        OSError: If another process has it, and ``wait`` is False.
+    """
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager

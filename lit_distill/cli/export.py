@@ -6,6 +6,7 @@ import shlex
 
 from lit_distill.cli.arguments import command_parser, parse
 from lit_distill.models import load_student
+from lit_distill.models.card import card_on
 from lit_distill.models.export import export_student
 from lit_distill.models.output import Head
 
@@ -35,7 +36,7 @@ def export(
     if output is None and Path(ckpt_path).is_dir() and (Path(ckpt_path) / "student.json").is_file():
         raise ValueError(f"{ckpt_path} is an export already: give its run's checkpoint, or --output for another export")
     student = load_student(ckpt_path, trust=trust)
-    card = dict(student.card)  # type: ignore[arg-type]
+    card = dict(card_on(student))
     shape, chosen = card.pop("image_shape", None), card.pop("head", "mean_probs")
     if not shape:
         raise ValueError(f"{ckpt_path} does not say what images its student takes: it was saved before the first step")

@@ -7,10 +7,7 @@ import socket
 import time
 from typing import IO, NamedTuple
 
-try:
-    import fcntl
-except ImportError:  # Windows, where nothing is locked
-    fcntl = None  # type: ignore[assignment]
+from lit_distill.files import lock_file
 
 
 class Holder(NamedTuple):
@@ -41,8 +38,7 @@ class Lock:
             # Follow no link: the file that it leads to would be emptied.
             file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600), "r+")
             try:
-                if fcntl is not None:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_file(file, wait=False)
             except BlockingIOError:
                 file.close()
                 return False

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import yaml
@@ -24,9 +24,9 @@ from lit_distill.cli.arguments import command_parser, parse
 from lit_distill.cli.report import duration
 from lit_distill.cli.signals import Stopped, stop_signals
 from lit_distill.cli.study_measure import StudyImages, result_of
-from lit_distill.cli.study_plan import Plan, Run, check_unequal, find_study, read_plan, with_seed
+from lit_distill.cli.study_plan import Description, Plan, Run, check_unequal, find_study, read_plan, with_seed
 from lit_distill.cli.study_stage import RunFailedError, StudyStage
-from lit_distill.cli.study_table import draw, write_table
+from lit_distill.cli.study_table import Figures, draw, write_table
 from lit_distill.files import write_atomically
 from lit_distill.models.trust import trusting
 
@@ -81,10 +81,10 @@ class Task(NamedTuple):
         """Where the result is kept."""
         return self.stage.folder / "result.json"
 
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> Figures | None:
         """Return its result, or None if there is none of these test images, or none that can be read."""
         try:
-            result: dict[str, Any] = json.loads(self.result_file.read_text())
+            result: Figures = json.loads(self.result_file.read_text())
         except (OSError, ValueError):
             return None
         return result if self.stage.done and result.get("test") == self.images.test_digest() else None
@@ -253,7 +253,7 @@ class Study:
         write_table(self.output, about, results, teachers, self.plan.baseline)
 
 
-def _with_teacher(run: Run, teachers: Mapping[str, Task]) -> dict[str, Any]:
+def _with_teacher(run: Run, teachers: Mapping[str, Task]) -> Description:
     """Return the configuration with the checkpoint of its teacher, which is trained."""
     if run.teacher is None:
         return run.config
@@ -262,7 +262,7 @@ def _with_teacher(run: Run, teachers: Mapping[str, Task]) -> dict[str, Any]:
     return {**run.config, "model": {**model, "teacher": {**model["teacher"], "init_args": arguments}}}
 
 
-def _resolved(run: Run, epochs: int) -> dict[str, Any]:
+def _resolved(run: Run, epochs: int) -> Description:
     """Return the whole configuration of a run, as ``fit --print_config`` shows it.
 
     Raises:
@@ -277,7 +277,7 @@ def _resolved(run: Run, epochs: int) -> dict[str, Any]:
         except SystemExit as end:
             if end.code:
                 raise
-    resolved: dict[str, Any] = yaml.safe_load(printed.getvalue())
+    resolved: Description = yaml.safe_load(printed.getvalue())
     return resolved
 
 

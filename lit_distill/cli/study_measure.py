@@ -16,6 +16,7 @@ from torchmetrics.functional.classification import binary_calibration_error
 from typing_extensions import override
 
 from lit_distill.cli.from_checkpoint import instantiated
+from lit_distill.cli.study_table import Figures
 from lit_distill.datamodules import FilesDataModule, ImageDataModule
 from lit_distill.datamodules.from_files import Split
 from lit_distill.datamodules.stacked import stack
@@ -161,7 +162,7 @@ def scores(log_probs: Tensor, target: Tensor) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
-def result_of(last: Path, images: StudyImages, device: str) -> dict[str, Any]:
+def result_of(last: Path, images: StudyImages, device: str) -> Figures:
     """Measure a run by its last epoch and, if the validation images are others, by its best epoch on these.
 
     Args:
@@ -172,7 +173,7 @@ def result_of(last: Path, images: StudyImages, device: str) -> dict[str, Any]:
     callbacks = load_safely(last, "checkpoint", mmap=True)["callbacks"]
     summary = callbacks["RunSummary"]
     best = next((state["best_model_path"] for key, state in callbacks.items() if key.startswith("BestCheckpoint")), "")
-    result: dict[str, Any] = {
+    result: Figures = {
         "test": images.test_digest(),
         "validation": {name: values for name, values in summary.items() if values},
         "seconds": callbacks["RunSeconds"]["seconds"],

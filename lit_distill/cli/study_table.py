@@ -14,7 +14,8 @@ from scipy import stats
 from lit_distill.checks import listed
 from lit_distill.files import write_atomically
 
-Results = Mapping[str, Mapping[int, Mapping[str, Any] | None]]  # by row and seed
+Figures = dict[str, Any]  # as JSON has them
+Results = Mapping[str, Mapping[int, Figures | None]]  # by row and seed
 _METRICS = ("accuracy", "nll", "ece", "aurc")
 _CONFIDENCE = 0.95
 
@@ -93,9 +94,9 @@ def choose_baseline(results: Results, candidates: Sequence[str]) -> str:
     return max(candidates, key=lambda row: _mean_of([_validated(result) for result in results[row].values() if result]))
 
 
-def analyse(results: Results, baseline: str) -> dict[str, Any]:
+def analyse(results: Results, baseline: str) -> Figures:
     """Return the statistics of every row: by ``last`` and by ``best`` epoch, each metric's summary and comparison."""
-    rows: dict[str, Any] = {}
+    rows: Figures = {}
     for row, runs in results.items():
         found = {seed: result for seed, result in runs.items() if result is not None}
         rows[row] = {
@@ -122,7 +123,7 @@ def write_table(
     folder: Path,
     about: Mapping[str, object],
     results: Results,
-    teachers: Mapping[str, Mapping[str, Any] | None],
+    teachers: Mapping[str, Figures | None],
     candidates: Sequence[str],
 ) -> None:
     """Write ``table.json`` and ``table.md``, each whole or not at all.
@@ -150,7 +151,7 @@ def write_table(
         part.write_text(markdown(content))
 
 
-def markdown(content: Mapping[str, Any]) -> str:
+def markdown(content: Figures) -> str:
     """Return the table as text, with what it was measured on."""
     rows, baseline = content["rows"], content["baseline"]
     lines = [
@@ -218,11 +219,11 @@ def draw(table: Path, plot: Path) -> list[Path]:
     return [plot]
 
 
-def _values(runs: Mapping[int, Mapping[str, Any] | None], epoch: str, metric: str) -> dict[int, float]:
+def _values(runs: Mapping[int, Figures | None], epoch: str, metric: str) -> dict[int, float]:
     return {seed: result[epoch][metric] for seed, result in runs.items() if result and result[epoch]}
 
 
-def _validated(result: Mapping[str, Any]) -> float:
+def _validated(result: Figures) -> float:
     return float(result["validation"].get("last", {}).get("val/accuracy_class", 0.0))
 
 

@@ -15,12 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lit_distill.files import write_atomically
-
-try:
-    import fcntl
-except ImportError:  # Windows, where nothing is locked
-    fcntl = None  # type: ignore[assignment]
+from lit_distill.files import lock_file, write_atomically
 
 MADE_OF = "made_of.json"
 SHARD_BYTES = 1 << 20
@@ -278,7 +273,6 @@ def _has_changed(before: os.stat_result, now: os.stat_result) -> bool:
 def _locked(path: Path) -> Iterator[None]:
     """Hold a lock that other processes wait for; the operating system ends it with this process."""
     with path.open("w") as file:
-        if fcntl is not None:
-            with suppress(OSError):  # of a file system without locks
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(OSError):  # of a file system without locks
+            lock_file(file)
         yield
