@@ -48,9 +48,9 @@ def main() -> None:
     print(f"| rule | accuracy | NLL | said {' / '.join(names)} |\n|---|---|---|---|")
     for rule, prior in RULES.items():
         grouped = ClassGroups(groups, logits.shape[1], target_prior=prior)(logits)
-        said = grouped.argmax(dim=1)
-        shares = " / ".join(f"{float(share):.1%}" for share in said.bincount(minlength=len(names)) / len(said))
-        accuracy = float(said.eq(target).float().mean())
+        answers = grouped.argmax(dim=1)
+        shares = " / ".join(f"{float(share):.1%}" for share in answers.bincount(minlength=len(names)) / len(answers))
+        accuracy = float(answers.eq(target).float().mean())
         print(f"| {rule} | {accuracy:.1%} | {float(F.cross_entropy(grouped, target)):.3f} | {shares} |")
 
 

@@ -20,7 +20,6 @@ augmented in batches. A storage that this version lacks is left out with a line.
 
 import argparse
 from collections.abc import Callable
-import inspect
 from pathlib import Path
 import tempfile
 from typing import Any
@@ -69,9 +68,6 @@ class Epochs:
         folder: Of the images.
         images: That count.
         batch: Samples a batch.
-
-    Raises:
-        NotImplementedError: If this version has no such storage.
     """
 
     def __init__(
@@ -83,12 +79,7 @@ class Epochs:
         kwargs["augmentation"] = Augmentation(
             crop="padded" if options.size <= 64 else "resized", policy=None if policy == "none" else policy
         )
-        if storage_parameter():
-            kwargs["storage"] = "host" if storage == "decoded" else storage
-        elif storage == "files":
-            kwargs["decode_memory"] = 0.0
-        elif storage != "decoded":
-            raise NotImplementedError(f"this version has no storage={storage!r}")
+        kwargs["storage"] = "host" if storage == "decoded" else storage
         self.data = ImageFolderDataModule(folder, **kwargs)
         # Resident images lie where the trainer trains.
         self.data.trainer = Trainer(
@@ -139,16 +130,12 @@ class FolderEpochs:
         return clock.read()
 
 
-def storage_parameter() -> bool:
-    return any("storage" in inspect.signature(kind.__init__).parameters for kind in ImageFolderDataModule.__mro__[:4])
-
-
 def own_epochs(report: Report, *arguments: Any) -> Epochs | None:
-    """Return an `Epochs`, or None with a note if this version lacks the storage."""
+    """Return an `Epochs`, or None with a note if the images cannot be stored so."""
     try:
         with quiet():
             return Epochs(*arguments)
-    except (NotImplementedError, TypeError, ValueError) as error:
+    except ValueError as error:
         report.note(f"storage {arguments[2]!r} is left out: {str(error).splitlines()[0]}")
         return None
 

@@ -98,8 +98,8 @@ def interleave(
         draws.shuffle(order)
         for name in order:
             clock = Clock(device)
-            own = works[name]()
-            timing = clock.read() if own is None else own
+            measured = works[name]()
+            timing = clock.read() if measured is None else measured
             if number >= warm_up:
                 timings[name].append(timing)
     return timings

@@ -117,8 +117,9 @@ def mix(
     is_inside = is_row[:, None, :, None] & is_column[:, None, None, :]
     share = torch.where(is_inside, _by_image(plan.inside), _by_image(plan.outside)).to(image.dtype)
     target, other_target = _as_probabilities(target, num_classes), _as_probabilities(other_target, num_classes)
-    own = plan.share[:, None]
-    return image * share + other_image * (1 - share), target * own + other_target * (1 - own)
+    target_share = plan.share[:, None]
+    target = target * target_share + other_target * (1 - target_share)
+    return image * share + other_image * (1 - share), target
 
 
 def _beta(alpha: float, quantile: Tensor) -> Tensor:

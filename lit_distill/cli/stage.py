@@ -123,7 +123,7 @@ class Stage:
             ValueError: If another command is at work in it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        said = False
+        is_announced = False
         while not self._lock.acquire():
             holder = self._lock.holder()
             if holder is not None:
@@ -131,10 +131,10 @@ class Stage:
                 if host != socket.gethostname() or process_exists(process):
                     place = f"{self.folder} since {since}"
                     raise ValueError(f"process {process} on {host} is at work in {place}: wait for it, or stop it")
-                if not said:
+                if not is_announced:
                     left_behind = f"the {self.name}'s run that process {process} has left behind"
                     print(f"waiting for {left_behind} to stop", flush=True)
-                said = True
+                is_announced = True
             time.sleep(0.1)
         try:
             yield

@@ -241,9 +241,9 @@ class FastNetwork:
         if variant.precision == "autocast":
             with torch.autocast(device, torch.bfloat16):
                 return network(image)
-        own = self.precision or _dtype_of(network) or image.dtype
+        precision = self.precision or _dtype_of(network) or image.dtype
         with torch.autocast(device, enabled=False):
-            return network(image.to(torch.bfloat16 if variant.precision == "bf16" else own))
+            return network(image.to(torch.bfloat16 if variant.precision == "bf16" else precision))
 
     def _facts(self, network: nn.Module, image: Tensor) -> list[object]:
         """Return all that a measured choice depends on."""
