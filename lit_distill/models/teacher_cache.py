@@ -183,13 +183,16 @@ class TeacherCache(Teacher):
             self.source = before
 
     def put_away(self, folder: Path) -> None:
-        """Take the weights of the teacher behind out of memory until it is asked.
+        """Take the weights of the teacher behind, and the copies that run it fast, out of memory until it is asked.
 
         Raises:
             OSError: If there is no room for them in ``folder``.
         """
         if self._away is None:
             self._away = PutAway(self.asked, folder)
+            for part in self.asked.modules():
+                if isinstance(part, Teacher) and part.fast_network is not None:
+                    part.fast_network.drop_copy()
 
     def take_back(self) -> None:
         """Have the teacher behind as it was."""

@@ -228,6 +228,34 @@ def test_a_damaged_shard_is_filled_again(tmp_path, caplog, how: str) -> None:
     assert warm._asked == 0
 
 
+def convolutional(folder: Path, **kwargs: Any) -> tuple[FrozenTeacher, list[int]]:
+    """Train with a teacher that runs as a folded copy; return it, and the values in memory of it after each epoch."""
+
+    class Values(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+            copy = teacher.fast_network._copy
+            networks = [teacher.model, *([] if copy is None else [copy.network])]
+            values.append(sum(part.numel() for net in networks for part in (*net.parameters(), *net.buffers())))
+
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Conv2d(1, 9, 3), nn.BatchNorm2d(9), nn.Conv2d(9, 10, 6), nn.Flatten()).eval()
+    teacher, values = FrozenTeacher(net, num_classes=10), []
+    callbacks = [TeacherCaching(views=2, folder=folder), Values(), TeacherCheck()]
+    module = LitDistiller(student(), teacher, distillation=SoftDistillation(2.0))
+    trainer(callbacks=callbacks, **kwargs).fit(module, datamodule=FewDigits(batch_size=16, seed=3))
+    return teacher, values
+
+
+@pytest.mark.filterwarnings("ignore:the teacher is right on")
+def test_a_warm_cache_leaves_nothing_of_a_fast_teacher_in_memory(tmp_path) -> None:
+    teacher, values = convolutional(tmp_path, max_epochs=4)
+    weights_of_teacher = sum(part.numel() for part in (*teacher.parameters(), *teacher.buffers()))
+    assert values[1] > weights_of_teacher  # the folded copy beside it
+    assert values[2:] == [0, 0]
+    _, values = convolutional(tmp_path, max_epochs=2)  # with Lightning's check, which asks the teacher, before
+    assert values == [0, 0]
+
+
 class Damage(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.current_epoch == 2:

@@ -1,6 +1,8 @@
 """A cached teacher answers what the one behind it did, and asks that one for all else."""
 
+import gc
 from pathlib import Path
+import weakref
 
 import pytest
 import torch
@@ -111,6 +113,36 @@ def test_its_weights_leave_memory_until_it_is_asked(tmp_path) -> None:
         assert teacher.is_away
     assert torch.equal(teacher(plain).logits, before)
     assert not teacher.is_away
+
+
+class Pair(Teacher):
+    """Two teachers with convolutions, which run as folded copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.second = (
+            FrozenTeacher(
+                nn.Sequential(nn.Conv2d(1, 9, 1), nn.BatchNorm2d(9), nn.Conv2d(9, CLASSES, 2), nn.Flatten()).eval()
+            )
+            for _ in range(2)
+        )
+        self.num_classes = CLASSES
+
+    def forward(self, batch: Batch) -> TeacherOutput:
+        return TeacherOutput(self.first(batch).logits + self.second(batch).logits)
+
+
+def test_the_copies_that_run_it_fast_leave_memory_too(tmp_path) -> None:
+    pair = Pair()
+    teacher, plain = TeacherCache(pair), batch(0, torch.arange(ROWS))
+    before = teacher(plain).logits
+    copies = [weakref.ref(part.fast_network._copy.network) for part in (pair.first, pair.second)]
+    assert all(copy() is not part.model for copy, part in zip(copies, (pair.first, pair.second), strict=True))
+    teacher.put_away(tmp_path)
+    gc.collect()  # a network traced by torch.fx holds itself
+    assert [copy() for copy in copies] == [None, None]
+    assert torch.equal(teacher(plain).logits, before)
 
 
 class Features(Teacher):
