@@ -1,22 +1,26 @@
 """The teacher is asked once for each view, and never again."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 import torch
+from torch import nn
 from typing_extensions import override
 
+from lit_distill.batch import Batch
 from lit_distill.checks import check_at_least
-from lit_distill.datamodules.fingerprints import evaluation_parts, training_parts
+from lit_distill.datamodules.fingerprints import evaluation_parts, images_of, training_parts
 from lit_distill.datamodules.indexed import IndexedDataset
 from lit_distill.datamodules.sampler import KeyedSampler
 from lit_distill.distillation import losses_of
 from lit_distill.evaluation import loaders_of
 from lit_distill.models.answer_rows import AnswerRows
 from lit_distill.models.answers import Answers, caches_in
+from lit_distill.models.output_rows import OutputRows
+from lit_distill.models.taps import check_features
 from lit_distill.models.teacher_base import Teacher
 from lit_distill.models.teacher_cache import Source, TeacherCache
 
@@ -30,11 +34,12 @@ class TeacherCaching(Callback):
     alpha, student and epochs may change: the cache stays valid, and so it does with more ``views``.
 
     What is read is what would be answered, rounded to float16, also while the cache fills: a run that fills it and one
-    that reads it train the same network. A view is served once all of its rows are there; until then the teacher is
-    asked. With several ranks each writes what it was answered, and a folder that they share makes one cache of it.
+    that reads it train the same network. A batch is served once all of its rows are there; until then the teacher is
+    asked about it. So a run that was stopped goes on where it was. With several ranks each writes what it was answered, and a folder that they share makes one cache of it.
 
-    Needs a module whose ``teacher`` is a `Teacher`, such as `LitDistiller`, losses on logits, and a data module of this
-    package; or a loader of ``IndexedDataset(..., with_view=True)`` with ``KeyedSampler(..., views=...)``.
+    Needs a module whose ``teacher`` is a `Teacher`, such as `LitDistiller`, and a data module of this package; or a
+    loader of ``IndexedDataset(..., with_view=True)`` with ``KeyedSampler(..., views=...)``. Losses on layers inside the
+    teacher, and teachers without logits, need ``features`` too.
 
     Args:
         views: V >= 1, views of each image. Fewer save more time and cost accuracy: an epoch repeats the images of V
@@ -42,10 +47,14 @@ class TeacherCaching(Callback):
         folder: Where caches are, each in a folder that is named after what it is made of.
         top_k: Keep this many logits of an answer, and the sum of the rest; see `AnswerRows`. By default all.
         single_view: Allow ``views=1``, with which the student sees every image in one form only, and overfits.
+        features: Keep features of training images too, in float16: True those that the teacher returns and the layers
+            that the losses name, or these by name. A layer with many values takes many bytes, and the answers to a view
+            are on the training device.
 
     Raises:
         ValueError: If ``views`` or ``top_k`` is < 1; or ``views`` is 1 without ``single_view``; before the first step,
-            if there is no teacher, a loss is not on logits, or training images are not keyed by their view.
+            if there is no teacher, a loss needs features that are not kept, the teacher lacks one, or training images
+            are not keyed by their view.
 
     Source:
         The idea of a fixed number of stored views: Shen and Xing, "A fast knowledge distillation framework", arXiv
@@ -61,6 +70,7 @@ class TeacherCaching(Callback):
         folder: str | Path = "teacher_cache",
         top_k: int | None = None,
         single_view: bool = False,
+        features: bool | Sequence[str] = False,
     ) -> None:
         super().__init__()
         check_at_least(1, views=views, top_k=top_k)
@@ -72,6 +82,8 @@ class TeacherCaching(Callback):
         self.views = views
         self.folder = Path(folder)
         self.top_k = top_k
+        self.features = features
+        self._layers: list[str] = []  # to tap
         self._cache: TeacherCache | None = None
         self._train: Source | None = None
         self._sampler: KeyedSampler | None = None
@@ -85,12 +97,7 @@ class TeacherCaching(Callback):
         teacher, distillation = getattr(pl_module, "teacher", None), getattr(pl_module, "distillation", None)
         if not isinstance(teacher, Teacher) or distillation is None:
             raise ValueError("teacher_cache needs a teacher and a distillation loss: give both, or leave it out")
-        inner = [name for name, loss in losses_of(distillation).items() if getattr(loss, "teacher_layer", None)]
-        if inner:
-            raise ValueError(
-                f"{', '.join(inner)} is about layers inside the teacher, and teacher_cache keeps its logits only: "
-                "leave one of them out"
-            )
+        self._layers = self._layers_to_keep(distillation)
         data = getattr(trainer, "datamodule", None)
         if data is not None and hasattr(data, "views"):
             if data.views not in (None, self.views):
@@ -111,19 +118,18 @@ class TeacherCaching(Callback):
                 "IndexedDataset(..., with_view=True), as a data module's without overfit_batches; got "
                 f"{type(sampler).__name__} and {type(data).__name__}"
             )
-        teacher = self._cache.asked
-        classes = teacher.num_classes or getattr(getattr(trainer, "datamodule", None), "num_classes", None)
-        if classes is None:
-            raise ValueError("teacher_cache cannot tell the teacher's number of classes: give it num_classes")
-        rows = AnswerRows(classes, self.top_k)
-        common = {"teacher": teacher.identity(), "precision": str(trainer.precision), "rows": str(rows)}
+        common = {"teacher": self._cache.asked.identity(), "precision": str(trainer.precision)}
+        rows = self._rows_with_features(trainer, self._cache, data) if self.features else self._rows(trainer)
+        common["rows"] = "no logits" if rows.logits is None else str(rows.logits)
+        made_of = {**common, "features": str(OutputRows(None, rows.features)) or "none"}
         self._sampler = sampler
-        self._train = self._open(trainer, "train", {**common, **training_parts(data, sampler.repeats)}, data, rows)
-        for number, each in enumerate(loaders_of(trainer, "val")):
+        self._train = self._open(trainer, "train", {**made_of, **training_parts(data, sampler.repeats)}, data, rows)
+        for number, each in enumerate([] if rows.logits is None else loaders_of(trainer, "val")):
             dataset = getattr(each, "dataset", None)
             parts = evaluation_parts(dataset) if isinstance(dataset, IndexedDataset) else None
             if parts is not None and isinstance(dataset, IndexedDataset):
-                self._cache.evaluated[number] = self._open(trainer, "val", {**common, **parts}, dataset, rows)
+                made_of, validated_rows = {**common, **parts}, OutputRows(rows.logits)
+                self._cache.evaluated[number] = self._open(trainer, "val", made_of, dataset, validated_rows)
         self._finish(trainer, self._train, [*range(self.views)])
         self._finish_evaluated(trainer)
         self._tell(self._train.answers)
@@ -160,18 +166,60 @@ class TeacherCaching(Callback):
         self._cache.source = self._train
 
     @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        with suppress(RuntimeError):  # of a device that has failed
+            self._flush()
+
+    @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._cache is None:
             return
-        sources = [source for source in (self._train, *self._cache.evaluated.values()) if source is not None]
-        for source in sources:  # what a run that was stopped has still in memory
-            source.flush()
+        self._flush()
         self._cache.take_back()
         pl_module.teacher = self._cache.asked
         self._cache = self._train = self._sampler = None
 
+    def _flush(self) -> None:
+        """Write what is still in memory of a run that was stopped."""
+        evaluated = {} if self._cache is None else self._cache.evaluated
+        for source in (self._train, *evaluated.values()):
+            if source is not None:
+                source.flush()
+
+    def _layers_to_keep(self, distillation: nn.Module) -> list[str]:
+        """Return the features to keep by name; those that the teacher returns may come to them."""
+        needed = {str(getattr(loss, "teacher_layer", None) or "") for loss in losses_of(distillation).values()} - {""}
+        kept = needed if self.features is True else set(self.features or ())
+        if not needed <= kept:
+            raise ValueError(
+                f"a loss needs the teacher's {', '.join(sorted(needed - kept))}, and teacher_cache keeps "
+                f"{', '.join(sorted(kept)) or 'its logits only'}: set teacher_cache.features=true, or leave one out"
+            )
+        return sorted(kept)
+
+    def _rows(self, trainer: Trainer) -> OutputRows:
+        asked = None if self._cache is None else self._cache.asked
+        classes = getattr(asked, "num_classes", None) or getattr(
+            getattr(trainer, "datamodule", None), "num_classes", None
+        )
+        if classes is None:
+            raise ValueError("teacher_cache cannot tell the teacher's number of classes: give it num_classes")
+        return OutputRows(AnswerRows(classes, self.top_k))
+
+    def _rows_with_features(self, trainer: Trainer, cache: TeacherCache, data: IndexedDataset) -> OutputRows:
+        """Ask about an image, to see the shape of each feature that is to be kept."""
+        image = trainer.precision_plugin.convert_input(images_of(data, [(0, 0)])[0][None])
+        keys = torch.zeros(1, dtype=torch.int64)
+        batch = trainer.strategy.batch_to_device(Batch(image, keys, keys, keys))
+        with trainer.precision_plugin.forward_context():
+            answer = cache.ask(batch, self._layers)
+        check_features(answer.features, self._layers, cache.network, "teacher")
+        names = sorted(answer.features if self.features is True else self._layers)
+        logits = None if answer.logits is None else AnswerRows(answer.logits.shape[1], self.top_k)
+        return OutputRows(logits, {name: tuple(answer.features[name].shape[1:]) for name in names})
+
     def _open(
-        self, trainer: Trainer, kind: str, made_of: dict[str, str], data: IndexedDataset, rows: AnswerRows
+        self, trainer: Trainer, kind: str, made_of: dict[str, str], data: IndexedDataset, rows: OutputRows
     ) -> Source:
         """Return a source; all ranks take what the first says it is made of."""
         made_of = trainer.strategy.broadcast(made_of)

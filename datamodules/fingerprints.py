@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from torch import Tensor
 from torch.utils.data import Subset
 
 from lit_distill.batch import image_of
@@ -69,6 +70,12 @@ def _parts(data: IndexedDataset) -> tuple[str, str]:
     return digest_of([type(dataset), data.num_rows, chosen, content]), digest_of(transforms)
 
 
+def images_of(data: IndexedDataset, keys: Sequence[int | tuple[int, int]]) -> list[Tensor]:
+    """Return the images of some samples, each with a view or without, as the loader has them."""
+    read = data.make(keys) if isinstance(data, ResidentDataset) else data.__getitems__(keys)
+    return [image_of(each) for each in read] if isinstance(read, list) else [*image_of(read)]
+
+
 def _images(data: IndexedDataset, views: Sequence[int]) -> str | None:
     """Return a digest of some samples; None if they are others when they are read again."""
     samples = range(0, len(data), max(1, len(data) // _SAMPLES))[:_SAMPLES]
@@ -76,6 +83,5 @@ def _images(data: IndexedDataset, views: Sequence[int]) -> str | None:
     digests = set()
     for seed in (1, 2):
         with seeded(seed):
-            read = data.make(keys) if isinstance(data, ResidentDataset) else data.__getitems__(keys)
-        digests.add(digest_of([image_of(each) for each in read] if isinstance(read, list) else [*image_of(read)]))
+            digests.add(digest_of(images_of(data, keys)))
     return digests.pop() if len(digests) == 1 else None

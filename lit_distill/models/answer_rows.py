@@ -70,12 +70,12 @@ class AnswerRows:
     def pack(self, logits: Tensor) -> Tensor:
         """Return logits ``(B, K)`` as ``uint8`` ``(B, stride)``."""
         if self.is_dense:
-            return _bytes(_half(logits))
+            return as_bytes(as_half(logits))
         values, classes = keep_largest(logits, self.kept)
         rest = logits.scatter(1, classes.long(), -math.inf).logsumexp(dim=1, keepdim=True)
-        values = _half(values)
+        values = as_half(values)
         # Relative to the least value kept, where float16 is finer.
-        return torch.cat([_bytes(values), _bytes(_half(rest - values[:, -1:].float())), _bytes(classes)], dim=1)
+        return torch.cat([as_bytes(values), as_bytes(as_half(rest - values[:, -1:].float())), as_bytes(classes)], dim=1)
 
     def unpack(self, rows: Tensor) -> Tensor:
         """Return the logits ``(B, K)``, float32, of packed rows."""
@@ -91,9 +91,9 @@ class AnswerRows:
         return spread(values, classes, others, self.num_classes)
 
 
-def _half(values: Tensor) -> Tensor:
+def as_half(values: Tensor) -> Tensor:
     return values.float().clamp(-_MOST, _MOST).to(torch.float16)
 
 
-def _bytes(values: Tensor) -> Tensor:
+def as_bytes(values: Tensor) -> Tensor:
     return values.contiguous().view(torch.uint8)

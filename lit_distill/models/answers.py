@@ -116,6 +116,13 @@ class Answers:
         found = self._merged(view)
         return torch.from_numpy(found.rows) if found is not None and self._is_whole(found.known) else None
 
+    def part(self, view: int) -> tuple[Tensor, Tensor] | None:
+        """Return the rows of a view as `table` does, and which of them are there, ``(N,)`` bool; None if none is."""
+        found = self._merged(view)
+        if found is None or not found.known.any():
+            return None
+        return torch.from_numpy(found.rows), torch.from_numpy(found.known)
+
     def write(self, view: int, index: Tensor, rows: Tensor) -> None:
         """Add a shard.
 

@@ -1,6 +1,6 @@
 """A teacher that answers from what it said before."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lit_distill.batch import Batch
-from lit_distill.models.answer_rows import AnswerRows
 from lit_distill.models.answers import Answers
 from lit_distill.models.output import TeacherOutput
+from lit_distill.models.output_rows import OutputRows
 from lit_distill.models.put_away import PutAway
+from lit_distill.models.taps import tapped
 from lit_distill.models.teacher_base import Teacher
 
 
@@ -25,42 +26,55 @@ class Source:
         keyed: Whether batches carry a view, as those of training do; without, their view is 0.
     """
 
-    def __init__(self, answers: Answers, rows: AnswerRows, keyed: bool) -> None:
+    def __init__(self, answers: Answers, rows: OutputRows, keyed: bool) -> None:
         self.answers = answers
         self.rows = rows
         self.keyed = keyed
         self.error: OSError | None = None
+        self.is_warm = False
+        """Whether all answers of these views are there."""
         self._first_view = 0
         self._table: Tensor | None = None
+        self._known: Tensor | None = None  # rows of the table that are there; None if all that are asked for are
         self._noted: list[tuple[Tensor, Tensor]] = []
         self._count = 0
 
-    @property
-    def is_warm(self) -> bool:
-        """Whether all answers of these views are there."""
-        return self._table is not None
-
     def begin(self, views: Sequence[int], device: torch.device) -> None:
-        """Go on with these views, which follow one another; a table of their answers comes to the device if all are."""
-        tables = [self.answers.table(view) for view in views]
-        found = [table for table in tables if table is not None]
-        self._first_view, self._table = views[0], None
-        if len(found) == len(views):
-            # One view of a table on the host stays where it is mapped.
-            self._table = (found[0] if len(found) == 1 else torch.cat(found)).to(device)
+        """Go on with these views, which follow one another; what is there of their answers comes to the device."""
+        self._first_view, self._table, self._known = views[0], None, None
+        self.is_warm = all(self.answers.table(view) is not None for view in views)
+        found = [self.answers.part(view) for view in views]
+        if all(part is None for part in found):
+            return
+        nothing = torch.zeros(self.answers.num_rows, self.answers.stride, dtype=torch.uint8), torch.tensor([False])
+        tables, known = zip(*(part or nothing for part in found), strict=True)
+        # One view of a table on the host stays where it is mapped.
+        self._table = (tables[0] if len(tables) == 1 else torch.cat(tables)).to(device)
+        if not self.is_warm:
+            self._known = torch.cat([rows.expand(self.answers.num_rows) for rows in known]).to(device)
 
     def fits(self, batch: Batch) -> bool:
         """Tell whether the batch says which answers it wants."""
         return batch.index is not None and (batch.view is not None) == self.keyed
 
+    def has(self, batch: Batch) -> bool:
+        """Tell whether all answers to a batch are there; waits for the device only while views are filled in part."""
+        if self._table is None or self._known is None:
+            return self._table is not None
+        return bool(self._known.index_select(0, self._place(batch)).all())
+
     def read(self, batch: Batch) -> Tensor:
         """Return the packed answers to a batch; does not wait for the device."""
         if self._table is None:
-            raise RuntimeError("there are no answers to read: ask is_warm first")
+            raise RuntimeError("there are no answers to read: ask has() first")
+        return self._table.index_select(0, self._place(batch))
+
+    def _place(self, batch: Batch) -> Tensor:
+        """Return where the answers to a batch are in the table."""
         index, view = _keys(batch)
         # A key of another view would be a place outside the table, which is an error, never another key's row.
         place = (view - self._first_view) * self.answers.num_rows + index
-        return self._table.index_select(0, place.to(self._table.device))
+        return place if self._table is None else place.to(self._table.device)
 
     def note(self, batch: Batch, rows: Tensor) -> None:
         """Keep packed answers, and write them once there are as many as a shard has."""
@@ -105,9 +119,9 @@ def _keys(batch: Batch) -> tuple[Tensor, Tensor]:
 class TeacherCache(Teacher):
     """Answers from ``(view, index)`` what another teacher answered to the same image before.
 
-    While answers of the current views are missing, the other teacher is asked, and its answers are noted. What is
-    returned is always what the row of bytes says, so a run that fills a cache is the same as one that reads it. Batches
-    of no source, and batches without the keys that a source needs, go to the other teacher and back as they are.
+    The other teacher is asked about a batch of which an answer is missing, and its answers are noted. What is returned
+    is always what the row of bytes says, so a run that fills a cache is the same as one that reads it. Batches of no
+    source, and batches without the keys that a source needs, go to the other teacher and back as they are.
 
     `TeacherCaching` makes it, and says which source is read.
 
@@ -159,15 +173,12 @@ class TeacherCache(Teacher):
     def forward(self, batch: Batch) -> TeacherOutput:
         source = self.source
         if source is None or not source.fits(batch):
-            return self._ask(batch)
-        if source.is_warm:
-            return TeacherOutput(source.rows.unpack(source.read(batch)))
-        logits = self._ask(batch).logits
-        if logits is None:
-            raise ValueError("the teacher has no logits, and only logits are cached: leave teacher_cache out")
-        packed = source.rows.pack(logits)
+            return self.ask(batch)
+        if source.has(batch):
+            return source.rows.unpack(source.read(batch))
+        packed = source.rows.pack(self.ask(batch, source.rows.features))
         source.note(batch, packed)
-        return TeacherOutput(source.rows.unpack(packed))
+        return source.rows.unpack(packed)
 
     @override
     def evaluating(self, loader: int) -> AbstractContextManager[None]:
@@ -205,7 +216,9 @@ class TeacherCache(Teacher):
         """Whether the weights of the teacher behind are on disk."""
         return self._away is not None
 
-    def _ask(self, batch: Batch) -> TeacherOutput:
+    def ask(self, batch: Batch, layers: Collection[str] = ()) -> TeacherOutput:
+        """Ask the teacher behind; its features then have what these layers of its network return."""
         self.take_back()
-        answer: TeacherOutput = self.asked(batch)
-        return answer
+        with tapped(self.asked.network, layers) as found:
+            answer: TeacherOutput = self.asked(batch)
+        return answer._replace(features={**found, **answer.features})

@@ -16,6 +16,8 @@ from lit_distill import DigitsCNN, DistillableViT, FrozenTeacher, HardDistillati
 from lit_distill.batch import Batch
 from lit_distill.callbacks import TeacherCaching, TeacherCheck
 from lit_distill.datamodules import DigitsDataModule, IndexedDataset, KeyedSampler, Mixing
+from lit_distill.models.output import TeacherOutput
+from lit_distill.models.teacher_base import Teacher
 from lit_distill.models.teacher_cache import TeacherCache
 
 
@@ -201,7 +203,7 @@ def test_a_run_that_is_cut_off_keeps_what_it_has_asked(tmp_path) -> None:
         fit(tmp_path / "cut", Counting(), Stop(1, 1))
     network = Counting()
     filled = fit(tmp_path / "cut", network)
-    assert network._asked == 48  # of the second view, which was begun
+    assert network._asked == 16  # the last batch of the second view
     assert torch.equal(weights(whole.student), weights(filled.student))
 
 
@@ -254,6 +256,73 @@ def test_a_warm_cache_leaves_nothing_of_a_fast_teacher_in_memory(tmp_path) -> No
     assert values[2:] == [0, 0]
     _, values = convolutional(tmp_path, max_epochs=2)  # with Lightning's check, which asks the teacher, before
     assert values == [0, 0]
+
+
+class Means(nn.Module):
+    """A loss on a layer inside the student and one inside the teacher."""
+
+    student_layer, teacher_layer = "encoder", "net"
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+        return (student.flatten(1).mean(dim=1) - teacher.mean(dim=1)).pow(2).mean()
+
+
+def fit_on_features(folder: Path, network: nn.Module | Teacher, features: Any, **kwargs: Any) -> LitDistiller:
+    losses = {"means": {"loss": Means()}, "soft": {"loss": SoftDistillation(2.0)}}
+    teacher = network if isinstance(network, Teacher) else FrozenTeacher(network, fast=False)
+    module = LitDistiller(student(), teacher, distillation=kwargs.pop("distillation", losses))
+    options = {"max_epochs": 4, "num_sanity_val_steps": 0, **kwargs}
+    caching = TeacherCaching(views=2, folder=folder, features=features)
+    trainer(callbacks=[caching], **options).fit(module, datamodule=FewDigits(batch_size=16, seed=3))
+    return module
+
+
+@pytest.mark.parametrize("features", [True, ["net"], ["net.0", "net"]])
+def test_features_are_kept_if_that_is_wanted(tmp_path, features: Any) -> None:
+    networks = [Counting() for _ in range(3)]
+    filling, warm = (fit_on_features(tmp_path, network, features) for network in networks[:2])
+    assert [network._asked for network in networks[:2]] == [2 * 48 + 360 + 1, 1]  # one image for the shapes
+    assert torch.equal(weights(filling.student), weights(warm.student))
+    uncached = LitDistiller(student(), networks[2], distillation=filling.distillation)
+    data = FewDigits(batch_size=16, seed=3, views=2)
+    trainer(max_epochs=4, num_sanity_val_steps=0).fit(uncached, datamodule=data)
+    assert 0 < (weights(uncached.student) - weights(filling.student)).abs().max() < 1e-2
+
+
+def test_a_cache_without_the_features_of_a_loss_is_refused_or_begun_anew(tmp_path, caplog) -> None:
+    message = r"a loss needs the teacher's net, and teacher_cache keeps {}: set teacher_cache.features=true"
+    for features, kept in ((False, "its logits only"), (["net.0"], "net.0")):
+        with pytest.raises(ValueError, match=message.format(kept)):
+            fit_on_features(tmp_path, Counting(), features)
+    with pytest.raises(ValueError, match="the teacher Counting has no layer 'nett'; did you mean 'net'"):
+        fit_on_features(tmp_path, Counting(), ["net", "nett"])
+    fit(tmp_path, Counting(), max_epochs=2)
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        network = Counting()
+        fit_on_features(tmp_path, network, True)
+    assert "a new one begins" in caplog.text
+    assert caplog.text.split("a new one begins")[1].splitlines()[0].endswith(" differ in features")
+    assert network._asked == 2 * 48 + 1  # the validation images are there
+
+
+class Pooled(Teacher):
+    """A teacher without classes."""
+
+    asked = 0
+
+    def forward(self, batch: Batch) -> TeacherOutput:
+        self.asked += len(batch.image)
+        return TeacherOutput(None, {"pooled": batch.image.float().flatten(1) / 16})
+
+
+def test_a_teacher_without_classes_is_cached_with_its_features(tmp_path) -> None:
+    loss = Means()
+    loss.teacher_layer = "pooled"
+    with pytest.raises(ValueError, match="a loss needs the teacher's pooled, and teacher_cache keeps its logits only"):
+        fit_on_features(tmp_path, Pooled(), False, distillation=loss)
+    filling, warm = (fit_on_features(tmp_path, Pooled(), True, distillation=loss, limit_val_batches=0) for _ in "12")
+    assert [module.teacher.asked for module in (filling, warm)] == [2 * 48 + 1, 1]
+    assert torch.equal(weights(filling.student), weights(warm.student))
 
 
 class Damage(Callback):

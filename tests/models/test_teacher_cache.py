@@ -13,6 +13,7 @@ from lit_distill.batch import Batch
 from lit_distill.models.answer_rows import AnswerRows
 from lit_distill.models.answers import Answers
 from lit_distill.models.output import TeacherOutput
+from lit_distill.models.output_rows import OutputRows
 from lit_distill.models.teacher_base import Teacher
 from lit_distill.models.teacher_cache import Source, TeacherCache
 
@@ -20,7 +21,7 @@ ROWS, CLASSES = 20, 4
 
 
 def source(folder: Path, top_k: int | None = None, keyed: bool = True, kind: str = "train") -> Source:
-    rows = AnswerRows(CLASSES, top_k)
+    rows = OutputRows(AnswerRows(CLASSES, top_k))
     return Source(Answers(folder, kind, {"teacher": "a"}, ROWS, rows.stride, shard_rows=8), rows, keyed)
 
 
@@ -155,7 +156,7 @@ def test_a_teacher_without_logits_is_refused(tmp_path) -> None:
     train.begin([0], torch.device("cpu"))
     with (
         teacher.reading(train),
-        pytest.raises(ValueError, match="the teacher has no logits, and only logits are"),
+        pytest.raises(ValueError, match="the teacher has no logits, and nothing else is cached: set teacher_cache.fe"),
     ):
         teacher(batch(0, torch.arange(3)))
     with pytest.raises(RuntimeError, match="there are no answers to read"):
