@@ -11,6 +11,7 @@ from torch import nn
 from typing_extensions import override
 
 from lit_distill.batch import Batch
+from lit_distill.callbacks.teacher_time import TeacherTime
 from lit_distill.checks import check_at_least
 from lit_distill.datamodules.fingerprints import evaluation_parts, images_of, training_parts
 from lit_distill.datamodules.indexed import IndexedDataset
@@ -19,6 +20,7 @@ from lit_distill.distillation import losses_of
 from lit_distill.evaluation import loaders_of
 from lit_distill.models.answer_rows import AnswerRows
 from lit_distill.models.answers import Answers, caches_in
+from lit_distill.models.marks import duration
 from lit_distill.models.output_rows import OutputRows
 from lit_distill.models.taps import check_features
 from lit_distill.models.teacher_base import Teacher
@@ -35,7 +37,8 @@ class TeacherCaching(Callback):
 
     What is read is what would be answered, rounded to float16, also while the cache fills: a run that fills it and one
     that reads it train the same network. A batch is served once all of its rows are there; until then the teacher is
-    asked about it. So a run that was stopped goes on where it was. With several ranks each writes what it was answered, and a folder that they share makes one cache of it.
+    asked about it. So a run that was stopped goes on where it was. With several ranks each writes what it was answered,
+    and a folder that they share makes one cache of it.
 
     Needs a module whose ``teacher`` is a `Teacher`, such as `LitDistiller`, and a data module of this package; or a
     loader of ``IndexedDataset(..., with_view=True)`` with ``KeyedSampler(..., views=...)``. Losses on layers inside the
@@ -86,6 +89,7 @@ class TeacherCaching(Callback):
         self._layers: list[str] = []  # to tap
         self._cache: TeacherCache | None = None
         self._train: Source | None = None
+        self._time: TeacherTime | None = None
         self._sampler: KeyedSampler | None = None
         self._epoch = -1  # whose views the source has
         self._error_is_told = False
@@ -104,6 +108,7 @@ class TeacherCaching(Callback):
                 raise ValueError(f"teacher_cache.views={self.views}, but data.views={data.views}: give the first alone")
             data.views = self.views
         self._cache, self._train, self._epoch = TeacherCache(teacher), None, -1
+        self._time = TeacherTime(self._cache)
         pl_module.teacher = self._cache
 
     @override
@@ -140,9 +145,14 @@ class TeacherCaching(Callback):
         if self._train is not None and trainer.current_epoch != self._epoch:
             self._epoch = trainer.current_epoch
             self._begin(trainer)
+        if self._time is not None and not self._time.is_over and self._time.begin_step(pl_module.device):
+            self._tell_saving(trainer, self._time)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._time is not None and not self._time.is_over:
+            self._tell_saving(trainer, self._time)
+            self._time.forget_steps()
         if self._train is not None and self._epoch == trainer.current_epoch:
             self._finish(trainer, self._train, self._current_views())
 
@@ -177,7 +187,7 @@ class TeacherCaching(Callback):
         self._flush()
         self._cache.take_back()
         pl_module.teacher = self._cache.asked
-        self._cache = self._train = self._sampler = None
+        self._cache = self._train = self._time = self._sampler = None
 
     def _flush(self) -> None:
         """Write what is still in memory of a run that was stopped."""
@@ -245,16 +255,16 @@ class TeacherCaching(Callback):
             return
         train.begin(self._current_views(), trainer.strategy.root_device)
         cache.source = train
-        if train.is_warm and not cache.is_away and self._is_complete(trainer, cache, train):
+        if train.is_warm and not cache.is_away and self._is_complete(trainer, cache):
             try:
                 cache.put_away(self.folder)
             except OSError as error:
                 rank_zero_info(f"the teacher stays in memory: {error}")
 
-    def _is_complete(self, trainer: Trainer, cache: TeacherCache, train: Source) -> bool:
+    def _is_complete(self, trainer: Trainer, cache: TeacherCache) -> bool:
         loaders = [loader for loader in loaders_of(trainer, "val") if loader is not None]
         validated = len(cache.evaluated) == len(loaders) and all(source.is_warm for source in cache.evaluated.values())
-        return validated and all(train.answers.table(view) is not None for view in range(self.views))
+        return validated and self._views_there() == self.views
 
     def _finish_evaluated(self, trainer: Trainer) -> None:
         for source in () if self._cache is None else self._cache.evaluated.values():
@@ -276,15 +286,34 @@ class TeacherCaching(Callback):
                 "asks the teacher for what is not there"
             )
 
+    def _views_there(self) -> int:
+        answers = None if self._train is None else self._train.answers
+        return sum(answers is not None and answers.table(view) is not None for view in range(self.views))
+
     def _tell(self, answers: Answers) -> None:
         """Say where the cache is and what it has."""
-        views = sum(answers.table(view) is not None for view in range(self.views))
+        views = self._views_there()
         size = answers.num_rows * answers.stride * self.views
         damaged = f"; {answers.damaged} damaged shards are filled again" if answers.damaged else ""
         rank_zero_info(
             f"teacher cache: {views} of {self.views} views are in {answers.folder}, which takes {size / 1e6:.3g} MB "
             f"with all of them{damaged}"
         )
+
+    def _tell_saving(self, trainer: Trainer, teacher_time: TeacherTime) -> None:
+        """Say what part of a step the teacher takes, and how much of this run the cache saves."""
+        measured, steps = teacher_time.measure(), trainer.num_training_batches
+        if measured is None:
+            return
+        missing = self.views - self._views_there()
+        epochs = (trainer.max_epochs or -1) - trainer.current_epoch  # that are left; < 0 of a run without an end
+        saved = f"an epoch that need not ask is shorter by {duration(measured.asking * steps)}"
+        if epochs > missing:  # each missing view is the work of one epoch
+            seconds = [measured.asking * steps * (epochs - missing), measured.step * steps * epochs]
+            saved = (
+                f"{epochs - missing} of {epochs} epochs need not ask, which saves {' of '.join(map(duration, seconds))}"
+            )
+        rank_zero_info(f"teacher cache: asking takes {measured.asking / measured.step:.0%} of a step; {saved}")
 
 
 def _note_difference(answers: Answers) -> None:

@@ -18,18 +18,19 @@ from lit_distill.cli import plan
 from lit_distill.cli.arguments import command_parser, parse, substitute
 from lit_distill.cli.export import export
 from lit_distill.cli.outputs import beside
-from lit_distill.cli.report import data_line, duration, table
+from lit_distill.cli.report import data_line, table
 from lit_distill.cli.sizing import Description
-from lit_distill.cli.stage import Stage
+from lit_distill.cli.stage import Estimate, Stage
 from lit_distill.datamodules.walk import printable
 from lit_distill.models.class_groups import Groups
+from lit_distill.models.marks import duration
 from lit_distill.models.packaged import how_to_install, package_of
 from lit_distill.models.trust import trusting
 
 _STEPS = 8  # of a dry run
 # Flags that are passed on to the runs of fit; fast_dev_run is the command's own.
 _FOR_BOTH = re.compile(r"--trainer\.(?!fast_dev_run)|--num_threads")
-_FOR_STUDENT = re.compile(r"--(model\.|retrospection|checkpoint\.)")
+_FOR_STUDENT = re.compile(r"--(model\.|retrospection|checkpoint\.|teacher_cache)")
 
 
 def run(args: Sequence[str]) -> None:
@@ -78,13 +79,15 @@ def distill(config: Namespace, given: Collection[str], both: Sequence[str], stud
     steps = max(0, int(config.trainer.fast_dev_run))
     with tempfile.TemporaryDirectory() if steps else nullcontext() as folder:
         config.output = config.output if folder is None else Path(folder)
-        runs, data = _planned(config, given, both, students)
+        runs, data, note = _planned(config, given, both, students)
         print(data_line(str(config.data.init_args.get("root", type(data).__name__)), data))
+        print(note, end="\n" * bool(note))
         seconds = _train(runs, _STEPS if steps == 1 else steps)
     if steps:
-        parts = ", ".join(f"the {name} {duration(part)}" for name, part in seconds.items())
-        whole = duration(sum(seconds.values()))
-        print(f"\ndry run: every stage works, and the whole would take about {whole}: {parts}")
+        parts = ", ".join(f"the {name} {duration(part.seconds)}" for name, part in seconds.items())
+        whole, saved = (duration(sum(each)) for each in zip(*seconds.values(), strict=True))
+        less = f"; the teacher's cache saves {saved}" if seconds["student"].saved else ""
+        print(f"\ndry run: every stage works, and the whole would take about {whole}: {parts}{less}")
         return
     *teachers, student = [run.stage for run in runs]
     exported = _export(student, config.onnx)
@@ -101,8 +104,11 @@ class _Run(NamedTuple):
 
 def _planned(
     config: Namespace, given: Collection[str], both: Sequence[str], students: Sequence[str]
-) -> tuple[list[_Run], plan.SizedData]:
-    """Return the teacher's run, unless there is a teacher, and the student's; what is wrong is found out here."""
+) -> tuple[list[_Run], plan.SizedData, str]:
+    """Return the teacher's run, unless there is a teacher, the student's, and a line about the teacher's cache.
+
+    What is wrong is found out here.
+    """
     given_teacher = plan.find_teacher(config.teacher) if config.teacher else None
     description, data = plan.plan_data(config.data, given)
     output = _output_folder(config.output, description["init_args"].get("root"), type(data).__name__)
@@ -121,9 +127,15 @@ def _planned(
     model = plan.plan_student(config, data, teacher)
     parameters = sum(p.numel() for p in plan.make_network(model["student"], data).parameters())
     recipe = {**common, "model": model, **plan.retrospection_for(config.epochs)}
-    stage = Stage(output, "student", recipe, config.epochs, [*both, *students], {**inputs, "teacher": digest})
-    runs.append(_Run(stage, f"student {config.student or 'DistillableViT'}, {parameters:,} parameters", recipe))
-    return runs, data
+    flags, inputs = [*both, *students], {**inputs, "teacher": digest}
+    ways = plan.teacher_caches_for(config.epochs, data, output, flags)
+    recipes = [{**recipe, **way.part} for way in ways]
+    stages = [Stage(output, "student", each, config.epochs, flags, inputs) for each in recipes]
+    # A disk that is fuller or emptier than before is no reason to begin another run.
+    chosen = next((number for number, stage in enumerate(stages) if stage.folder.exists()), 0)
+    title = f"student {config.student or 'DistillableViT'}, {parameters:,} parameters"
+    runs.append(_Run(stages[chosen], title, recipes[chosen]))
+    return runs, data, ways[chosen].note
 
 
 def _teacher_title(config: Namespace, recipe: Description) -> str:
@@ -145,7 +157,7 @@ def _output_folder(output: Path | None, root: str | None, data_name: str) -> Pat
     return folder
 
 
-def _train(runs: Sequence[_Run], steps: int) -> dict[str, float]:
+def _train(runs: Sequence[_Run], steps: int) -> dict[str, Estimate]:
     """Run them all; or take some steps of each, and return the seconds that each would take, by name."""
     seconds = {}
     for number, (stage, title, config) in enumerate(runs, start=1):
@@ -178,9 +190,9 @@ def _parser() -> ArgumentParser:
         "distill",
         "Make a teacher for a folder of photos, distil it into a vision transformer, and export that. What is done "
         "already, from the same photos and with the same choices, is not done again; what was cut off continues. Flags "
-        "of fit are passed on to the runs: --trainer. to both, --model., --retrospection and --checkpoint. to the "
-        "student's. --trainer.fast_dev_run=true takes a few steps of each run and says how long all of it takes. The "
-        "folder may come first: distill PHOTOS.",
+        "of fit are passed on to the runs: --trainer. to both, --model., --retrospection, --teacher_cache and "
+        "--checkpoint. to the student's. --trainer.fast_dev_run=true takes a few steps of each run and says how long "
+        "all of it takes. The folder may come first: distill PHOTOS.",
     )
     parser.add_subclass_arguments(
         LightningDataModule,

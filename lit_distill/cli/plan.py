@@ -1,16 +1,20 @@
 """The runs of ``distill``: which data, networks and rates suit a folder of photos."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 import hashlib
 from pathlib import Path
-from typing import Any, NamedTuple
+import re
+import shutil
+from typing import Any, NamedTuple, TypeGuard
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningDataModule
 from timm import is_model
 from torch import nn
 
+from lit_distill import losses
 from lit_distill.agreement import check_class_counts
+from lit_distill.callbacks import TeacherCaching
 from lit_distill.checks import some_of
 from lit_distill.cli import sizing
 from lit_distill.cli.from_checkpoint import instantiated
@@ -199,6 +203,73 @@ def retrospection_for(epochs: int) -> Description:
         return {}
     name = "lit_distill.callbacks.LearningWithRetrospection"
     return {"retrospection": {"class_path": name, "init_args": {"interval": 5}}}
+
+
+class CacheChoice(NamedTuple):
+    """A part of the student's configuration about the teacher's cache, and a line that says so."""
+
+    part: Description
+    note: str = ""
+
+
+def teacher_caches_for(epochs: int, data: SizedData, output: Path, flags: Sequence[str]) -> list[CacheChoice]:
+    """Return how the student's run may keep the teacher's answers, the best way first.
+
+    Unless the flags say otherwise, it keeps those of `sizing.VIEWS` views if there are more epochs and the disk has
+    room.
+
+    Args:
+        epochs: Epochs of the run.
+        data: The images.
+        output: The folder of all runs, which may not exist yet.
+        flags: Flags of ``fit``.
+
+    Raises:
+        ValueError: If the flags ask for too few views, or for a cache without a number of views.
+    """
+    given = "\n".join(flags)
+    views = re.findall(r"--teacher_cache\.(?:init_args\.)?views=(\d+)", given)
+    if views:
+        TeacherCaching(int(views[-1]), single_view="single_view=true" in given)  # raises before a teacher is trained
+        return [CacheChoice(_caching(int(views[-1])))]
+    is_asked_for = "--teacher_cache." in given
+    if "--teacher_cache=" in given or epochs <= sizing.VIEWS or not _can_be_cached(data, given):
+        if is_asked_for:
+            raise ValueError(
+                f"say how many views the teacher's cache keeps, such as --teacher_cache.views={sizing.VIEWS}"
+            )
+        return [CacheChoice({})]
+    folder = re.findall(r"--teacher_cache\.(?:init_args\.)?folder=(.*)", given)
+    place = Path(folder[-1]) if folder else output / "teacher_cache"
+    images = [len(data.splits[split].files) for split in ("train", "val") if split in data.splits]
+    size = sizing.cache_bytes(images[0], sum(images[1:]), data.num_classes, sizing.VIEWS)
+    free = shutil.disk_usage(next(each for each in (place, *place.absolute().parents) if each.exists())).free
+    free += sum(path.stat().st_size for path in place.glob("*/*.answers"))  # what is there is not needed again
+    kept = f"the teacher's answers to {sizing.VIEWS} views of each image"
+    cached = CacheChoice(
+        _caching(sizing.VIEWS),
+        f"teacher cache: the student's run keeps {kept}, at most {size / 1e6:.3g} MB, in {place}, and asks the teacher "
+        f"in {sizing.VIEWS} of {epochs} epochs; --teacher_cache=null asks it in all of them",
+    )
+    too_large = CacheChoice(
+        {},
+        f"no teacher cache: {kept} would take {size / 1e6:.3g} MB, and {place} has {free / 1e6:.3g} MB free; "
+        f"--teacher_cache.views={sizing.VIEWS} --teacher_cache.top_k=8 takes less",
+    )
+    return [cached, CacheChoice({})] if is_asked_for or 2 * size <= free else [too_large, cached]
+
+
+def _caching(views: int) -> Description:
+    return {"teacher_cache": {"class_path": "lit_distill.callbacks.TeacherCaching", "init_args": {"views": views}}}
+
+
+def _can_be_cached(data: SizedData, flags: str) -> TypeGuard[FilesDataModule]:
+    """Tell whether images are keyed by their views, and all losses are on logits, for all that is known of them."""
+    key = r"--model\.distillation(?:\.\w+\.loss)?(?:\.class_path)?="
+    named = re.findall(f"{key}(.*)", flags)
+    is_ours = all(hasattr(losses, name.rpartition(".")[2]) for name in named)
+    has_views = isinstance(data, FilesDataModule) and data.views is None and sizing.VIEWS % data.repeats == 0
+    return has_views and is_ours and "--trainer.overfit_batches=" not in flags
 
 
 def make_network(description: Description, data: SizedData) -> nn.Module:

@@ -18,20 +18,6 @@ from lit_distill.models.output import Head
 from lit_distill.module import LitDistiller
 
 
-def duration(seconds: float) -> str:
-    """Return a time in its largest unit, and in the next one too if it is of hours or days.
-
-    Example:
-        >>> [duration(seconds) for seconds in (45, 119, 150, 8000, 100000)]
-        ['45 seconds', '119 seconds', '2 minutes', '2 hours 13 minutes', '1 days 3 hours']
-    """
-    if seconds >= 86400:
-        return f"{seconds // 86400:.0f} days {seconds % 86400 // 3600:.0f} hours"
-    if seconds >= 3600:
-        return f"{seconds // 3600:.0f} hours {seconds % 3600 // 60:.0f} minutes"
-    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
-
-
 def data_line(root: str, data: SizedData) -> str:
     """Return a line about the data: its folder, images, classes and size."""
     count = f"{len(data.splits['train'].files)} images to train on, " if isinstance(data, FilesDataModule) else ""

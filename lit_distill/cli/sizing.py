@@ -3,10 +3,15 @@
 from typing import Any
 
 from lit_distill.datamodules import FilesDataModule
+from lit_distill.models.answer_rows import AnswerRows
 from lit_distill.photos import size_of
 
 Description = dict[str, Any]
 """A configuration, or a class in it: ``class_path`` and ``init_args``."""
+
+# Views of an image that the teacher's cache keeps by default. Few views cost accuracy, because the student sees the
+# same images again; so a run repeats none of them before its 31st epoch.
+VIEWS = 30
 
 _SIZES = (32, 64, 96, 128, 160, 192, 224)  # of photos; larger ones are seen at 224 px
 
@@ -37,6 +42,16 @@ def augmentation_for(size: int) -> Description:
     if size <= 64:
         return {"crop": "padded", "policy": "trivial-wide", "crop_pct": 1.0}
     return {"crop": "resized", "scale": [0.35, 1.0], "policy": "trivial-wide"}
+
+
+def cache_bytes(images: int, validated: int, classes: int, views: int) -> int:
+    """Return the bytes of a teacher's cache with all views and all logits.
+
+    Example:
+        >>> cache_bytes(images=25_000, validated=0, classes=2, views=100)
+        10312500
+    """
+    return round((images * views + validated) * (AnswerRows(classes).stride + 1 / 8))
 
 
 def batch_size_for(images: int) -> int:

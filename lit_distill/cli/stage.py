@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import NamedTuple
 
 import yaml
 
@@ -28,8 +29,8 @@ from lit_distill.models import load_safely
 
 # Flags of ``fit`` that end a run early, with the value for no limit. A run that continues ends with the same result.
 LIMITS = {"--trainer.max_time=": "null", "--trainer.max_steps=": "-1"}
-# Flags that change what a run prints, and nothing else.
-_PRINTED = ("--trainer.enable_progress_bar", "--trainer.enable_model_summary")
+# Flags that change what a run prints or where it keeps the teacher's answers, and nothing else.
+_WITHOUT_EFFECT = ("--trainer.enable_progress_bar", "--trainer.enable_model_summary", "--teacher_cache.folder")
 # Flags that would leave no checkpoint where the next stage looks for it, and their values that do no harm.
 _HARMLESS = {
     "--trainer.fast_dev_run": ("false", "0", "null"),
@@ -44,6 +45,13 @@ _A_FEW = (
 _FIT = (sys.executable, "-m", "lit_distill.cli", "fit")
 
 
+class Estimate(NamedTuple):
+    """Seconds of a run, and the seconds that the teacher's cache saves of it."""
+
+    seconds: float
+    saved: float
+
+
 class Stage:
     """One run of ``fit`` among several, in a folder that is named after all that it is made of.
 
@@ -53,7 +61,8 @@ class Stage:
     Args:
         output: Where the folder is made.
         name: What the run makes, such as ``"teacher"``.
-        config: Its configuration, as ``fit --config`` takes it; epochs and logger come with the stage.
+        config: Its configuration, as ``fit --config`` takes it; epochs, logger and the folder of the teacher's cache
+            come with the stage.
         epochs: Epochs of the run.
         flags: Flags of ``fit`` that the user adds.
         inputs: What else it is made of: ``photos``, a digest of each by split and name, and ``teacher``, of its file.
@@ -76,7 +85,7 @@ class Stage:
             if value.lower() not in _HARMLESS.get(option, [value.lower()]):
                 raise ValueError(f"{flag} leaves no checkpoint to go on from in {output}: leave it out")
         # A limit is no part of what the run is made of: a run that ended at one continues with another.
-        lasting = [flag for flag in flags if not flag.startswith((*LIMITS, *_PRINTED))]
+        lasting = [flag for flag in flags if not flag.startswith((*LIMITS, *_WITHOUT_EFFECT))]
         self._made_of = json.dumps(
             {
                 "config": identified(config),
@@ -171,7 +180,7 @@ class Stage:
                 self._say(f"\n{title}: going on from {begun}")
                 # The checkpoint has the configuration and the flags. Limits and what is printed come from this command:
                 # the stored limits are reset first.
-                changing = [flag for flag in self.flags if flag.startswith((*LIMITS, *_PRINTED))]
+                changing = [flag for flag in self.flags if flag.startswith((*LIMITS, *_WITHOUT_EFFECT))]
                 self._train([*_FIT, "--ckpt_path", str(begun), *map("".join, LIMITS.items()), *changing])
             last = self._last()
             if not _has_finished(last):
@@ -181,7 +190,7 @@ class Stage:
                 )
             self._mark_done(last)
 
-    def try_out(self, title: str, config: Mapping[str, object], steps: int) -> float:
+    def try_out(self, title: str, config: Mapping[str, object], steps: int) -> "Estimate":
         """Take a few steps, and return how many seconds the whole run would take.
 
         Args:
@@ -200,7 +209,8 @@ class Stage:
             last = self._last()
             self._mark_done(last)
         measured = load_safely(last, "checkpoint", mmap=True)["callbacks"]["StepTimes"]
-        return float(measured["seconds"]) * self.epochs
+        saved = max(0, self.epochs - measured["views"]) * float(measured["asking"]) if measured["views"] else 0.0
+        return Estimate(float(measured["seconds"]) * self.epochs - saved, saved)
 
     def _say(self, line: str) -> None:
         print(line, flush=True)
@@ -264,6 +274,10 @@ class Stage:
             "max_epochs": self.epochs,
             "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": logger},
         }
+        cache = config.get("teacher_cache")
+        if isinstance(cache, dict):
+            arguments = {"folder": str(self.folder.parent / "teacher_cache"), **cache["init_args"]}
+            config = {**config, "teacher_cache": {**cache, "init_args": arguments}}
         flags = "".join(f" {shlex.quote(flag)}" for flag in self.flags)
         head = f"# Made by lit-distill distill; alone it is run by\n#   lit-distill fit --config {self.config}{flags}\n"
         return head + yaml.safe_dump({**config, "trainer": trainer}, sort_keys=False)

@@ -21,13 +21,13 @@ import yaml
 from lit_distill.checks import check_at_least
 from lit_distill.cli.app import DistillCLI
 from lit_distill.cli.arguments import command_parser, parse
-from lit_distill.cli.report import duration
 from lit_distill.cli.signals import Stopped, stop_signals
 from lit_distill.cli.study_measure import StudyImages, result_of
 from lit_distill.cli.study_plan import Description, Plan, Run, check_unequal, find_study, read_plan, with_seed
 from lit_distill.cli.study_stage import RunFailedError, StudyStage
 from lit_distill.cli.study_table import Figures, draw, write_table
 from lit_distill.files import write_atomically
+from lit_distill.models.marks import duration
 from lit_distill.models.trust import trusting
 
 _FOR_ALL = re.compile(r"--(data|trainer)\.")  # flags that are passed on to all runs

@@ -92,8 +92,10 @@ class AnswerRows:
 
 
 def as_half(values: Tensor) -> Tensor:
+    """Return finite values in float16, those beyond its range as its end."""
     return values.float().clamp(-_MOST, _MOST).to(torch.float16)
 
 
 def as_bytes(values: Tensor) -> Tensor:
+    """Return the bytes of numbers, ``uint8``, in rows as long as theirs."""
     return values.contiguous().view(torch.uint8)

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from lit_distill.batch import Batch
 from lit_distill.models.answers import Answers
+from lit_distill.models.marks import Mark
 from lit_distill.models.output import TeacherOutput
 from lit_distill.models.output_rows import OutputRows
 from lit_distill.models.put_away import PutAway
@@ -142,6 +143,9 @@ class TeacherCache(Teacher):
         self.source: Source | None = None
         self.evaluated: dict[int, Source] = {}
         """The source of each loader of the validation set, by its number."""
+        self.is_timed = True
+        self.asks: list[tuple[Mark, Mark]] = []
+        """When the other teacher was asked about a batch of training, and when it had answered, while `is_timed`."""
         self._away: PutAway | None = None
 
     @property
@@ -176,7 +180,10 @@ class TeacherCache(Teacher):
             return self.ask(batch)
         if source.has(batch):
             return source.rows.unpack(source.read(batch))
+        before = Mark(batch.image.device)
         packed = source.rows.pack(self.ask(batch, source.rows.features))
+        if self.is_timed and source.keyed:
+            self.asks.append((before, Mark(batch.image.device)))
         source.note(batch, packed)
         return source.rows.unpack(packed)
 

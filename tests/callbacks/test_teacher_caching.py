@@ -2,6 +2,8 @@
 
 from pathlib import Path
 import random
+import re
+import time
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -148,6 +150,32 @@ def _fit_two_ranks(folder: Path, settings: dict[str, Any]) -> list[int]:
         strategy="ddp_fork",
     )
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+class Slow(Counting):
+    def forward(self, image: Tensor) -> Tensor:
+        time.sleep(0.05)
+        return super().forward(image)
+
+
+def test_the_time_that_is_saved_is_measured_and_said(tmp_path, caplog) -> None:
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        fit(tmp_path, Slow(), max_epochs=200, max_steps=6, limit_val_batches=0)
+        (line,) = re.findall("teacher cache: asking takes .*", caplog.text)
+        found = re.fullmatch(
+            r".*asking takes (\d+) % of a step; 198 of 200 epochs need not ask, which saves (\d+) seconds of (\d+) .*",
+            line.replace("%", " %"),
+        )
+        assert found is not None, line
+        share, saved, whole = map(int, found.groups())
+        assert 20 < share < 100
+        assert 198 * 3 * 0.05 <= saved < whole
+        caplog.clear()
+        fit(tmp_path, Slow(), max_epochs=3)
+    assert "asking takes" not in caplog.text  # there is nothing to measure
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        fit(tmp_path / "other", Slow(), max_epochs=2)
+    assert "an epoch that need not ask is shorter by 0 seconds" in caplog.text
 
 
 CHANGES: dict[str, Any] = {

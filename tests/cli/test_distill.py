@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -350,6 +352,61 @@ def test_a_pretrained_network_teaches_by_its_name(tmp_path, monkeypatch, capfd) 
         "test_efficientnet tells 1000 classes apart, and the data has 3 (bird, cat, poodle): say which of them stand "
         "for each with --teacher_classes='{bird: NUMBERS, cat: NUMBERS, poodle: NUMBERS}', NUMBERS such as 281-285\n"
     ) in capfd.readouterr().err
+
+
+def test_more_epochs_than_views_are_cached_where_the_disk_has_room(tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    PackagedNetwork(tmp_path, monkeypatch)
+    photos(Path("my_photos"))
+    common = ["--data.root=my_photos", "--teacher=test_efficientnet"]
+    space = SimpleNamespace(free=10**9)
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda place: space)
+
+    def cache(*flags: str) -> tuple[dict[str, Any] | None, str]:
+        capfd.readouterr()
+        config = yaml.safe_load((made(monkeypatch, *common, *flags) / "config.yaml").read_text())
+        caching = config.get("teacher_cache")
+        return caching and caching["init_args"], capfd.readouterr().out
+
+    folder = "distilled/my_photos/teacher_cache"
+    arguments, out = cache("--epochs=31")
+    assert arguments == {"views": 30, "folder": folder}
+    assert (
+        "teacher cache: the student's run keeps the teacher's answers to 30 views of each image, at most 0.00445 MB, "
+        f"in {folder}, and asks the teacher in 30 of 31 epochs; --teacher_cache=null asks it in all of them\n"
+    ) in out
+    for flags in (
+        ["--epochs=30"],
+        ["--epochs=31", "--teacher_cache=null"],
+        ["--epochs=31", "--data.repeats=4"],
+        ["--epochs=31", "--trainer.overfit_batches=2"],
+        ["--epochs=31", "--model.distillation={soft: {loss: {class_path: SoftDistillation}}}"],
+    ):
+        arguments, out = cache(*flags)
+        assert arguments is None
+        assert "teacher cache" not in out
+    assert cache("--epochs=31", "--model.distillation=SoftDistillation", "--data.repeats=3")[0] is not None
+    assert cache("--epochs=3", "--teacher_cache.views=10") == ({"views": 10, "folder": folder}, ANY)
+    assert cache("--epochs=40", "--teacher_cache.folder=elsewhere", "--teacher_cache.top_k=2")[0] is not None
+
+    # What the disk has room for decides before a run, and not between a run and its continuation.
+    space.free = 8000
+    arguments, out = cache("--epochs=32")
+    assert arguments is None
+    assert "no teacher cache: the teacher's answers to 30 views of each image would take 0.00445 MB, and " in out
+    assert "has 0.008 MB free; --teacher_cache.views=30 --teacher_cache.top_k=8 takes less\n" in out
+    assert cache("--epochs=31")[0] is not None  # begun above
+    space.free = 10**9
+    assert cache("--epochs=32")[0] is None
+    capfd.readouterr()
+    for flag, message in (
+        ("views=1", "views=1 shows the student every image in one form"),
+        ("top_k=2", "say how many views"),
+    ):
+        with pytest.raises(SystemExit):
+            distill("--teacher=test_efficientnet", f"--teacher_cache.{flag}")
+        (line,) = capfd.readouterr().err.splitlines()
+        assert message in line
 
 
 def test_without_pretrained_weights_of_its_own_the_teacher_begins_from_installed_ones(

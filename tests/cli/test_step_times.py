@@ -16,4 +16,4 @@ def test_an_epoch_is_its_steps_at_the_time_of_all_but_the_first(monkeypatch) -> 
     for _ in range(4):
         times.on_train_batch_end(trainer)
     times.on_validation_batch_end(trainer)  # of the epoch
-    assert times.state_dict() == {"seconds": 15 * 2.0 + 50 * 3.0, "steps": 50}
+    assert times.state_dict() == {"seconds": 15 * 2.0 + 50 * 3.0, "steps": 50, "asking": 0.0, "views": 0}
