@@ -152,7 +152,8 @@ class TeacherCaching(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._time is not None and not self._time.is_over:
             self._tell_saving(trainer, self._time)
-            self._time.forget_steps()
+            if not self._time.is_over:
+                self._time.forget_steps()
         if self._train is not None and self._epoch == trainer.current_epoch:
             self._finish(trainer, self._train, self._current_views())
 

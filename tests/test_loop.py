@@ -7,16 +7,22 @@ from pathlib import Path
 import traceback
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 import pytest
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from toys import QUIET
+from toys import QUIET, FewDigits
 
 from lit_distill import DKD, DigitsCNN, DistillableViT, HardDistillation, LitDistiller, SoftDistillation
-from lit_distill.callbacks import DistillationWarmup, DivergenceCheck, LearningWithRetrospection, StepSeed
+from lit_distill.callbacks import (
+    DistillationWarmup,
+    DivergenceCheck,
+    LearningWithRetrospection,
+    StepSeed,
+    TeacherCaching,
+)
 from lit_distill.datamodules import DigitsDataModule
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +74,9 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def reads_in_steps(folder: Path, module: LitDistiller, **options: Any) -> Counter[tuple[str, str]]:
+def reads_in_steps(
+    folder: Path, module: LitDistiller, *more: Callback, data: LightningDataModule | None = None, **options: Any
+) -> Counter[tuple[str, str]]:
     """Return what reads in the second epoch's steps, with the logger and progress bar of Lightning's defaults.
 
     In the first epoch the network looks once at the range of its images.
@@ -85,13 +93,13 @@ def reads_in_steps(folder: Path, module: LitDistiller, **options: Any) -> Counte
 
         return call
 
-    callbacks = [LearningWithRetrospection(interval=1), StepSeed(), DivergenceCheck(), DistillationWarmup(2)]
+    callbacks = [LearningWithRetrospection(interval=1), StepSeed(), DivergenceCheck(), DistillationWarmup(2), *more]
     defaults = {**QUIET, "logger": True, "enable_progress_bar": True, "default_root_dir": folder}
     run = Trainer(**{**defaults, "max_epochs": 2, "limit_train_batches": 5, "callbacks": callbacks, **options})
     loop = run.fit_loop.epoch_loop
     loop.advance = counted(loop.advance)  # type: ignore[method-assign]  # a batch, from its hooks to its logging
     module.validation_step = counted(module.validation_step)  # type: ignore[method-assign]
-    run.fit(module, datamodule=DigitsDataModule(batch_size=16))
+    run.fit(module, datamodule=data or DigitsDataModule(batch_size=16))
     assert {"train/loss", "train/criterion", "retrospection/kl", "val/nll"} < set(run.callback_metrics)
     return Counter({key: count for key, count in reads.callers.items() if not key[1].startswith(ON_THE_HOST)})
 
@@ -115,6 +123,13 @@ def test_no_step_waits_for_the_device(tmp_path: Path, options: dict[str, Any]) -
     """Neither our code nor Lightning's does, whatever is logged."""
     losses = {"dkd": {"loss": DKD()}, "soft": {"loss": SoftDistillation(3.0)}}
     assert reads_in_steps(tmp_path, distiller(distillation=losses), **options) == Counter()
+
+
+def test_no_step_with_a_warm_teacher_cache_waits(tmp_path: Path) -> None:
+    caching = TeacherCaching(views=1, single_view=True, folder=tmp_path / "cache")
+    module, data = distiller(), FewDigits(rows=80, batch_size=16)
+    assert reads_in_steps(tmp_path, module, caching, data=data) == Counter()
+    assert len(list(tmp_path.glob("cache/train-*/00000.answers"))) == 1
 
 
 def test_a_step_that_waits_is_counted(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from lit_distill.cli.arguments import command_parser, parse
 from lit_distill.cli.stopping import Stopping
 from lit_distill.models.answers import MADE_OF, Answers, caches_in
 from lit_distill.models.teacher_base import Teacher
+from lit_distill.models.teacher_cache import TeacherCache
 from lit_distill.module import LitDistiller
 
 _USAGE = "lit-distill cache info|fill|prune FOLDER"
@@ -78,7 +79,11 @@ def prune(folder: Path, args: Sequence[str] = ()) -> None:
 
 
 def fill(folder: Path, args: Sequence[str] = ()) -> None:
-    """Ask the teacher about every view, with the flags of a run of ``fit``, and train nothing."""
+    """Ask the teacher about every view, with the flags of a run of ``fit``, and train nothing.
+
+    What is there already is not asked again, so a command that was stopped goes on. ``--trainer.devices`` shares the
+    work among devices.
+    """
     views = [arg for arg in args if arg.startswith(("--teacher_cache.views=", "--config", "-c", "--ckpt_path"))]
     if not views:
         raise ValueError(
@@ -126,6 +131,17 @@ class _Asking(LitDistiller):
         super().__init__(nn.Identity(), teacher, distillation=distillation)
         self.unused = nn.Parameter(torch.zeros(()))  # DDP wants one
         self.automatic_optimization = False
+
+    @override
+    def on_train_start(self) -> None:
+        if isinstance(self.teacher, TeacherCache):
+            self.teacher.is_timed = False  # a step is nothing but asking
+
+    @override
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> int | None:  # type: ignore[override]  # as Lightning
+        """Leave an epoch out if everything is there; its images need not be made."""
+        super().on_train_batch_start(batch, batch_idx)
+        return -1 if isinstance(self.teacher, TeacherCache) and self.teacher.is_warm else None
 
     @override
     def training_step(self, batch: object, batch_idx: int) -> None:  # type: ignore[override]  # no loss

@@ -219,6 +219,12 @@ class TeacherCache(Teacher):
             away.take_back()
 
     @property
+    def is_warm(self) -> bool:
+        """Whether all answers of the current views, and to all that is evaluated, are there."""
+        sources = [self.source, *self.evaluated.values()]
+        return all(source is not None and source.is_warm for source in sources)
+
+    @property
     def is_away(self) -> bool:
         """Whether the weights of the teacher behind are on disk."""
         return self._away is not None

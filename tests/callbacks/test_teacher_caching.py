@@ -1,5 +1,6 @@
 """A cache changes what is computed, never what is learned."""
 
+from multiprocessing import get_context
 from pathlib import Path
 import random
 import re
@@ -150,6 +151,31 @@ def _fit_two_ranks(folder: Path, settings: dict[str, Any]) -> list[int]:
         strategy="ddp_fork",
     )
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def _fit_and_save(folder: Path, number: int) -> None:
+    torch.set_num_threads(1)
+    network = Counting()
+    module = fit(folder / "cache", network, views=6, max_epochs=9)
+    torch.save((network._asked, weights(module.student)), folder / f"{number}.pt")
+
+
+def test_two_runs_fill_one_cache_at_once(tmp_path) -> None:
+    context = get_context("fork")
+    processes = [context.Process(target=_fit_and_save, args=(tmp_path, number)) for number in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    alone = fit(tmp_path / "alone", Counting(), views=6, max_epochs=9)
+    for number in range(2):
+        asked, found = torch.load(tmp_path / f"{number}.pt")
+        assert asked <= 6 * 48 + 360
+        assert torch.equal(found, weights(alone.student))
+    network = Counting()
+    fit(tmp_path / "cache", network, views=6, max_epochs=9)
+    assert network._asked == 0
 
 
 class Slow(Counting):

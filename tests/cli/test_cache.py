@@ -1,13 +1,20 @@
 """The command that looks at caches, fills them ahead and throws them away."""
 
+import os
 from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
 
+from lit_distill import FrozenTeacher, TeacherOutput
+from lit_distill.batch import Batch
 from lit_distill.cli.app import DistillCLI
 from lit_distill.cli.cache import run
-from lit_distill.models.answers import caches_in
+from lit_distill.models.answers import Answers, caches_in
 
 FLAGS = ["--config=digits", "--num_threads=1", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
 FLAGS += ["--model.student.depth=1", "--data.batch_size=256", "--teacher_cache.views=2"]
@@ -33,6 +40,91 @@ def test_a_cache_that_is_filled_ahead_is_warm(filled, caplog) -> None:
         DistillCLI(["fit", *FLAGS, "--teacher_cache.folder=cache", "--trainer.max_epochs=1"])
     assert "teacher cache: 2 of 2 views are in cache/train-" in caplog.text
     assert len(caches_in(filled)) == 2
+
+
+FORWARD = FrozenTeacher.forward
+
+
+class Asked:
+    """Counts the images that teachers are asked about, and stops after so many."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, most: float = float("inf")) -> None:
+        self.images = 0
+
+        def counted(teacher: FrozenTeacher, batch: Batch) -> TeacherOutput:
+            if self.images >= most:
+                raise ZeroDivisionError
+            self.images += len(batch.image)
+            return FORWARD(teacher, batch)
+
+        monkeypatch.setattr(FrozenTeacher, "forward", counted)
+
+
+def test_a_fill_that_was_stopped_goes_on_and_fit_takes_what_is_there(tmp_path, monkeypatch, capsys) -> None:
+    whole = Asked(monkeypatch)
+    run(["fill", "whole", *FLAGS])
+    assert whole.images == 2 * 1437 + 360
+    for most, expected in ((700, 3 * 256), (1300, 2 * 256 + 157 + 360 + 2 * 256)):  # batches of 256, the last of 157
+        asked = Asked(monkeypatch, most)
+        with pytest.raises(ZeroDivisionError):
+            run(["fill", "cache", *FLAGS])
+        assert asked.images == expected
+    (train,) = caches_in(Path("cache"), "train")
+    assert [train.share(view) for view in (0, 1)] == [1, 512 / 1437]
+    rest = Asked(monkeypatch)
+    unchecked = ["--trainer.max_epochs=2", "--trainer.num_sanity_val_steps=0"]
+    DistillCLI(["fit", *FLAGS, "--teacher_cache.folder=cache", *unchecked])
+    assert rest.images == 1437 - 512
+    nothing = Asked(monkeypatch)
+    run(["fill", "cache", *FLAGS])
+    assert nothing.images == 0
+    for one in caches_in(Path("cache")):
+        other = Answers.at(Path("whole", one.folder.name))
+        assert all(torch.equal(one.table(view), other.table(view)) for view in other.views())
+
+
+def _fill_on_two_ranks(folder: Path) -> None:
+    os.chdir(folder)
+    run(["fill", "cache", *FLAGS, "--trainer.devices=2", "--trainer.strategy=ddp_fork"])
+
+
+def test_two_ranks_share_the_work(filled, fresh) -> None:
+    one = {answers.folder.name: answers for answers in caches_in(filled)}
+    other_folder = filled.parent / "other"
+    other_folder.mkdir()
+    fresh(_fill_on_two_ranks, other_folder)
+    for other in caches_in(other_folder / "cache"):
+        for view in other.views():
+            torch.testing.assert_close(  # batches of other sizes
+                other.table(view).view(torch.float16), one[other.folder.name].table(view).view(torch.float16)
+            )
+
+
+@pytest.mark.slow
+def test_a_fill_of_two_processes_that_is_killed_goes_on(tmp_path, monkeypatch) -> None:
+    flags = [*FLAGS[:-1], "--teacher_cache.views=40", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    command = [sys.executable, "-m", "lit_distill.cli", "cache", "fill", "cache", *flags]
+    whole_views = 0
+    for _ in range(2):
+        process = subprocess.Popen(
+            command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        end = time.monotonic() + 300
+        while len(list(Path("cache").glob("train-*/*.answers"))) < whole_views + 3:
+            assert time.monotonic() < end
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        (train,) = caches_in(Path("cache"), "train")
+        assert train.damaged == 0
+        before, whole_views = whole_views, sum(train.table(view) is not None for view in range(40))
+        assert before < whole_views < 40
+    known = sum(round(train.share(view) * 1437) for view in train.views())
+    asked = Asked(monkeypatch)
+    run(["fill", "cache", *FLAGS[:-1], "--teacher_cache.views=40"])
+    assert 40 * 1437 - known <= asked.images <= (40 - whole_views) * 1437
+    assert all(Answers.at(train.folder).table(view) is not None for view in range(40))
 
 
 def test_info_says_what_is_there(filled, capsys) -> None:
