@@ -19,7 +19,7 @@ from lit_distill.cli import signals
 from lit_distill.cli.checkpoints import FINISHED
 from lit_distill.cli.lock import Lock
 from lit_distill.cli.signals import Stopped, stop_signals
-from lit_distill.cli.stage import Stage
+from lit_distill.cli.stage import Estimate, Stage
 
 CONFIG = yaml.safe_load((Path(__file__).parents[2] / "configs/digits.yaml").read_text())
 CONFIG = {"data": CONFIG["data"], "model": CONFIG["model"]}
@@ -200,3 +200,30 @@ def test_what_differs_from_the_nearest_other_run_is_said(tmp_path, monkeypatch, 
         "--trainer.precision is 64 instead of 32",
         "note: not done before: 1 photo is gone (b), --trainer.precision is not given instead of 64",
     ]
+
+
+def test_a_dry_run_counts_in_what_the_teachers_cache_saves(tmp_path, monkeypatch) -> None:
+    def estimate(views: int, epochs: int) -> Estimate:
+        def train(self: Stage, command: Sequence[str], **_: object) -> None:
+            folder = self.folder / "version_0/checkpoints"
+            folder.mkdir(parents=True, exist_ok=True)
+            times = {"seconds": 5.0, "steps": 4, "asking": 2.0, "views": views}
+            torch.save({"callbacks": {"StepTimes": times}}, folder / "last.ckpt")
+
+        monkeypatch.setattr(Stage, "_train", train)
+        return Stage(tmp_path, "student", CONFIG, epochs, [], {}).try_out("student", CONFIG, 4)
+
+    assert estimate(views=0, epochs=100) == Estimate(seconds=500.0, saved=0.0)
+    assert estimate(views=30, epochs=100) == Estimate(seconds=360.0, saved=140.0)
+    assert estimate(views=30, epochs=20) == Estimate(seconds=100.0, saved=0.0)
+
+
+def test_the_teachers_cache_is_beside_the_runs_and_no_part_of_what_they_are_made_of(tmp_path) -> None:
+    caching = {"class_path": "lit_distill.callbacks.TeacherCaching", "init_args": {"views": 3}}
+    stage = Stage(tmp_path, "student", {**CONFIG, "teacher_cache": caching}, 2, [], {})
+    text = yaml.safe_load(stage._text({**CONFIG, "teacher_cache": caching}))
+    assert text["teacher_cache"]["init_args"] == {"views": 3, "folder": str(tmp_path / "teacher_cache")}
+    elsewhere = ["--teacher_cache.folder=elsewhere"]
+    same = Stage(tmp_path, "student", {**CONFIG, "teacher_cache": caching}, 2, elsewhere, {})
+    assert same.folder == stage.folder
+    assert Stage(tmp_path, "student", CONFIG, 2, [], {}).folder != stage.folder

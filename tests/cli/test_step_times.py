@@ -1,6 +1,13 @@
+import time
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+from torch import nn
+from toys import FewDigits, trainer
+
+from lit_distill import DistillableViT, HardDistillation, LitDistiller
+from lit_distill.callbacks import TeacherCaching
 from lit_distill.cli import step_times
 from lit_distill.cli.step_times import StepTimes
 
@@ -17,3 +24,21 @@ def test_an_epoch_is_its_steps_at_the_time_of_all_but_the_first(monkeypatch) -> 
         times.on_train_batch_end(trainer)
     times.on_validation_batch_end(trainer)  # of the epoch
     assert times.state_dict() == {"seconds": 15 * 2.0 + 50 * 3.0, "steps": 50, "asking": 0.0, "views": 0}
+
+
+def test_the_seconds_of_asking_a_teacher_with_a_cache_are_kept_too(tmp_path) -> None:
+    class Slow(nn.Module):
+        num_classes = 10
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.02)
+            return image.flatten(1)[:, :10]
+
+    student = DistillableViT(8, 4, 10, dim=8, depth=1, heads=1, mlp_dim=8, channels=1)
+    times, caching = StepTimes(), TeacherCaching(views=7, folder=tmp_path)
+    run = trainer(max_steps=4, num_sanity_val_steps=0, limit_val_batches=0, callbacks=[caching, times])
+    data = FewDigits(batch_size=4, seed=3)
+    run.fit(LitDistiller(student, Slow(), distillation=HardDistillation()), datamodule=data)
+    kept = times.state_dict()
+    assert kept["views"] == 7
+    assert 12 * 0.02 <= kept["asking"] < kept["seconds"]
