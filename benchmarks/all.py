@@ -25,6 +25,7 @@ SCRIPTS: dict[str, tuple[str, list[str], bool]] = {
     "loader": ("loader.py", ["--threads=2"], True),
     "loader_sizes": ("loader.py", ["--threads=2", "--sizes", "--policies=none"], True),
     "peers": ("peers.py", ["--threads=2"], False),
+    "teacher_cache": ("teacher_cache.py", ["--threads=2"], False),
     "retrospection": ("retrospection.py", ["--threads=2"], False),
     "retrospection_targets": ("retrospection.py", ["--targets"], False),
     "memory": ("memory.py", [], False),

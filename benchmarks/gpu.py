@@ -82,6 +82,8 @@ def pieces(options: argparse.Namespace) -> list[Piece]:
     two = ["--only", "timm.task", "this project"]
     large = ["--teacher=regnety_160", "--student=deit_small_distilled_patch16_224", "--batch=128"]
     batch = ["--batch=256"] if not short else []
+    cached = [each.replace("--teacher=", "--teachers=") for each in small]
+    large_cached = [each.replace("--teacher=", "--teachers=") for each in large]
     return [
         Piece("rates", "gpu.py", ["--piece=rates"], 3, folder=True),
         Piece("tests", "gpu.py", ["--piece=tests"], 6, folder=True),
@@ -89,6 +91,18 @@ def pieces(options: argparse.Namespace) -> list[Piece]:
         Piece("peers", "peers.py", [*batch, *small, "--steps=20"]),
         Piece("peers compiled", "peers.py", [*batch, *small, "--steps=20", *compiled, *two], 4),
         Piece("DeiT-S from RegNetY-16GF", "peers.py", [*(small or large), "--steps=10", *compiled, *two], 4),
+        Piece(
+            "teacher cache",
+            "teacher_cache.py",
+            ["--only", "steps", "waits", "epochs", *(cached or batch), "--steps=20"],
+            4,
+        ),
+        Piece(
+            "teacher cache, DeiT-S from RegNetY-16GF",
+            "teacher_cache.py",
+            ["--only", "steps", *(cached or large_cached), "--steps=10", *compiled],
+            4,
+        ),
         Piece("cost of LWR", "retrospection.py", ["--pairs=300"]),
         Piece("loader", "loader.py", ["--workers=8", "--batch=512"], 2, folder=True),
         Piece("loader by size", "loader.py", ["--workers=8", "--sizes", "--policies=none"], 2, folder=True),

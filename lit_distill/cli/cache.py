@@ -134,6 +134,7 @@ class _Asking(LitDistiller):
 
     @override
     def on_train_start(self) -> None:
+        super().on_train_start()
         if isinstance(self.teacher, TeacherCache):
             self.teacher.is_timed = False  # a step is nothing but asking
 

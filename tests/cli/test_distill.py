@@ -302,6 +302,8 @@ def test_a_dry_run_takes_a_few_steps_of_each_run_and_says_how_long_the_whole_tak
     assert [path.name for path in tmp_path.iterdir()] == ["my_photos"]
     assert sorted(Path("my_photos").rglob("*.png")) == before
     assert {path.name for path in Path("my_photos").iterdir()} == {".lit_distill", "bird", "cat", "dog"}
+    distill("--trainer.fast_dev_run=4", "--data.batch_size=4", "--epochs=5000", "--teacher_cache.views=2")
+    assert re.search(r"\ndry run: .*; the teacher's cache saves \d+ \w+", capfd.readouterr().out)
     with pytest.raises(SystemExit):
         distill("--trainer.fast_dev_run=often")
     assert "trainer.fast_dev_run: expected bool or int, got often" in capfd.readouterr().err
