@@ -364,7 +364,7 @@ def compare_epochs(
 ) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
 
-        def fit(cached: bool, epochs: int = 4) -> Timing:
+        def fit(cached: bool, epochs: int = 3) -> Timing:
             torch.manual_seed(options.seed)
             epoch_times = Epochs(options.device)
             callbacks: list[Callback] = [TeacherCaching(2, folder), epoch_times] if cached else [epoch_times]

@@ -51,8 +51,8 @@ class TeacherCaching(Callback):
         top_k: Keep this many logits of an answer, and the sum of the rest; see `AnswerRows`. By default all.
         single_view: Allow ``views=1``, with which the student sees every image in one form only, and overfits.
         features: Keep features of training images too, in float16: True those that the teacher returns and the layers
-            that the losses name, or these by name. A layer with many values takes many bytes, and the answers to a view
-            are on the training device.
+            that the losses name, or one or several by name. A layer with many values takes many bytes, and the answers
+            to a view are on the training device.
 
     Raises:
         ValueError: If ``views`` or ``top_k`` is < 1; or ``views`` is 1 without ``single_view``; before the first step,
@@ -73,7 +73,7 @@ class TeacherCaching(Callback):
         folder: str | Path = "teacher_cache",
         top_k: int | None = None,
         single_view: bool = False,
-        features: bool | Sequence[str] = False,
+        features: bool | Sequence[str] | str = False,
     ) -> None:
         super().__init__()
         check_at_least(1, views=views, top_k=top_k)
@@ -85,7 +85,7 @@ class TeacherCaching(Callback):
         self.views = views
         self.folder = Path(folder)
         self.top_k = top_k
-        self.features = features
+        self.features = [features] if isinstance(features, str) else features
         self._layers: list[str] = []  # to tap
         self._cache: TeacherCache | None = None
         self._train: Source | None = None
