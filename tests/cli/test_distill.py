@@ -19,6 +19,7 @@ import yaml
 
 from lit_distill import StudentOutput, load_student
 from lit_distill.cli import main, plan, stage
+from lit_distill.datamodules import ImageFolderDataModule
 from lit_distill.models.imagenet import imagenet_groups
 
 
@@ -377,17 +378,6 @@ def test_more_epochs_than_views_are_cached_where_the_disk_has_room(tmp_path, mon
         "teacher cache: the student's run keeps the teacher's answers to 30 views of each image, at most 0.00445 MB, "
         f"in {folder}, and asks the teacher in 30 of 31 epochs; --teacher_cache=null asks it in all of them\n"
     ) in out
-    for flags in (
-        ["--epochs=30"],
-        ["--epochs=31", "--teacher_cache=null"],
-        ["--epochs=31", "--data.repeats=4"],
-        ["--epochs=31", "--trainer.overfit_batches=2"],
-        ["--epochs=31", "--model.distillation={soft: {loss: {class_path: SoftDistillation}}}"],
-    ):
-        arguments, out = cache(*flags)
-        assert arguments is None
-        assert "teacher cache" not in out
-    assert cache("--epochs=31", "--model.distillation=SoftDistillation", "--data.repeats=3")[0] is not None
     assert cache("--epochs=3", "--teacher_cache.views=10") == ({"views": 10, "folder": folder}, ANY)
     assert cache("--epochs=40", "--teacher_cache.folder=elsewhere", "--teacher_cache.top_k=2")[0] is not None
 
@@ -409,6 +399,30 @@ def test_more_epochs_than_views_are_cached_where_the_disk_has_room(tmp_path, mon
             distill("--teacher=test_efficientnet", f"--teacher_cache.{flag}")
         (line,) = capfd.readouterr().err.splitlines()
         assert message in line
+
+
+def test_what_is_not_keyed_by_views_or_not_on_logits_is_not_cached_unasked(tmp_path) -> None:
+    root = photos(tmp_path / "my_photos")
+
+    def is_cached(epochs: int, *flags: str, **kwargs: Any) -> bool:
+        data: Any = ImageFolderDataModule(root, image_size=32, **kwargs)
+        choices = plan.teacher_caches_for(epochs, data, tmp_path / "not" / "yet", flags)
+        return "teacher_cache" in choices[0].part
+
+    assert is_cached(31)
+    assert is_cached(31, "--model.distillation=SoftDistillation", "--model.distillation.temperature=2", repeats=3)
+    assert not is_cached(30)
+    assert not is_cached(31, repeats=4)
+    assert not is_cached(31, views=60)
+    for flag in (
+        "--teacher_cache=null",
+        "--trainer.overfit_batches=2",
+        "--model.distillation=mine.Loss",
+        "--model.distillation.soft.loss=mine.Loss",
+        "--model.distillation={soft: {loss: {class_path: SoftDistillation}}}",
+    ):
+        assert not is_cached(31, flag)
+    assert is_cached(3, "--teacher_cache.views=2", "--model.distillation=mine.Loss")
 
 
 def test_without_pretrained_weights_of_its_own_the_teacher_begins_from_installed_ones(
