@@ -150,21 +150,21 @@ def limits(batches: int | None) -> list[str]:
 def parts_of(python: str, config: str, epochs: int, flags: list[str]) -> dict[str, float]:
     """Return the seconds an epoch of each part."""
     with tempfile.TemporaryDirectory() as folder:
-        found = Path(folder) / "parts.json"
-        watch = f"--trainer.callbacks+={{class_path: shares.Watch, init_args: {{path: {found}}}}}"
+        parts_file = Path(folder) / "parts.json"
+        watch = f"--trainer.callbacks+={{class_path: shares.Watch, init_args: {{path: {parts_file}}}}}"
         job = [python, "-m", "lit_distill.cli", "fit", "--config", config, "--trainer.enable_progress_bar=false"]
         job += [f"--trainer.logger.save_dir={folder}", "--trainer.profiler=shares.ThreadProfiler", watch]
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
+        ended = subprocess.run(
             [*job, f"--trainer.max_epochs={epochs}", *flags],
             cwd=folder,
             env=environment,
             capture_output=True,
             text=True,
         )
-        if done.returncode:
-            sys.exit(done.stderr)
-        parts: dict[str, float] = json.loads(found.read_text())
+        if ended.returncode:
+            sys.exit(ended.stderr)
+        parts: dict[str, float] = json.loads(parts_file.read_text())
     return parts
 
 
