@@ -1,21 +1,22 @@
-"""What a second rank on one machine adds to the memory: the images are there once.
+"""What a second rank on one machine takes: the images are there once.
 
     python benchmarks/ranks.py FOLDER
 
 FOLDER has ``train/<class>/*`` and ``test/<class>/*``, such as CIFAR-10 as files. The images are read from there, and
-from files of torchvision's CIFAR-10 that are made of them. One rank and two, joined by gloo and forked from this
-process, train a linear layer for an epoch. All their memory is summed up every 50 ms from their start on (from /proc,
-so Linux only), pages that they share counted once; the rows have the most that it was. What a rank takes anyway is
-measured with a tenth of the images. ``images a second rank adds`` is 0 if it adds none of the others, and 1 if it has
-them all once more. Every run is the first one on its folder.
+from files of torchvision's CIFAR-10 that are made of them. Two ranks, joined by gloo and forked from this process,
+train a linear layer for an epoch. What each of them takes is looked at every 50 ms from its start on: its anonymous
+memory, and the memory for images that it has made (from /proc, so Linux only). The rows have the most that it was.
+Everything is measured with a tenth of the images too: ``images in the second rank`` is 0 if what it takes does not grow
+with them, and 1 if it has them all once more. The first rank makes them, and has them at least once. Every run is the
+first one on its folder.
 """
 
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+import os
 from pathlib import Path
 import pickle
-import shutil
 import tempfile
 import threading
 from typing import Any
@@ -32,8 +33,8 @@ from lit_distill.batch import Batch
 from lit_distill.datamodules import CIFAR10DataModule, ImageFolderDataModule
 from lit_distill.datamodules.base import ImageDataModule
 
-SHARE = 0.1  # of the images, to see what is not theirs
-SECONDS = 0.05  # between two sums
+SHARE = 0.1  # of the images, to see what does not grow with them
+SECONDS = 0.05  # between two looks
 
 
 class Files(datasets.CIFAR10):
@@ -61,14 +62,11 @@ class Module(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-class Peak:
-    """The most memory that the processes started by this one have together while the block runs, in MB of 10^6 bytes.
+class Peaks:
+    """The most memory that each process started by this one takes while the block runs, in MB of 10^6 bytes."""
 
-    A page that several map counts in parts that add up to one.
-    """
-
-    def __enter__(self) -> "Peak":
-        self.megabytes, self.has_ended = 0.0, threading.Event()
+    def __enter__(self) -> "Peaks":
+        self.megabytes, self.has_ended = dict[int, float](), threading.Event()
         self.thread = threading.Thread(target=self.watch)
         self.thread.start()
         return self
@@ -79,23 +77,24 @@ class Peak:
 
     def watch(self) -> None:
         while not self.has_ended.wait(SECONDS):
-            self.megabytes = max(self.megabytes, sum(map(proportional, started_by("self"))))
+            for process in children():
+                self.megabytes[process] = max(self.megabytes.get(process, 0.0), taken_by(process))
 
 
-def started_by(process: str) -> Iterator[str]:
-    """Yield the numbers of the processes that one has started, and of those that they have."""
-    with suppress(OSError):  # the process has ended
-        for task in Path(f"/proc/{process}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                yield child
-                yield from started_by(child)
+def children() -> Iterator[int]:
+    """Yield the numbers of the processes that this one's threads have started."""
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # the thread has ended
+            yield from map(int, (task / "children").read_text().split())
 
 
-def proportional(process: str) -> float:
-    """Return the memory of a process in MB, its part of shared pages included; 0 once it has ended."""
+def taken_by(process: int) -> float:
+    """Return the anonymous memory of a process, and the memory for images that it has made; 0 once it has ended."""
     with suppress(OSError):
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("Pss:"))
+        anonymous = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:"))
+        files = [file for file in Path(f"/proc/{process}/fd").iterdir() if "memfd:lit_distill" in os.readlink(file)]
+        return (anonymous + sum(file.stat().st_blocks * 512 for file in files)) / 1e6
     return 0.0
 
 
@@ -115,12 +114,11 @@ def write_cifar(folder: Path, root: Path) -> Path:
     return root
 
 
-def peak_of(make: Callable[[Path], ImageDataModule], root: Path, ranks: int) -> float:
-    """Return the peak of a training on so many ranks."""
-    shutil.rmtree(root / ".lit_distill", ignore_errors=True)  # what an earlier run has stored
+def peaks_of(data: ImageDataModule) -> list[float]:
+    """Return the most that each of two ranks takes in a training."""
     trainer = Trainer(
         accelerator="cpu",
-        devices=ranks,
+        devices=2,
         strategy="ddp_fork",
         max_epochs=1,
         limit_val_batches=0,
@@ -129,24 +127,19 @@ def peak_of(make: Callable[[Path], ImageDataModule], root: Path, ranks: int) -> 
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    with quiet(), Peak() as peak:
-        trainer.fit(Module(), datamodule=make(root))
-    return peak.megabytes
+    with quiet(), Peaks() as peaks:
+        trainer.fit(Module(), datamodule=data)
+    return [peaks.megabytes[process] for process in sorted(peaks.megabytes)]
 
 
 def measure(make: Callable[[Path], ImageDataModule], whole: Path, part: Path, megabytes: float) -> dict[str, float]:
     """Return the row of one kind of data."""
-    one, two = (peak_of(make, whole, ranks) for ranks in (1, 2))
-    few_one, few_two = (peak_of(make, part, ranks) for ranks in (1, 2))
-    added, added_with_few = two - one, few_two - few_one
-    return {
-        "images (MB)": megabytes,
-        "one rank (MB)": one,
-        "two ranks (MB)": two,
-        "a second rank adds (MB)": added,
-        "with a tenth (MB)": added_with_few,
-        "images a second rank adds": (added - added_with_few) / megabytes / (1 - SHARE),
-    }
+    row = {"images (MB)": megabytes}
+    of_whole, of_part = peaks_of(make(whole)), peaks_of(make(part))
+    for rank, taken, taken_with_few in zip(("first", "second"), of_whole, of_part, strict=True):
+        row[f"{rank} rank (MB)"] = taken
+        row[f"images in the {rank} rank"] = (taken - taken_with_few) / (megabytes * (1 - SHARE))
+    return row
 
 
 def main() -> None:

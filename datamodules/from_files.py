@@ -182,9 +182,9 @@ class FilesDataModule(ImageDataModule):
     def _data_set(self, split: Split) -> Dataset[tuple[object, int]]:
         source = self._source(split)
         data = self._files(source)
+        data.decoded = self._shared(source)
         if self.check:
             data.contents = self.scan(source).content_numbers()
-        data.decoded = self._shared(source)
         scan = self._known(source)
         if scan.damaged:
             data.rows = scan.readable(data.files).nonzero().flatten()
@@ -208,14 +208,18 @@ class FilesDataModule(ImageDataModule):
         self._report_memory(split, budget)
 
     def _shared(self, split: Split) -> DecodedImages | None:
-        """Return the decoded images, which one rank of each machine has made."""
+        """Return the decoded images of a split, and keep its scan; one rank of each machine has made both."""
 
-        def make() -> DecodedImages | None:
+        def make() -> tuple[Scan | None, DecodedImages | None]:
+            if self.check:
+                self.scan(split)
             if split not in self._decoded and split != "predict" and self.decode_memory:
                 self._read(split)
-            return self._decoded.get(split)
+            return self._scans.get(split), self._decoded.get(split)
 
-        self._decoded[split] = once_a_machine(self.trainer, make)
+        scan, self._decoded[split] = once_a_machine(self.trainer, make)
+        if scan is not None:
+            self._scans[split] = scan
         return self._decoded[split]
 
     def _accept(self, split: Split, scan: Scan) -> None:
