@@ -4,8 +4,9 @@
 
 FOLDER has ``train/<class>/*`` and ``test/<class>/*``, such as CIFAR-10 as files. The images are read from there, and
 from files of torchvision's CIFAR-10 that are made of them. Two ranks, joined by gloo and forked from this process,
-train a linear layer for an epoch. What each of them takes is looked at every 50 ms from its start on: its anonymous
-memory, and the memory for images that it has made (from /proc, so Linux only). The rows have the most that it was.
+train a linear layer for an epoch. What each of them takes is looked at every 50 ms: its anonymous memory beyond what it
+had at its start, and the memory for images that it has made (from /proc, so Linux only). The rows have the most that it
+was.
 Everything is measured with a tenth of the images too: ``images in the second rank`` is 0 if what it takes does not grow
 with them, and 1 if it has them all once more. The first rank makes them, and has them at least once. Every run is the
 first one on its folder.
@@ -63,10 +64,10 @@ class Module(LightningModule):
 
 
 class Peaks:
-    """The most memory that each process started by this one takes while the block runs, in MB of 10^6 bytes."""
+    """The most memory that each process started by this one takes beyond its first, in MB of 10^6 bytes."""
 
     def __enter__(self) -> "Peaks":
-        self.megabytes, self.has_ended = dict[int, float](), threading.Event()
+        self.looks, self.has_ended = dict[int, list[float]](), threading.Event()
         self.thread = threading.Thread(target=self.watch)
         self.thread.start()
         return self
@@ -78,7 +79,11 @@ class Peaks:
     def watch(self) -> None:
         while not self.has_ended.wait(SECONDS):
             for process in children():
-                self.megabytes[process] = max(self.megabytes.get(process, 0.0), taken_by(process))
+                self.looks.setdefault(process, []).append(taken_by(process))
+
+    def megabytes(self) -> list[float]:
+        """Return the most of each process, in the order in which they were started."""
+        return [max(looks) - looks[0] for _, looks in sorted(self.looks.items())]
 
 
 def children() -> Iterator[int]:
@@ -129,7 +134,7 @@ def peaks_of(data: ImageDataModule) -> list[float]:
     )
     with quiet(), Peaks() as peaks:
         trainer.fit(Module(), datamodule=data)
-    return [peaks.megabytes[process] for process in sorted(peaks.megabytes)]
+    return peaks.megabytes()
 
 
 def measure(make: Callable[[Path], ImageDataModule], whole: Path, part: Path, megabytes: float) -> dict[str, float]:
