@@ -5,11 +5,11 @@
 FOLDER has ``train/<class>/*`` and ``test/<class>/*``, such as CIFAR-10 as files. The images are read from there, and
 from files of torchvision's CIFAR-10 that are made of them. Two ranks, joined by gloo and forked from this process,
 train a linear layer for an epoch. What each of them takes is looked at every 50 ms: its anonymous memory beyond what it
-had at its start, and the memory for images that it has made (from /proc, so Linux only). The rows have the most that it
-was.
-Everything is measured with a tenth of the images too: ``images in the second rank`` is 0 if what it takes does not grow
-with them, and 1 if it has them all once more. The first rank makes them, and has them at least once. Every run is the
-first one on its folder.
+had at its start, and the memory for images that it has made (from /proc, so Linux only). The rows have the most.
+
+A tenth of the images, for ten epochs, shows what a batch takes for a moment. ``images in the second rank`` is 0 if what
+that rank takes does not grow with the images, and 1 if it has them all once more. The first rank makes them, and has
+them at least once. Every run is the first one on its folder.
 """
 
 import argparse
@@ -119,13 +119,13 @@ def write_cifar(folder: Path, root: Path) -> Path:
     return root
 
 
-def peaks_of(data: ImageDataModule) -> list[float]:
+def peaks_of(data: ImageDataModule, epochs: int) -> list[float]:
     """Return the most that each of two ranks takes in a training."""
     trainer = Trainer(
         accelerator="cpu",
         devices=2,
         strategy="ddp_fork",
-        max_epochs=1,
+        max_epochs=epochs,
         limit_val_batches=0,
         logger=False,
         enable_checkpointing=False,
@@ -140,7 +140,7 @@ def peaks_of(data: ImageDataModule) -> list[float]:
 def measure(make: Callable[[Path], ImageDataModule], whole: Path, part: Path, megabytes: float) -> dict[str, float]:
     """Return the row of one kind of data."""
     row = {"images (MB)": megabytes}
-    of_whole, of_part = peaks_of(make(whole)), peaks_of(make(part))
+    of_whole, of_part = peaks_of(make(whole), 1), peaks_of(make(part), round(1 / SHARE))
     for rank, taken, taken_with_few in zip(("first", "second"), of_whole, of_part, strict=True):
         row[f"{rank} rank (MB)"] = taken
         row[f"images in the {rank} rank"] = (taken - taken_with_few) / (megabytes * (1 - SHARE))
