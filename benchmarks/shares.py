@@ -140,11 +140,12 @@ def recipe_for(folder: Path, place: Path) -> Path:
 
 
 def limits(batches: int | None) -> list[str]:
-    """Return the flags for epochs of so many batches; None for whole ones."""
+    """Return the flags for epochs of so many batches, at least 2; None for whole ones."""
     if batches is None:
         return []
-    limit = f"--trainer.limit_train_batches={batches}"
-    return [limit, f"--trainer.limit_val_batches={max(1, batches // 5)}", "--trainer.num_sanity_val_steps=0"]
+    train, val = max(2, batches), max(2, batches // 5)  # the command line takes 1 for 1.0, which is all of them
+    flags = [f"--trainer.limit_train_batches={train}", f"--trainer.limit_val_batches={val}"]
+    return [*flags, "--trainer.num_sanity_val_steps=0"]
 
 
 def parts_of(python: str, config: str, epochs: int, flags: list[str]) -> dict[str, float]:
@@ -174,7 +175,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--config", default="digits", help="recipe, by default digits")
     what.add_argument("--folder", type=Path, help="CIFAR-10 as image files, for a small ViT")
     parser.add_argument("--epochs", type=int, help="the first is left out; by default 11, with --folder 2")
-    parser.add_argument("--batches", type=int, help="of an epoch; by default all, with --folder 20")
+    parser.add_argument("--batches", type=int, help="of an epoch, >= 2; by default all, with --folder 20")
 
 
 if __name__ == "__main__":
