@@ -33,6 +33,9 @@ def once_a_machine(trainer: Trainer | None, make: Callable[[], Result]) -> Resul
     answers: list[tuple[int, int, bytes | Exception]] = [(0, 0, b"")] * trainer.world_size
     distributed.all_gather_object(answers, (trainer.node_rank, trainer.local_rank, answer))
     answer = next(answer for node, process, answer in answers if (node, process) == (trainer.node_rank, 0))
-    if isinstance(answer, Exception):
-        raise answer
-    return results[0] if results else pickle.loads(answer)  # noqa: S301  # from a process of this training
+    try:
+        if isinstance(answer, Exception):
+            raise answer
+        return results[0] if results else pickle.loads(answer)  # noqa: S301  # from a process of this training
+    finally:
+        distributed.barrier()  # the first process may end only after the others have mapped its memory
