@@ -78,8 +78,9 @@ class Peaks:
 
     def watch(self) -> None:
         while not self.has_ended.wait(SECONDS):
-            for process in children():
-                self.looks.setdefault(process, []).append(taken_by(process))
+            files: set[int] = set()  # of processes that were started earlier
+            for process in sorted(children()):
+                self.looks.setdefault(process, []).append(taken_by(process, files))
 
     def megabytes(self) -> list[float]:
         """Return the most of each process, in the order in which they were started."""
@@ -93,13 +94,21 @@ def children() -> Iterator[int]:
             yield from map(int, (task / "children").read_text().split())
 
 
-def taken_by(process: int) -> float:
-    """Return the anonymous memory of a process, and the memory for images that it has made; 0 once it has ended."""
+def taken_by(process: int, others: set[int]) -> float:
+    """Return the anonymous memory of a process, and the memory for images that it alone has; 0 once it has ended.
+
+    Args:
+        process: Its number.
+        others: Memory for images that others have, by number of its inode; that of this process is added.
+    """
     with suppress(OSError):
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
         anonymous = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:"))
         files = [file for file in Path(f"/proc/{process}/fd").iterdir() if "memfd:lit_distill" in os.readlink(file)]
-        return (anonymous + sum(file.stat().st_blocks * 512 for file in files)) / 1e6
+        nbytes = {file.stat().st_ino: file.stat().st_blocks * 512 for file in files}
+        shared = sum(size for inode, size in nbytes.items() if inode not in others)
+        others.update(nbytes)
+        return (anonymous + shared) / 1e6
     return 0.0
 
 
