@@ -29,6 +29,7 @@ SCRIPTS: dict[str, tuple[str, list[str], bool]] = {
     "retrospection": ("retrospection.py", ["--threads=2"], False),
     "retrospection_targets": ("retrospection.py", ["--targets"], False),
     "memory": ("memory.py", [], False),
+    "ranks": ("ranks.py", [], True),
     "students": ("students.py", [], False),
     "shrinking": ("shrinking.py", [], True),
     "served": ("served.py", [], True),

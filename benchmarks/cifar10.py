@@ -77,9 +77,9 @@ def run(folder: Path, epochs: int, flags: list[str]) -> dict[str, Any]:
     if curves_of(folder).get("train/loss", [])[epochs - 1 : epochs] in ([], [None]):
         last = last_checkpoint(folder)
         where = [f"--trainer.logger.save_dir={folder.parent}", f"--trainer.logger.name={folder.name}"]
-        how = [f"--ckpt_path={last}"] if last else [*flags, *QUIET, *where, f"--trainer.max_epochs={epochs}"]
+        arguments = [f"--ckpt_path={last}"] if last else [*flags, *QUIET, *where, f"--trainer.max_epochs={epochs}"]
         print(f"\n== {folder.name}{', resumed' if last else ''}", flush=True)
-        ended = subprocess.run([sys.executable, "-P", str(ROOT / "train.py"), "fit", *how])
+        ended = subprocess.run([sys.executable, "-P", str(ROOT / "train.py"), "fit", *arguments])
         code, done = ended.returncode, len(curves_of(folder).get("val/nll", []))
         if code or done < epochs:
             raise ValueError(f"the run {folder.name} ended with exit code {code} after {done} of {epochs} epochs")
@@ -92,12 +92,12 @@ def train_all(args: argparse.Namespace, work: Path, data: Path, report: Report) 
 
     def train(name: str, seed: int, epochs: int, config: str, flags: list[str]) -> None:
         folder = work / f"{name.replace(' + ', ' ').replace(' ', '_')}-{seed}"
-        own = [f"--config={ROOT / 'configs' / config}", *shared, f"--seed_everything={seed}", *flags, *args.flags]
+        run_flags = [f"--config={ROOT / 'configs' / config}", *shared, f"--seed_everything={seed}", *flags, *args.flags]
         key = f"{name}, seed {seed}"
         if not report.has(TABLE, key):
-            found = run(folder, epochs, own)
-            report.row(TABLE, key, **row_of(found))
-            report.content.setdefault("curves", {})[key] = found["curves"]
+            run_figures = run(folder, epochs, run_flags)
+            report.row(TABLE, key, **row_of(run_figures))
+            report.content.setdefault("curves", {})[key] = run_figures["curves"]
             report.save()
 
     size = f"--model.student.img_size={args.teacher_size}"

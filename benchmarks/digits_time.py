@@ -90,8 +90,8 @@ def bare_loop(epochs: int, seed: int, folder: Path) -> None:
     teacher = DigitsCNN(pretrained=True).eval().requires_grad_(False)
     tokens = ("cls_token", "distillation_token", "pos_embedding")
     decayed = [p for name, p in student.named_parameters() if p.ndim > 1 and name not in tokens]
-    others = [p for p in student.parameters() if all(p is not other for other in decayed)]
-    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    undecayed = [p for p in student.parameters() if all(p is not other for other in decayed)]
+    groups = [{"params": decayed}, {"params": undecayed, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=2e-3, weight_decay=0.05, fused=True)
     images_train, targets_train = images[train], targets[train]
     images_val, targets_val = images[held_out], targets[held_out]

@@ -314,7 +314,7 @@ def count_on_gpu(places: dict[str, int]) -> Iterator[None]:
             place = f"{'/'.join(Path(filename).parts[-2:])}:{lineno}"
             places[place] = places.get(place, 0) + 1
 
-    before = warnings.showwarning
+    original = warnings.showwarning
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = show
@@ -323,7 +323,7 @@ def count_on_gpu(places: dict[str, int]) -> Iterator[None]:
             yield
         finally:
             torch.cuda.set_sync_debug_mode("default")
-            warnings.showwarning = before
+            warnings.showwarning = original
 
 
 class HostReads(TorchDispatchMode):
@@ -388,23 +388,23 @@ def run_tests(options: argparse.Namespace, report: Report) -> None:
     tests = [line for line in collected.splitlines() if "::" in line]
     if not tests:
         sys.exit(f"error: pytest found no test with the marker gpu:\n{collected[-2000:]}")
-    left = [test for test in tests if not report.has("tests", test)]
-    if not left:
+    remaining = [test for test in tests if not report.has("tests", test)]
+    if not remaining:
         return
-    command = [*command[:-1], "-v", *left]
+    command = [*command[:-1], "-v", *remaining]
     running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert running.stdout is not None
     start = time.monotonic()
     for line in running.stdout:  # as they end: what is cut off keeps these
         print(line, end="", flush=True)
-        found = re.match(r"(\S.*?::.*?) (PASSED|FAILED|SKIPPED|ERROR|XFAIL|XPASS)", line)
-        if found and found[1] in left:
-            report.row("tests", found[1], result=found[2].lower(), seconds=time.monotonic() - start)
+        outcome = re.match(r"(\S.*?::.*?) (PASSED|FAILED|SKIPPED|ERROR|XFAIL|XPASS)", line)
+        if outcome and outcome[1] in remaining:
+            report.row("tests", outcome[1], result=outcome[2].lower(), seconds=time.monotonic() - start)
             start = time.monotonic()
     running.wait()
-    without = [test for test in tests if not report.has("tests", test)]
-    if without:
-        sys.exit(f"error: pytest ended with {running.returncode} and {len(without)} tests have no result")
+    unfinished = [test for test in tests if not report.has("tests", test)]
+    if unfinished:
+        sys.exit(f"error: pytest ended with {running.returncode} and {len(unfinished)} tests have no result")
     results = [row["result"] for row in report.content["tables"]["tests"].values()]
     report.note(", ".join(f"{results.count(result)} {result}" for result in sorted(set(results))))
 
@@ -469,8 +469,8 @@ def group_is_alive(process: "subprocess.Popen[Any]") -> bool:
 
 def collect(options: argparse.Namespace, status: dict[str, str]) -> dict[str, Any]:
     """Write the figures of all pieces into one file, and return them."""
-    found = {piece.name: load_report(place_of(options, piece.name)) for piece in pieces(options)}
-    content = {"status": status, "pieces": {name: report for name, report in found.items() if report is not None}}
+    reports = {piece.name: load_report(place_of(options, piece.name)) for piece in pieces(options)}
+    content = {"status": status, "pieces": {name: report for name, report in reports.items() if report is not None}}
     short = folder_of(options) / "all.json"
     path = options.output or (Path(__file__).with_suffix(".json") if options.length == 1 else short)
     with write_atomically(path) as part:

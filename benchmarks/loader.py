@@ -15,11 +15,14 @@ anew each round; a ratio is the median over the rounds. An epoch ends with all i
 augmented in batches. A storage that this version lacks is left out with a line.
 
 ``--sizes`` measures whether an epoch's time for a sample stays: for 1,000, 10,000 and 50,000 images, and for batches of
-32 to 512, each storage for itself.
+32 to 512, each storage for itself. Short epochs are repeated until a timing has 10,000 images. For these counts in
+little time give few ``--rounds``: ``--length`` makes the counts smaller too, as the rows then say. The thread's time is
+that of the processor in the thread that asks for batches, the steadier one on a busy machine.
 """
 
 import argparse
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 import tempfile
 from typing import Any
@@ -49,6 +52,7 @@ from lit_distill.batch import Batch
 from lit_distill.datamodules import Augmentation, ImageFolderDataModule
 
 COUNTS, BATCHES = (1000, 10_000, 50_000), (32, 64, 128, 256, 512)
+IMAGES_TIMED = 10_000
 POLICIES: dict[str, Callable[[], Any] | None] = {  # torchvision's own of the same name
     "none": None,
     "trivial-wide": v2.TrivialAugmentWide,
@@ -107,6 +111,20 @@ class Epochs:
         batch = self.data.on_before_batch_transfer(batch, 0)
         batch = self.data.transfer_batch_to_device(batch, self.device, 0)
         return Batch.of(self.data.on_after_batch_transfer(batch, 0))
+
+
+class RepeatedEpochs:
+    """The time for a sample at each call, of as many epochs as have `IMAGES_TIMED` images or more."""
+
+    def __init__(self, epochs: Epochs) -> None:
+        self.epochs = epochs
+        self.repeats = -(-IMAGES_TIMED // epochs.count)
+
+    def __call__(self) -> Timing:
+        clock = Clock(self.epochs.device.type)
+        for _ in range(self.repeats):
+            self.epochs()
+        return clock.read() / (self.repeats * self.epochs.count)
 
 
 class FolderEpochs:
@@ -173,22 +191,23 @@ def compare(report: Report, options: argparse.Namespace, policy: str, folder: Pa
 
 def measure_sizes(report: Report, options: argparse.Namespace, folder_of: Callable[[int], tuple[Path, int]]) -> None:
     """Measure an epoch's time for a sample, by number of images and by batch."""
-    by_count = {f"{count} images, batch {options.batch}": (count, options.batch) for count in COUNTS}
-    by_batch = {f"{options.images} images, batch {batch}": (options.images, batch) for batch in BATCHES}
+    by_count = [(count, options.batch) for count in COUNTS]
+    by_batch = [(options.images, batch) for batch in BATCHES]
     for storage in options.storages:
-        for sizes, reference in (
-            (by_count, f"{COUNTS[1]} images, batch {options.batch}"),
-            (by_batch, f"{options.images} images, batch 128"),
-        ):
-            works: dict[str, Any] = {}
-            for name, (count, batch) in sizes.items():
-                epochs = own_epochs(report, options, options.policies[0], storage, *folder_of(count), batch)
+        for sizes, reference_size in ((by_count, (COUNTS[1], options.batch)), (by_batch, (options.images, 128))):
+            works: dict[str, RepeatedEpochs] = {}
+            for count, batch in sizes:
+                folder, images = folder_of(count)
+                epochs = own_epochs(report, options, options.policies[0], storage, folder, images, batch)
                 if epochs is not None:
-                    works[name] = epochs
+                    works[f"{images} images, batch {batch}"] = RepeatedEpochs(epochs)
             timings = interleave(works, scaled(options.rounds, options, 2), options.seed, options.device)
-            each = {name: [1e6 * t / works[name].count for t in wall(measured)] for name, measured in timings.items()}
-            for name, microseconds in each.items():
-                columns = {"us": median_of(microseconds), f"beside {reference}": ratio(microseconds, each[reference])}
+            reference = f"{folder_of(reference_size[0])[1]} images, batch {reference_size[1]}"
+            for name, measured in timings.items():
+                columns: dict[str, Any] = {}
+                for heading, seconds in (("us", wall), ("this thread's us", thread)):
+                    columns[heading] = median_of(1e6 * second for second in seconds(measured))
+                    columns[f"{heading} beside {reference}"] = ratio(seconds(measured), seconds(timings[reference]))
                 report.row(f"an epoch's time for a sample, {storage}", name, **columns)
 
 
@@ -209,6 +228,7 @@ def main() -> None:
     in_folder = sum(map(len, classes_of(options.folder, "train").values()))
     with tempfile.TemporaryDirectory() as temporary:
 
+        @cache  # an image folder is made once
         def folder_of(count: int) -> tuple[Path, int]:
             """Return a folder of as many training images, at the length asked for, and how many they are."""
             images = min(in_folder, scaled(count, options, 200))

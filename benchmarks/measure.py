@@ -181,21 +181,21 @@ def hardware() -> dict[str, Any]:
     """Return what a figure depends on beside the code."""
     cpu_lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.partition(":")[2].strip() for line in cpu_lines if line.startswith("model name")), "")
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "cpu": " ".join(f"{model} {platform.machine()}".split()),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
     }
     if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-        found["gpu memory (GiB)"] = round(torch.cuda.get_device_properties(0).total_memory / 2**30)
+        facts["gpu"] = torch.cuda.get_device_name()
+        facts["gpu memory (GiB)"] = round(torch.cuda.get_device_properties(0).total_memory / 2**30)
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            facts[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return facts
 
 
 class Report:
@@ -243,21 +243,21 @@ class Report:
 
     def _go_on(self) -> None:
         """Take up the rows of a run that was stopped."""
-        found = load_report(self.path)
-        if found is None or found["complete"]:
+        earlier = load_report(self.path)
+        if earlier is None or earlier["complete"]:
             return
-        if found["settings"] != self.content["settings"]:
-            changed = found["settings"] | self.content["settings"]
-            pairs = [(key, found["settings"].get(key), self.content["settings"].get(key)) for key in sorted(changed)]
+        if earlier["settings"] != self.content["settings"]:
+            changed = earlier["settings"] | self.content["settings"]
+            pairs = [(key, earlier["settings"].get(key), self.content["settings"].get(key)) for key in sorted(changed)]
             name, then, now = next(pair for pair in pairs if pair[1] != pair[2])
             sys.exit(f"error: {self.path} has rows with {name}={then}, not {now}: give another --output, or remove it")
         for part in ("cpu", "gpu", "torch"):
-            then, now = found["hardware"].get(part), self.content["hardware"].get(part)
+            then, now = earlier["hardware"].get(part), self.content["hardware"].get(part)
             if then != now:
                 sys.exit(f"error: {self.path} has rows of {part} {then}, not {now}: give another --output")
-        self.content = {**found, "load": self.content["load"]}
-        rows = sum(len(table) for table in found["tables"].values())
-        print(f"{self.path.name} has {rows} rows of {found['date']}: going on after these")
+        self.content = {**earlier, "load": self.content["load"]}
+        rows = sum(len(table) for table in earlier["tables"].values())
+        print(f"{self.path.name} has {rows} rows of {earlier['date']}: going on after these")
 
     def heading(self) -> str:
         """Return the line of hardware and versions."""
@@ -309,10 +309,10 @@ class Report:
 def load_report(path: Path) -> dict[str, Any] | None:
     """Return what a report has written; None if the file is missing or is no report."""
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and "tables" in found and "complete" in found else None
+    return content if isinstance(content, dict) and "tables" in content and "complete" in content else None
 
 
 def markdown(content: Mapping[str, Any]) -> str:
@@ -363,11 +363,11 @@ def command_line(script: str, options: argparse.Namespace, place: Sequence[str] 
 
 def classes_of(folder: Path, split: str) -> dict[str, list[Path]]:
     """Return the images of each class of an image folder, sorted."""
-    where = folder / split
-    found = sorted(path for path in where.iterdir() if path.is_dir()) if where.is_dir() else []
-    if not found:
+    split_folder = folder / split
+    folders = sorted(path for path in split_folder.iterdir() if path.is_dir()) if split_folder.is_dir() else []
+    if not folders:
         raise ValueError(f"{folder} has no {split}/<class>/: expected train/<class>/* and test/<class>/*")
-    return {path.name: sorted(p for p in path.iterdir() if not p.name.startswith(".")) for path in found}
+    return {path.name: sorted(p for p in path.iterdir() if not p.name.startswith(".")) for path in folders}
 
 
 def part_of(folder: Path, counts: Mapping[str, int | None], into: Path) -> Path:

@@ -60,14 +60,19 @@ def fill(
 def table(rows: int, top_k: int) -> dict[str, float]:
     """Return what the table takes when both slots of every row have been written."""
     fill(SoftLabelMemory(300, CLASSES, top_k), 1)  # what torch itself takes with its first work
-    before = resident()
+    resident_before = resident()
     memory = SoftLabelMemory(rows, CLASSES, top_k)
     for epoch in (1, 2):
         fill(memory, epoch)
-    after = resident()
+    resident_after = resident()
     stamps = memory.state_dict()["epochs"].nbytes / 1e6
-    per_buffer = (after - before - stamps) / 2
-    return {"resident": after - before, "nbytes": memory.nbytes / 1e6, "epochs": stamps, "per buffer": per_buffer}
+    per_buffer = (resident_after - resident_before - stamps) / 2
+    return {
+        "resident": resident_after - resident_before,
+        "nbytes": memory.nbytes / 1e6,
+        "epochs": stamps,
+        "per buffer": per_buffer,
+    }
 
 
 class Rows(Dataset[Any]):
@@ -122,11 +127,11 @@ def save(rows: int, top_k: int, path: str) -> None:
 def load(rows: int, top_k: int, path: str) -> dict[str, float]:
     """Return the peak while a run is resumed from the checkpoint, above what a run on a few rows has taken."""
     fit(300, top_k, 2)
-    before = resident()
+    resident_before = resident()
     forget_peak()
     _, memory = fit(rows, top_k, 2, ckpt_path=path, weights_only=True)
     return {
-        "peak": resident(peak=True) - before,
+        "peak": resident(peak=True) - resident_before,
         "nbytes": memory.nbytes / 1e6,
         "file": Path(path).stat().st_size / 1e6,
     }
@@ -141,20 +146,20 @@ def swap(rows: int, top_k: int, world: int, meet: str, rank: int) -> dict[str, f
         fill(memory, epoch)
     exchange = RowExchange()
     fill(memory, 3, rank, world, exchange=exchange)
-    before = resident()
+    resident_before = resident()
     forget_peak()
     distributed.barrier()
     start = time.perf_counter()
     received = exchange.run(memory)
     seconds = time.perf_counter() - start
-    peak = resident(peak=True) - before
+    peak = resident(peak=True) - resident_before
     checks = [torch.zeros(1, dtype=torch.int64) for _ in range(world)]
     distributed.all_gather(checks, memory.state_dict()["rows"].view(torch.int16).long().sum().view(1))
-    same = all(torch.equal(check, checks[0]) for check in checks) and bool(
+    ranks_agree = all(torch.equal(check, checks[0]) for check in checks) and bool(
         (memory.state_dict()["epochs"].max(dim=0).values == 3).all()
     )
     distributed.destroy_process_group()
-    return {"seconds": seconds, "received": received / 1e6, "peak": peak, "same": same}
+    return {"seconds": seconds, "received": received / 1e6, "peak": peak, "same": ranks_agree}
 
 
 def alone(work: Callable[..., Any], *args: Any, world: int = 1) -> list[Any]:
@@ -200,8 +205,8 @@ def main() -> None:
     report.finish()
 
 
-def in_mb(found: dict[str, float]) -> dict[str, float]:
-    return {f"{name} (MB)": value for name, value in found.items()}
+def in_mb(values: dict[str, float]) -> dict[str, float]:
+    return {f"{name} (MB)": value for name, value in values.items()}
 
 
 if __name__ == "__main__":

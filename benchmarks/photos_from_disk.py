@@ -142,8 +142,8 @@ def decoding(contents: list[bytes], options: argparse.Namespace) -> dict[str, An
     images = {f"{name}, as image": partial(image_of, read) for name, read in reads.items()}
     row = beside(timed({"Pillow": pillow} | reads | images, contents, options), "Pillow")
     for name, read in reads.items():
-        found = [difference(image_of(read, photo), pillow(photo)) for photo in contents]
-        row[f"{name}: max, mean"] = worst(found)
+        differences = [difference(image_of(read, photo), pillow(photo)) for photo in contents]
+        row[f"{name}: max, mean"] = worst(differences)
     return row
 
 
@@ -171,8 +171,8 @@ def evaluation(contents: list[bytes], options: argparse.Namespace) -> dict[str, 
     row = beside(seconds, "Pillow") | {"reading alone": ratio(alone, seconds["Pillow"])}
     for name, work in works.items():
         if name != "Pillow":
-            found = [difference(work(photo), works["Pillow"](photo)) for photo in contents]
-            row[f"{name}: max, mean"] = worst(found)
+            differences = [difference(work(photo), works["Pillow"](photo)) for photo in contents]
+            row[f"{name}: max, mean"] = worst(differences)
     return row
 
 
@@ -222,22 +222,22 @@ def cut(image: Image.Image, box: tuple[float, ...], size: int) -> Any:
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=pixels))
 
 
-def worst(found: list[dict[str, float]]) -> str:
+def worst(differences: list[dict[str, float]]) -> str:
     """Return the largest difference of all photos, and the mean of their means."""
-    largest, mean = max(one["max"] for one in found), np.mean([one["mean"] for one in found])
+    largest, mean = max(one["max"] for one in differences), np.mean([one["mean"] for one in differences])
     return "equal" if largest == 0 else f"{largest}, {mean:.2f}"
 
 
 def copies(files: list[bytes], side: int, **saving: Any) -> list[bytes]:
     """Return photos whose shorter side is resized to ``side`` pixels, as JPEGs."""
-    made = []
+    photos = []
     for content in files:
         whole = pillow(content)
         size = [round(length * side / min(whole.size)) for length in whole.size]
         file = io.BytesIO()
         whole.resize((size[0], size[1]), Image.Resampling.LANCZOS).save(file, "JPEG", **saving)
-        made.append(file.getvalue())
-    return made
+        photos.append(file.getvalue())
+    return photos
 
 
 def main() -> None:

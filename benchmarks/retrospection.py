@@ -184,17 +184,20 @@ def measure_steps(report: Report, options: argparse.Namespace) -> None:
         def of_deit(top_k: int | None = top_k, every: int = every) -> dict[str, Any]:
             size = 224 if options.length == 1 else 64
             net = timm.create_model("deit_tiny_patch16_224", img_size=size)
-            found = measure(net, size, pairs, every, top_k, options)
-            without = median_of(1000 * pair[False] for pair in found)
-            return {"with / without": median_of(pair[True] / pair[False] for pair in found), "ms without": without}
+            seconds = measure(net, size, pairs, every, top_k, options)
+            without = median_of(1000 * pair[False] for pair in seconds)
+            return {"with / without": median_of(pair[True] / pair[False] for pair in seconds), "ms without": without}
 
         remembered = "dense" if top_k is None else f"top {top_k}"
         report.once("a step of deit_tiny, batch 16", f"{remembered}, interval {every}", of_deit)
     for top_k in (None, 5):
 
         def alone(top_k: int | None = top_k) -> dict[str, Any]:
-            found = measure(Bare(), 1, 20 * pairs, 1, top_k, options)
-            return {"ms a step": median_of(1000 * (pair[True] - pair[False]) for pair in found), "pairs": len(found)}
+            seconds = measure(Bare(), 1, 20 * pairs, 1, top_k, options)
+            return {
+                "ms a step": median_of(1000 * (pair[True] - pair[False]) for pair in seconds),
+                "pairs": len(seconds),
+            }
 
         report.once(
             f"by itself, {BATCH} rows of {CLASSES} classes", "dense" if top_k is None else f"top {top_k}", alone

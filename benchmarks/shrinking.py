@@ -36,7 +36,7 @@ def photos(folder: str, side: int) -> list[Image.Image]:
     """Three photos of ``side`` x 4/3 ``side`` pixels: sharp, soft, noise."""
     names = sorted(str(path) for path in Path(folder).rglob("*.*") if path.is_file())[:20_000]
     rng = random.Random(side)
-    made = []
+    mosaics = []
     for zoom in (1, 3):
         width, height = side * 4 // 3, side
         mosaic = Image.new("RGB", (width, height))
@@ -45,9 +45,9 @@ def photos(folder: str, side: int) -> list[Image.Image]:
                 with Image.open(rng.choice(names)) as tile:
                     size = (tile.width * zoom, tile.height * zoom)
                     mosaic.paste(tile.convert("RGB").resize(size, Image.Resampling.LANCZOS), (left, top))
-        made.append(mosaic)
+        mosaics.append(mosaic)
     ramp = np.linspace(0, 200, width)[None, :, None] + np.random.default_rng(side).normal(0, 20, (height, width, 3))
-    return [*made, Image.fromarray(ramp.clip(0, 255).astype(np.uint8))]
+    return [*mosaics, Image.fromarray(ramp.clip(0, 255).astype(np.uint8))]
 
 
 def crop(image: Image.Image, box: tuple[float, ...], size: int) -> Any:
@@ -60,11 +60,11 @@ def crop(image: Image.Image, box: tuple[float, ...], size: int) -> Any:
 def boxes(image: Image.Image, scale: tuple[float, float], count: int) -> list[tuple[float, ...]]:
     width, height = image.size
     torch.manual_seed(0)
-    found = []
+    corners = []
     for _ in range(count):
         top, left, h, w = v2.RandomResizedCrop(8, scale).make_params([v2.functional.to_image(image)]).values()
-        found.append((left / width, top / height, (left + w) / width, (top + h) / height))
-    return found
+        corners.append((left / width, top / height, (left + w) / width, (top + h) / height))
+    return corners
 
 
 def saved_again(pixels: Any) -> Any:

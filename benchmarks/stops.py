@@ -86,14 +86,14 @@ class Trial:
 
     def processes(self) -> list[int]:
         """Return the processes of this trial that are alive."""
-        mark, found = f"{MARK}={self.folder}".encode(), []
+        mark, numbers = f"{MARK}={self.folder}".encode(), []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
+                    numbers.append(int(entry.name))
             except OSError:
                 continue
-        return found
+        return numbers
 
     def inspect(self) -> None:
         """Note what a stop has left behind that it should not."""
@@ -192,21 +192,21 @@ def stopped_fit(trial: Trial, kind: str, steps: int, seconds: float, rng: random
     }
     first = [*arguments, *([limits[kind]] if kind in limits else [])]
     for attempt in range(20):
-        before = len(trial.log()) if attempt else 0
+        log_start = len(trial.log()) if attempt else 0
         process = trial.start(arguments if attempt else first)
         if kind == "SIGTERM" and (attempt == 0 or rng.random() < 1 / 3):
             until(partial(has_ended, process), rng.uniform(0, seconds))
             process.terminate()
-        code, said = process.wait(PATIENCE), trial.log()[before:]
-        kills[f"{kind} to fit"] += code in (143, -15) or f"Stopped by {kind}" in said
+        code, log = process.wait(PATIENCE), trial.log()[log_start:]
+        kills[f"{kind} to fit"] += code in (143, -15) or f"Stopped by {kind}" in log
         if code not in ({0, 143, -15} if kind == "SIGTERM" else {0}):
             trial.found.append(f"exit code {code} after {kind}")
             return
         trial.inspect()
-        line = re.search(r"Resume with\n +(.*)", said)
+        line = re.search(r"Resume with\n +(.*)", log)
         if line:
             arguments = shlex.split(line[1])[len(PROGRAM) :]
-        elif code == 0 and "Stopped" not in said:
+        elif code == 0 and "Stopped" not in log:
             return
     trial.found.append("never ends")
 
@@ -237,13 +237,13 @@ def main() -> None:
     report = Report(__file__, options, "stop")
     options.kills, options.fits = scaled(options.kills, options), scaled(options.fits, options)
     os.environ["OMP_NUM_THREADS"] = "1"
-    rng, kills, found = random.Random(options.seed), Counter[str](), Counter[str]()
+    rng, kills, mistakes = random.Random(options.seed), Counter[str](), Counter[str]()
 
     def note(trial: Trial, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         trial.leftovers()
-        other = differences(ours, theirs)
-        trial.found += [f"divergence: {other[:3]}"] if other else []
-        found.update({line.split(":")[0] for line in trial.found})
+        differing = differences(ours, theirs)
+        trial.found += [f"divergence: {differing[:3]}"] if differing else []
+        mistakes.update({line.split(":")[0] for line in trial.found})
         if trial.found:
             print(f"{trial.folder.name}: {trial.found}\n{trial.log()[-6000:]}", flush=True)
 
@@ -262,13 +262,13 @@ def main() -> None:
                 stopped_distill(trial, arguments, 0.8 * seconds / (1 + times), rng, kills)
             if trial.start(arguments).wait(PATIENCE):
                 trial.found.append("the same command fails")
-                found.update(["the same command fails"])
+                mistakes.update(["the same command fails"])
                 print(trial.log(), flush=True)
             else:
                 note(trial, distilled(trial.folder), whole)
             trials += 1
             if trials % 5 == 0:
-                print(f"{trials} trials of distill, {dict(kills)}, {dict(found)}", flush=True)
+                print(f"{trials} trials of distill, {dict(kills)}, {dict(mistakes)}", flush=True)
         reference = Trial(folder / "fit")
         began = time.monotonic()
         if options.fits and reference.start(["fit", *FIT]).wait():
@@ -283,8 +283,8 @@ def main() -> None:
         for name, count in sorted(kills.items()):
             report.row("stops", name, count=count)
         for name in ("divergence", "orphan", "half-written", "wrong done.json"):
-            report.row("faults", name, count=found.pop(name, 0))
-        report.row("faults", "other", count=found.total(), which=str(dict(found) or ""))
+            report.row("faults", name, count=mistakes.pop(name, 0))
+        report.row("faults", "other", count=mistakes.total(), which=str(dict(mistakes) or ""))
     report.finish()
 
 

@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,7 +17,13 @@ from lit_distill.checks import check_at_least, check_inside
 from lit_distill.datamodules.augmentation import Augmentation
 from lit_distill.datamodules.base import ImageDataModule
 from lit_distill.datamodules.batched.forms import batch_form
+from lit_distill.datamodules.decoded import DecodedImages, PixelBuffer
+from lit_distill.datamodules.machine import once_a_machine
+from lit_distill.datamodules.scan import Scan, load_scans, store_scans
 from lit_distill.datamodules.stacked import StackedImages
+from lit_distill.fingerprint import digest_of
+
+_ROWS_AT_ONCE = 4096  # images that are copied into shared memory at once
 
 
 class CIFAR10DataModule(ImageDataModule):
@@ -27,6 +33,9 @@ class CIFAR10DataModule(ImageDataModule):
     as in the papers, which report the accuracy of the last epoch and select nothing by it: compare the last epoch, not
     the best. To choose settings, hold a part of the training images out with ``val_fraction``; validation is then on
     that part, and the test images are for the command ``test``. Prediction is on the test images.
+
+    The images are in memory that all workers and all ranks of a machine share. Beside the data, ``root/.lit_distill``
+    keeps ``mean`` and ``std`` for later runs.
 
     Args:
         root: Folder of the data, or for it.
@@ -71,7 +80,7 @@ class CIFAR10DataModule(ImageDataModule):
         self.image_size = image_size
         self.val_fraction = val_fraction
         self.augmentation = augmentation or Augmentation(crop="padded", crop_pct=1.0)
-        self._parts: dict[str, _Part] = {}
+        self._data: _Data | None = None
 
     @property
     def mean(self) -> list[float]:
@@ -97,25 +106,27 @@ class CIFAR10DataModule(ImageDataModule):
     @override
     def setup(self, stage: str | None = None) -> None:
         """Read the images and split them."""
-        parts = self._read()
+        self._data = once_a_machine(self.trainer, self._read)
+        self.class_names, parts = self._data
         train, evaluate = (make(self.image_size) for make in (self.augmentation.train, self.augmentation.evaluate))
         self.train_set = _Images(parts["train"], train)
         self.val_set = _Images(parts.get("val", parts["test"]), evaluate)
         self.test_set = self.predict_set = _Images(parts["test"], evaluate)
         self.choose_workers(in_memory=True)
 
-    def _read(self) -> dict[str, "_Part"]:
-        if self._parts:
-            return self._parts
-        train, test = self._open(train=True), self._open(train=False)
-        self.class_names = tuple(train.classes)
-        self._parts = {"train": _Part.of(train), "test": _Part.of(test)}
-        if self.val_fraction is not None:
-            images, targets = self._parts["train"]
-            rows = train_test_split(range(len(targets)), test_size=self.val_fraction, stratify=targets, random_state=42)
-            for name, chosen in zip(("train", "val"), map(sorted, rows), strict=True):
-                self._parts[name] = _Part(images[chosen], targets[chosen])
-        return self._parts
+    def _read(self) -> "_Data":
+        """Return the images, split; the first call reads the files."""
+        if self._data is None:
+            test, train = self._open(train=False), self._open(train=True)
+            rows: dict[str, Sequence[int]] = {"train": range(len(train))}
+            if self.val_fraction is not None:
+                split = train_test_split(
+                    rows["train"], test_size=self.val_fraction, stratify=train.targets, random_state=42
+                )
+                rows = dict(zip(("train", "val"), map(sorted, split), strict=True))
+            parts = {name: _Part.of(train, numbers) for name, numbers in rows.items()}
+            self._data = _Data(tuple(train.classes), {**parts, "test": _Part.of(test, range(len(test)))})
+        return self._data
 
     def _open(self, train: bool) -> datasets.CIFAR10:
         """Return torchvision's data set."""
@@ -129,12 +140,21 @@ class CIFAR10DataModule(ImageDataModule):
             ) from error
 
     def _statistics(self) -> tuple[list[float], list[float]]:
-        channels = self._read()["train"].images.numpy().reshape(-1, 3).T
-        levels = np.arange(256) / 255
-        shares = np.stack([np.bincount(channel, minlength=256) for channel in channels]) / channels.shape[1]
-        mean = shares @ levels
-        std = np.sqrt(shares @ levels**2 - mean**2)
-        return mean.round(4).tolist(), std.round(4).tolist()
+        """Return mean and standard deviation of the training pixels; an earlier run's if it had the same images."""
+        file = self.root / ".lit_distill" / f"{self.source.__name__.lower()}.json"
+        digest = digest_of([self.source.train_list, self.val_fraction])  # names and checksums
+        scan = load_scans(file).get("train", Scan.unread())
+        if scan.digest != digest:
+            images = self._read().parts["train"].images
+            pixels, _ = images.stacked()
+            counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in pixels.unbind(dim=1)])
+            shares, levels = (counts / counts.sum(dim=1, keepdim=True)).double(), torch.arange(256).double() / 255
+            mean = shares @ levels
+            std = (shares @ levels**2 - mean**2).sqrt()
+            mean, std = mean.round(decimals=4), std.round(decimals=4)
+            scan = Scan(digest, len(images), images.nbytes, mean.tolist(), std.tolist(), damaged={}, contents=[])
+            store_scans(file, {"train": scan})
+        return scan.mean, scan.std
 
 
 class CIFAR100DataModule(CIFAR10DataModule):
@@ -151,20 +171,46 @@ class CIFAR100DataModule(CIFAR10DataModule):
 
 
 class _Part(NamedTuple):
-    """Images ``(N, H, W, 3)``, uint8, and their classes ``(N,)``."""
+    """Images and their classes, int64 ``(N,)``."""
 
-    images: Tensor
+    images: DecodedImages
     targets: Tensor
 
     @classmethod
-    def of(cls, data: datasets.CIFAR10) -> "_Part":
-        return cls(torch.from_numpy(np.ascontiguousarray(data.data)), torch.tensor(data.targets))
+    def of(cls, data: datasets.CIFAR10, rows: Sequence[int]) -> "_Part":
+        """Return the images of some rows."""
+        numbers, buffer = np.asarray(rows), PixelBuffer()
+        for start in range(0, len(numbers), _ROWS_AT_ONCE):
+            buffer.write(data.data[numbers[start : start + _ROWS_AT_ONCE]].reshape(-1))
+        sizes = torch.tensor([data.data.shape[1:3]]).repeat(len(numbers), 1)
+        return cls(buffer.as_images(sizes, "RGB"), torch.tensor(data.targets)[numbers])
+
+
+class _Data(NamedTuple):
+    """Names of the classes, and the images of ``"train"``, ``"test"`` and, where they are held out, ``"val"``."""
+
+    class_names: tuple[str, ...]
+    parts: dict[str, _Part]
 
 
 class _Images(Dataset[tuple[Tensor, int]]):
+    """``(transform(image), target)``.
+
+    Attributes:
+        images: ``(N, H, W, 3)`` uint8, which is not a copy.
+        targets: ``(N,)`` int64.
+    """
+
+    # Not among the attributes, whose content identifies the data set: the place of shared memory changes.
+    __slots__ = ("part",)
+
     def __init__(self, part: _Part, transform: Callable[[Image.Image], Tensor]) -> None:
-        self.images, self.targets = part  # tensors: workers share them
+        self.part = part
+        self.images, self.targets = part.images.stacked()[0].permute(0, 2, 3, 1), part.targets
         self.transform = transform
+
+    def __reduce__(self) -> tuple[type["_Images"], tuple[_Part, Callable[[Image.Image], Tensor]]]:
+        return _Images, (self.part, self.transform)  # a copy in another process maps the same memory
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -177,4 +223,4 @@ class _Images(Dataset[tuple[Tensor, int]]):
         return StackedImages(self.images.permute(0, 3, 1, 2), self.targets, transform)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.images[index].numpy())), int(self.targets[index])
+        return self.transform(self.part.images[index]), int(self.targets[index])

@@ -64,9 +64,11 @@ class DecodedImages:
         is_there = self.sizes[:, 0] > 0
         sizes = self.sizes[is_there]
         height, width = sizes[0].tolist()
-        others = sizes[(sizes != sizes[0]).any(dim=1)].tolist()
-        if others:
-            raise ValueError(f"they have several sizes, such as {height} x {width} and {others[0][0]} x {others[0][1]}")
+        other_sizes = sizes[(sizes != sizes[0]).any(dim=1)].tolist()
+        if other_sizes:
+            raise ValueError(
+                f"they have several sizes, such as {height} x {width} and {other_sizes[0][0]} x {other_sizes[0][1]}"
+            )
         pixels = torch.from_numpy(self._pixels).view(-1, height, width, len(self.mode)).permute(0, 3, 1, 2)
         return pixels, None if is_there.all() else is_there.long().cumsum(0) - 1
 

@@ -124,8 +124,8 @@ class _Photos(NamedTuple):
 
 def _find(root: Path, pattern: re.Pattern[str], *places: str) -> _Photos | None:
     """Return the photos that match, from the first place of these names that has some."""
-    found = (_Photos(where, _numbered(pattern, names)) for where, names in _places(root, places))
-    return next((photos for photos in found if photos.names), None)
+    photos_by_place = (_Photos(where, _numbered(pattern, names)) for where, names in _places(root, places))
+    return next((photos for photos in photos_by_place if photos.names), None)
 
 
 def _places(root: Path, names: Sequence[str]) -> Iterator[tuple[Path | ZipArchive, Sequence[str]]]:

@@ -60,14 +60,14 @@ def evaluation_parts(data: IndexedDataset) -> dict[str, str] | None:
 def _parts(data: IndexedDataset) -> tuple[str, str]:
     """Return digests of the data set and of its transforms."""
     dataset: object = data.dataset
-    chosen: list[object] = [data.rows]
+    rows: list[object] = [data.rows]
     while isinstance(dataset, Subset):
-        chosen.append(dataset.indices)
+        rows.append(dataset.indices)
         dataset = dataset.dataset
     attributes = dict(getattr(dataset, "__dict__", {"dataset": dataset}))
     transforms = {name: attributes.pop(name) for name in list(attributes) if "transform" in name}
     content = attributes if data.identities is None else data.identities
-    return digest_of([type(dataset), data.num_rows, chosen, content]), digest_of(transforms)
+    return digest_of([type(dataset), data.num_rows, rows, content]), digest_of(transforms)
 
 
 def images_of(data: IndexedDataset, keys: Sequence[int | tuple[int, int]]) -> list[Tensor]:

@@ -170,11 +170,13 @@ def _folder_of_split(root: Path, val: str | None) -> dict[str, Path]:
 
 def _class_folders(root: Path, folders: Mapping[str, Path]) -> list[Path]:
     """Return the folder of each class to train on, given those of the splits."""
-    others = [folder for folder in folders_in(root) if folder not in folders.values()]
+    class_folders = [folder for folder in folders_in(root) if folder not in folders.values()]
     if "train" not in folders:
-        return others
-    if others:
-        rank_zero_info(f"{root} has a folder for training; not used: {', '.join(folder.name for folder in others)}")
+        return class_folders
+    if class_folders:
+        rank_zero_info(
+            f"{root} has a folder for training; not used: {', '.join(folder.name for folder in class_folders)}"
+        )
     return folders_in(folders["train"])
 
 

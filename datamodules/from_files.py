@@ -1,14 +1,13 @@
 """What data modules of image files share: damaged files, statistics, pixels decoded once."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
-from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from typing_extensions import override
 
@@ -17,12 +16,12 @@ from lit_distill.datamodules.augmentation import Augmentation
 from lit_distill.datamodules.base import ImageDataModule
 from lit_distill.datamodules.decoded import DecodedImages, free_memory
 from lit_distill.datamodules.images import Files, ImageFiles
+from lit_distill.datamodules.machine import once_a_machine
 from lit_distill.datamodules.mixing import Mixing
 from lit_distill.datamodules.oddities import oddities
 from lit_distill.datamodules.placement import Storage
 from lit_distill.datamodules.scan import Scan, load_scans, read_all, store_scans
 from lit_distill.datamodules.walk import Found
-from lit_distill.photos import Mode
 
 Split = Literal["train", "val", "test", "predict"]
 _SPLITS: dict[str | None, tuple[Split, ...]] = {  # by Lightning's stage
@@ -36,9 +35,6 @@ _STAND_INS: dict[Split, tuple[Split, ...]] = {  # the first of these that there 
     "test": ("test", "val"),
     "predict": ("predict", "test", "val"),
 }
-
-# The fields of a `DecodedImages`; unpickling one maps its file, which other machines do not have.
-_Images = tuple[str, Tensor, Mode]
 
 
 class Labelled(NamedTuple):
@@ -186,9 +182,9 @@ class FilesDataModule(ImageDataModule):
     def _data_set(self, split: Split) -> Dataset[tuple[object, int]]:
         source = self._source(split)
         data = self._files(source)
+        data.decoded = self._shared(source)
         if self.check:
             data.contents = self.scan(source).content_numbers()
-        data.decoded = self._shared(source)
         scan = self._known(source)
         if scan.damaged:
             data.rows = scan.readable(data.files).nonzero().flatten()
@@ -212,14 +208,18 @@ class FilesDataModule(ImageDataModule):
         self._report_memory(split, budget)
 
     def _shared(self, split: Split) -> DecodedImages | None:
-        """Return the decoded images, which one rank of each machine has made."""
+        """Return the decoded images of a split, and keep its scan; one rank of each machine has made both."""
 
-        def make() -> DecodedImages | None:
+        def make() -> tuple[Scan | None, DecodedImages | None]:
+            if self.check:
+                self.scan(split)
             if split not in self._decoded and split != "predict" and self.decode_memory:
                 self._read(split)
-            return self._decoded.get(split)
+            return self._scans.get(split), self._decoded.get(split)
 
-        self._decoded[split] = once_a_machine(self.trainer, make)
+        scan, self._decoded[split] = once_a_machine(self.trainer, make)
+        if scan is not None:
+            self._scans[split] = scan
         return self._decoded[split]
 
     def _accept(self, split: Split, scan: Scan) -> None:
@@ -279,23 +279,3 @@ class FilesDataModule(ImageDataModule):
         count = len(self.splits["train"].files)
         if count < self.batch_size:
             rank_zero_info(f"{count} training images are less than a batch of {self.batch_size}: one step an epoch")
-
-
-def once_a_machine(trainer: Trainer | None, make: Callable[[], DecodedImages | None]) -> DecodedImages | None:
-    """Call ``make`` in the first process of each machine; all others map what it made."""
-    if trainer is None or trainer.world_size == 1:
-        return make()
-    images: DecodedImages | None = None
-    answer: _Images | Exception | None = None
-    if trainer.local_rank == 0:
-        try:
-            images = make()
-            answer = None if images is None else (images.path, images.sizes, images.mode)
-        except Exception as error:  # the others wait below, and must not wait for ever
-            answer = error
-    answers: list[tuple[int, int, _Images | Exception | None]] = [(0, 0, None)] * trainer.world_size
-    distributed.all_gather_object(answers, (trainer.node_rank, trainer.local_rank, answer))
-    answer = {machine: answer for machine, process, answer in answers if process == 0}[trainer.node_rank]
-    if isinstance(answer, Exception):
-        raise answer
-    return images if answer is None or images is not None else DecodedImages(*answer)

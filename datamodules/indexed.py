@@ -143,8 +143,8 @@ def identities_of(dataset: object) -> Tensor | None:
         return None if whole is None else whole[torch.as_tensor(dataset.indices, dtype=torch.int64)]
     if isinstance(dataset, DatasetFolder):
         return Files(dataset.root, [os.path.relpath(path, dataset.root) for path, _ in dataset.samples]).identities()
-    found = getattr(dataset, "identities", None)
-    return found if isinstance(found, Tensor) else None
+    identities = getattr(dataset, "identities", None)
+    return identities if isinstance(identities, Tensor) else None
 
 
 def generators_of(dataset: object) -> tuple[Generator, ...]:

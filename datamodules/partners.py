@@ -47,16 +47,16 @@ class Partners:
         partner = torch.empty_like(sample)
         epoch = view // self.repeats
         for number in set(epoch.tolist()):
-            chosen = epoch == number
-            partner[chosen] = _partners(self.count, self.seed, number)[sample[chosen]]
+            is_of_epoch = epoch == number
+            partner[is_of_epoch] = _partners(self.count, self.seed, number)[sample[is_of_epoch]]
         return partner
 
     def join(self, keys: Sequence[Key]) -> tuple[list[Key], Tensor, Tensor]:
         """Return the keys of samples and partners, each once, and the place of each sample and of its partner there."""
         view, sample = torch.tensor(keys).view(-1, 2).unbind(dim=1)
-        others = [*zip(view.tolist(), self.of(view, sample).tolist(), strict=True)]
-        place = {key: number for number, key in enumerate(dict.fromkeys([*keys, *others]))}
-        return [*place], _places(place, keys), _places(place, others)
+        partner_keys = [*zip(view.tolist(), self.of(view, sample).tolist(), strict=True)]
+        place = {key: number for number, key in enumerate(dict.fromkeys([*keys, *partner_keys]))}
+        return [*place], _places(place, keys), _places(place, partner_keys)
 
 
 def _places(place: dict[Key, int], keys: Iterable[Key]) -> Tensor:
@@ -67,9 +67,9 @@ def _places(place: dict[Key, int], keys: Iterable[Key]) -> Tensor:
 def _partners(count: int, seed: int, epoch: int) -> Tensor:
     order = epoch_order(count, seed, epoch)
     place = torch.arange(count)
-    other = place ^ STEP
+    partner_place = place ^ STEP
     partner = torch.empty_like(order)
-    partner[order] = order[torch.where(other < count, other, place - 1)]
+    partner[order] = order[torch.where(partner_place < count, partner_place, place - 1)]
     return partner
 
 
@@ -122,8 +122,8 @@ class MixableDataset(IndexedDataset):
     @override
     def __getitems__(self, keys: Sequence[int | Key]) -> Any:
         """Return the `MixableBatch` of these keys."""
-        wanted, own, other = self.partners.join(as_keys(keys))
-        return mixable(default_collate(super().__getitems__(wanted)), own, other, self.mixing, self.seed)
+        unique_keys, own, other = self.partners.join(as_keys(keys))
+        return mixable(default_collate(super().__getitems__(unique_keys)), own, other, self.mixing, self.seed)
 
 
 def as_keys(keys: Sequence[int | Key]) -> list[Key]:

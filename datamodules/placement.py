@@ -77,10 +77,10 @@ class Placement:
         if is_batched and self.storage == "auto":
             rank_zero_info("training images are augmented one by one, as in the run that is resumed")
             return None
-        was, storage = ("one by one", "host") if is_batched else ("as batches", "device")
+        earlier_way, storage = ("one by one", "host") if is_batched else ("as batches", "device")
         raise ValueError(
-            f"the checkpoint's run augmented images {was}, and this one would not, with other random numbers: resume "
-            f"with storage={storage!r} (--data.storage={storage})"
+            f"the checkpoint's run augmented images {earlier_way}, and this one would not, with other random numbers: "
+            f"resume with storage={storage!r} (--data.storage={storage})"
         )
 
     def _refuse(self, reason: str) -> None:

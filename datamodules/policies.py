@@ -52,8 +52,8 @@ def check_policy(policy: str) -> None:
     for option in options:
         if not re.fullmatch(allowed, option):
             hint = did_you_mean(re.sub(r"\d.*", "", option), patterns)
-            known = f"its options, each with a value, are {', '.join(patterns)}"
-            raise ValueError(f"policy {policy!r} has no option {option!r}: {hint} {known}".replace(":  ", ": "))
+            all_options = f"its options, each with a value, are {', '.join(patterns)}"
+            raise ValueError(f"policy {policy!r} has no option {option!r}: {hint} {all_options}".replace(":  ", ": "))
 
 
 def policy_generators(policy: str) -> tuple[Generator, ...]:

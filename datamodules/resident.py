@@ -1,7 +1,7 @@
 """Small images that lie as one tensor on the device that trains, and are augmented there, a batch at a time."""
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, chain, islice, pairwise
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -58,8 +58,8 @@ class ResidentDataset(IndexedDataset):
         if self.mixing is None:
             batch, _ = self._read(as_keys(keys))
         else:
-            wanted, own, other = self.partners.join(as_keys(keys))
-            whole, draws = self._read(wanted)
+            unique_keys, own, other = self.partners.join(as_keys(keys))
+            whole, draws = self._read(unique_keys)
             height, width = whole.image.shape[-2:]
             plan = self.mixing.plan(draws.rows(own), (height, width))
             own, other, *parts = (_sent(part, self.images.device) for part in (own, other, *plan))
@@ -94,9 +94,8 @@ class ResidentLoader(ResumableLoader):
         several = max(1, _VALUES_AT_ONCE // max(1, self.dataset.images[0].numel() * self.batch_sampler.batch_size))
         while ahead := list(islice(batches, several)):
             whole: Any = self.dataset.make([*chain(*ahead)])  # a named tuple of tensors
-            ends = [*accumulate(map(len, ahead))]
-            for start, end in pairwise([0, *ends]):
-                yield whole._make(part[start:end] for part in whole)
+            sizes = [*map(len, ahead)]
+            yield from map(whole._make, zip(*(part.split(sizes) for part in whole), strict=True))
 
 
 def _sent(values: Tensor, device: torch.device) -> Tensor:

@@ -94,30 +94,30 @@ class ResumingSampler(KeyedSampler):
         # A schedule that asks for the number of steps makes the loader, which reads ahead, before Lightning restores
         # its own progress; the state is restored before. It counts samples *trained*: workers may have read more.
         self._step_size = size = batch_size * self.num_replicas
-        before, now = (state.get("epoch", 0), state.get("batches", 0)), progress_of(self.trainer)
+        saved_progress, progress = (state.get("epoch", 0), state.get("batches", 0)), progress_of(self.trainer)
         if not self.trainer.fit_loop.restarting:  # such as after a trial of BatchSizeFinder: an epoch begins
-            now = _epochs(self.trainer).processed, 0
-        self._stopped = epoch, batches = max(before, now)
+            progress = _epochs(self.trainer).processed, 0
+        self._stopped = epoch, batches = max(saved_progress, progress)
         self.epoch = epoch
         if not batches:
             self.resume(epoch, 0)
             return
-        if before < now:
+        if saved_progress < progress:
             state = {}
-        done = state.get("samples", batches * size)
-        trained = self._trained(state, done)
+        samples_done = state.get("samples", batches * size)
+        trained = self._trained(state, samples_done)
         if trained is not None:
             rank_zero_info(
-                f"the training set has changed: of the {done} samples trained in epoch {epoch}, {len(trained)} are "
-                "still there and not trained again in it"
+                f"the training set has changed: of the {samples_done} samples trained in epoch {epoch}, {len(trained)} "
+                "are still there and not trained again in it"
             )
-            done = len(trained)
-        self.resume(epoch, done, state.get("length"), trained)
+            samples_done = len(trained)
+        self.resume(epoch, samples_done, state.get("length"), trained)
         whole, left = (-(-samples // size) for samples in (self.total_size, len(self.keys_left())))
         self._counted = whole - left
         self._uncounted = self._counted - batches
         rank_zero_info(
-            f"epoch {epoch} goes on after {done} of {self.total_size} samples; "
+            f"epoch {epoch} goes on after {samples_done} of {self.total_size} samples; "
             "means over it, such as train/loss, are of the others only"
         )
         if self._uncounted and trained is None:
@@ -131,10 +131,10 @@ class ResumingSampler(KeyedSampler):
 
         Samples are matched by content where the data set tells it, else by place.
         """
-        before, now, trained = state.get("identities"), self.identities, state.get("trained")
+        saved_identities, identities, trained = state.get("identities"), self.identities, state.get("trained")
         sample_of = {sample: sample for sample in range(len(self.samples))}
-        if before is not None and now is not None and not torch.equal(before, now):
-            sample_of = {row: sample for sample, row in enumerate(match_rows(before, now).tolist())}
+        if saved_identities is not None and identities is not None and not torch.equal(saved_identities, identities):
+            sample_of = {row: sample for sample, row in enumerate(match_rows(saved_identities, identities).tolist())}
         elif trained is None:
             return None
         keys = self.keys(state.get("length"))[:done] if trained is None else trained.tolist()

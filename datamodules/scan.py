@@ -58,15 +58,15 @@ def read_all(data: ImageFiles, budget: int = 0, workers: int | None = None, quie
     images = _Images(data, with_pixels=budget > 0)
     loader = DataLoader(images, _BATCH, num_workers=workers, collate_fn=_collate, generator=torch.Generator())
     buffer = PixelBuffer()
-    found = []
+    batches = []
     options = {"desc": "reading images", "unit": " images", "unit_scale": _BATCH, "delay": 1, "leave": False}
     for pixels, *batch in tqdm(loader, disable=quiet or None, **options):
-        found.append(batch)
+        batches.append(batch)
         if buffer.nbytes <= budget:
             buffer.write(pixels.numpy())
         else:
             buffer.discard()
-    sizes, moments, contents, errors = zip(*found, strict=True)
+    sizes, moments, contents, errors = zip(*batches, strict=True)
     size = torch.cat(sizes)
     return Reading(
         size,

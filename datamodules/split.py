@@ -81,9 +81,9 @@ def few_of_each(classes: Mapping[str, Sequence[str]], count: int | None, seed: i
     for label, names in classes.items():
         if count is not None and len(names) < count:
             raise ValueError(f"{option} must be at most {len(names)}, the photos of class {label!r}, got {count}")
-        first = sorted(names, key=lambda name: (_place(seed, name), name))[:count] if count else names
-        chosen = set(first)
-        few[label] = [name for name in names if name in chosen]
+        first_names = sorted(names, key=lambda name: (_place(seed, name), name))[:count] if count else names
+        kept = set(first_names)
+        few[label] = [name for name in names if name in kept]
     return few
 
 
@@ -104,10 +104,10 @@ def with_wrong_labels(classes: Mapping[str, Sequence[str]], share: float, seed: 
     labels, wrong = list(classes), {label: list(names) for label, names in classes.items()}
     for label, names in classes.items():
         order = sorted(names, key=lambda name: (_place(seed, f"wrong/{name}"), name))
-        others = [other for other in labels if other != label]
+        other_labels = [each for each in labels if each != label]
         for name in order[: round(share * len(names))]:
             wrong[label].remove(name)
-            wrong[others[_place(seed, f"label/{name}") % len(others)]].append(name)
+            wrong[other_labels[_place(seed, f"label/{name}") % len(other_labels)]].append(name)
     return wrong
 
 

@@ -86,28 +86,28 @@ def photos_in(folder: str | Path, root: str | Path) -> Found:
         >>> print(found.names, found.told())
         ['a.png', 'b.jpg'] left out: no image by its name: README.txt
     """
-    found, seen = Found(), {*_above(os.path.abspath(folder)), *_above(os.path.realpath(root))}
+    found, identities = Found(), {*_above(os.path.abspath(folder)), *_above(os.path.realpath(root))}
     places, links = deque([(str(folder), os.path.relpath(folder, root))]), deque[tuple[str, str]]()
     while places or links:  # links last, so that a file is found by its own name
         path, name = (places or links).popleft()
         try:
-            about = os.stat(path)
+            status = os.stat(path)
         except OSError:
             found.leave_out("link", name)
             continue
-        if _identity(about) in seen:
+        if _identity(status) in identities:
             found.leave_out("again", name)
-        elif stat.S_ISDIR(about.st_mode):
-            seen.update([_identity(about), *_above(os.path.realpath(path))])
+        elif stat.S_ISDIR(status.st_mode):
+            identities.update([_identity(status), *_above(os.path.realpath(path))])
             for entry in _entries(path):
-                inside = entry.path, os.path.normpath(os.path.join(name, entry.name))
-                (links if entry.is_symlink() else places).append(inside)
-        elif not stat.S_ISREG(about.st_mode):
+                entry_place = entry.path, os.path.normpath(os.path.join(name, entry.name))
+                (links if entry.is_symlink() else places).append(entry_place)
+        elif not stat.S_ISREG(status.st_mode):
             found.leave_out("pipe", name)
         elif why := _no_photo(path):
             found.leave_out(why, name)
         else:
-            seen.add(_identity(about))
+            identities.add(_identity(status))
             found.names.append(name)
     found.names.sort(key=_order)
     return found

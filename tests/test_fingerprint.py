@@ -84,13 +84,9 @@ def test_it_is_the_same_in_another_process() -> None:
         "from lit_distill.fingerprint import digest_of; from lit_distill.datamodules import Augmentation; import torch;"
         "print(digest_of([Augmentation(policy='trivial-wide').train(32), {'b', 'a'}, torch.arange(5)]))"
     )
-    printed = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        for _ in range(2)
-    ]
-    assert printed[0] == printed[1]
     thing = [Augmentation(policy="trivial-wide").train(32), {"b", "a"}, torch.arange(5)]
-    assert printed[0].strip() == digest_of(thing)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == digest_of(thing)  # whose hashes of strings have another seed
 
 
 def test_what_is_shared_many_times_is_digested_once() -> None:

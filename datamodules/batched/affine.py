@@ -233,8 +233,8 @@ def _coefficients(values: Sequence[Tensor]) -> list[Tensor]:
 
 def _polynomial(coefficients: Sequence[Tensor], between: Tensor) -> Tensor:
     """Return the values of polynomials; the last coefficients are written to."""
-    *others, value = coefficients
-    for coefficient in reversed(others):
+    *earlier, value = coefficients
+    for coefficient in reversed(earlier):
         value = value.mul_(between).add_(coefficient)
     return value
 
@@ -247,8 +247,8 @@ def _gather(table: Tensor, places: Tensor) -> Tensor:
 def _split(points: Tensor) -> tuple[Tensor, Tensor]:
     """Return the pixel before each point, int64 ``(B, N)``, and how far the point is behind it, ``(B, 1, N)``."""
     points = (points - 0.5).flatten(1)
-    before = points.floor()
-    return before.long(), points.sub_(before)[:, None]
+    pixel = points.floor()
+    return pixel.long(), points.sub_(pixel)[:, None]
 
 
 def _filled(images: Tensor, outside: Tensor, fill: Sequence[int]) -> Tensor:

@@ -93,18 +93,6 @@ def sharpness(images: Tensor, factors: Tensor) -> Tensor:
     return result
 
 
-def greyscale(images: Tensor) -> Tensor:
-    """Replace the channels by their luma, as ``convert("L").convert("RGB")`` does.
-
-    Example:
-        >>> greyscale(torch.tensor([200, 100, 0], dtype=torch.uint8).view(1, 3, 1, 1)).flatten()
-        tensor([118, 118, 118], dtype=torch.uint8)
-    """
-    if images.shape[1] == 1:
-        return images
-    return _luma(images.to(torch.float32)).to(torch.uint8).expand_as(images).contiguous()
-
-
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
     """Keep the highest bits of each level, as ``ImageOps.posterize`` does.
 

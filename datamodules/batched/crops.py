@@ -114,12 +114,12 @@ class RandomResizedCrop:
         heights = (area / ratio).sqrt().round().long()
         fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
         first = fits.long().argmax(1, keepdim=True)
-        found = fits.any(1)
+        has_box = fits.any(1)
         whole_height, whole_width = self._largest(height, width)
-        heights = torch.where(found, heights.gather(1, first)[:, 0], whole_height)
-        widths = torch.where(found, widths.gather(1, first)[:, 0], whole_width)
-        tops = torch.where(found, integers(numbers[:, -2], height - heights + 1), (height - heights) // 2)
-        lefts = torch.where(found, integers(numbers[:, -1], width - widths + 1), (width - widths) // 2)
+        heights = torch.where(has_box, heights.gather(1, first)[:, 0], whole_height)
+        widths = torch.where(has_box, widths.gather(1, first)[:, 0], whole_width)
+        tops = torch.where(has_box, integers(numbers[:, -2], height - heights + 1), (height - heights) // 2)
+        lefts = torch.where(has_box, integers(numbers[:, -1], width - widths + 1), (width - widths) // 2)
         return torch.stack([tops, lefts, heights, widths], dim=1)
 
     def _largest(self, height: int, width: int) -> tuple[int, int]:

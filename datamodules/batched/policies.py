@@ -150,8 +150,11 @@ class TimmPolicy:
     def draw(self, draws: Draws) -> list[Layer]:
         """Return what is done to the images in each layer, numbered as in the attribute ``operations``."""
         uniforms = [draws.uniform(POLICY + layer, 5) for layer in range(self.num_layers)]
-        chosen = self._choose([of_layer[:, 0] for of_layer in uniforms])
-        return [self._layer(operations, of_layer) for operations, of_layer in zip(chosen, uniforms, strict=True)]
+        operations_by_layer = self._choose([of_layer[:, 0] for of_layer in uniforms])
+        return [
+            self._layer(operations, of_layer)
+            for operations, of_layer in zip(operations_by_layer, uniforms, strict=True)
+        ]
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """Return the images, transformed."""
@@ -166,12 +169,12 @@ class TimmPolicy:
         if self.weights is None:
             return [integers(of_layer, len(self.operations)) for of_layer in uniforms]
         # As of `numpy.random.choice` without replacement: what has been drawn is not drawn again.
-        weights, chosen = self.weights.repeat(len(uniforms[0]), 1), []
+        weights, numbers = self.weights.repeat(len(uniforms[0]), 1), []
         for of_layer in uniforms:
             sums = weights.cumsum(1)
-            chosen.append((of_layer[:, None] * sums[:, -1:] >= sums).sum(1).clamp_(max=len(self.operations) - 1))
-            weights.scatter_(1, chosen[-1][:, None], 0.0)
-        return chosen
+            numbers.append((of_layer[:, None] * sums[:, -1:] >= sums).sum(1).clamp_(max=len(self.operations) - 1))
+            weights.scatter_(1, numbers[-1][:, None], 0.0)
+        return numbers
 
     def _layer(self, operations: Tensor, uniforms: Tensor) -> Layer:
         """Return a layer in which some of the chosen operations take place, as in ``AugmentOp.__call__``."""

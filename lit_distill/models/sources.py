@@ -118,12 +118,12 @@ def _from_torchvision(request: _Request) -> Network:
     if name not in models:
         raise ValueError(f"torchvision has no model {name!r}: {did_you_mean(name, models, count=3, cutoff=0.0)}")
     choices = torchvision.models.get_model_weights(name)
-    chosen = _weights_of_torchvision(choices, request.weights)
+    own_weights = _weights_of_torchvision(choices, request.weights)
     args = dict(request.args)
-    if chosen is None:
+    if own_weights is None:
         state = read_state_dict(str(request.weights))
     else:
-        state = _download(name, chosen)
+        state = _download(name, own_weights)
         if name in ("googlenet", "inception_v3"):  # as torchvision does with its weights
             args = {"transform_input": True, "init_weights": False, **args}
     plain = torchvision.models.get_model(name, weights=None)
@@ -133,9 +133,9 @@ def _from_torchvision(request: _Request) -> Network:
     classes = len(state[f"{head}.weight"]) if f"{head}.weight" in state else request.num_classes
     args |= {} if classes is None else {"num_classes": classes}
     model = torchvision.models.get_model(name, weights=None, **args)
-    load_strictly(model, state, str(chosen or request.weights))
-    transforms = (chosen or next(iter(choices))).transforms()
-    return Network(model, transforms.mean, transforms.std, transforms.crop_size * 2 if chosen else None)
+    load_strictly(model, state, str(own_weights or request.weights))
+    transforms = (own_weights or next(iter(choices))).transforms()
+    return Network(model, transforms.mean, transforms.std, transforms.crop_size * 2 if own_weights else None)
 
 
 def _weights_of_torchvision(choices: type[WeightsEnum], weights: str | Path | None) -> WeightsEnum | None:
@@ -144,8 +144,8 @@ def _weights_of_torchvision(choices: type[WeightsEnum], weights: str | Path | No
     if name in choices.__members__:
         return choices[name]
     if "_Weights." in str(weights):
-        known = ", ".join(f"{choices.__name__}.{member}" for member in choices.__members__)
-        raise ValueError(f"torchvision has no weights {weights} for this model; it has {known}")
+        names = ", ".join(f"{choices.__name__}.{member}" for member in choices.__members__)
+        raise ValueError(f"torchvision has no weights {weights} for this model; it has {names}")
     return None
 
 

@@ -133,7 +133,7 @@ class FrozenTeacher(Teacher):
             self.model.to(_DTYPES[precision])
         self.eval()
         if self.pixels.input_size is not None:
-            channels = network.channels or _channels(self.model) if mean is None else len(mean)
+            channels = network.channels or _channels(self.model) or 3 if mean is None else len(mean)
             self._try(name, torch.zeros(1, channels, *self.pixels.input_size))
 
     @property
@@ -214,8 +214,23 @@ class FrozenTeacher(Teacher):
 
     def _own_logits(self, image: Tensor) -> Tensor:
         """Return the logits of all the classes that the network knows."""
-        output = self.fast_network(self.model, self.pixels(image))
+        pixels = self.pixels(image)
+        try:
+            output = self.fast_network(self.model, pixels)
+        except RuntimeError as error:  # what torch's convolutions raise
+            if _channels(self.model) in (None, *pixels.shape[1:2]):
+                raise
+            raise ValueError(self._channel_mistake(pixels.shape[1])) from error
         return output.float() if isinstance(output, Tensor) else StudentOutput.of(output).combined(self.head)
+
+    def _channel_mistake(self, channels: int) -> str:
+        """Return the message about images of so many channels, which the network does not take."""
+        name, expected = type(self.model).__name__, _channels(self.model)
+        return (
+            f"the teacher {name} takes images of {expected} channels, got {channels}: read the data with "
+            f"channels={expected} (--data.channels={expected}), or give a teacher for {channels} (timm's: "
+            f"model_args={{in_chans: {channels}}})"
+        )
 
     @override
     @torch.no_grad()
@@ -250,9 +265,11 @@ class FrozenTeacher(Teacher):
             ) from error
 
 
-def _channels(model: nn.Module) -> int:
-    first = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)
-    return int(getattr(model, "channels", first))
+def _channels(model: nn.Module) -> int | None:
+    """Return the channels of the images that a network takes, or None if it does not tell."""
+    first = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    channels = getattr(model, "channels", first)
+    return channels if isinstance(channels, int) else None
 
 
 def _as_text(size: Sequence[int]) -> str:

@@ -1,14 +1,19 @@
+import os
 from pathlib import Path
 import pickle
 import shutil
+from types import SimpleNamespace
+from typing import Any
 
 from made import cifar, tarred, unpack
 import numpy as np
 import pytest
 import torch
 from torchvision import datasets
+from toys import in_processes
 
-from lit_distill.datamodules import CIFAR10DataModule, CIFAR100DataModule, Mixing
+from lit_distill.datamodules import Augmentation, CIFAR10DataModule, CIFAR100DataModule, Mixing
+from lit_distill.fingerprint import digest_of
 
 MODULES = {10: CIFAR10DataModule, 100: CIFAR100DataModule}
 SOURCES = {10: datasets.CIFAR10, 100: datasets.CIFAR100}
@@ -39,6 +44,58 @@ def test_mean_and_std_are_those_of_the_training_pixels(tmp_path: Path, monkeypat
     pixels = datasets.CIFAR10(tmp_path).data / 255
     assert data.mean == pytest.approx(pixels.mean((0, 1, 2)), abs=1e-4)
     assert data.std == pytest.approx(pixels.std((0, 1, 2)), abs=1e-4)
+
+
+def test_a_later_run_takes_mean_and_std_from_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unpack(tmp_path, cifar(monkeypatch, 10))
+    statistics = CIFAR10DataModule(tmp_path).mean, CIFAR10DataModule(tmp_path).std
+    held_out = CIFAR10DataModule(tmp_path, val_fraction=0.5).mean  # of fewer images
+    assert held_out != statistics[0]
+    assert CIFAR10DataModule(tmp_path).mean == statistics[0]
+    monkeypatch.setattr(datasets.CIFAR10, "__init__", None)  # nothing is read
+    again = CIFAR10DataModule(tmp_path)
+    assert (again.mean, again.std) == statistics
+    monkeypatch.undo()
+    unpack(tmp_path, cifar(monkeypatch, 10, train=60))
+    assert CIFAR10DataModule(tmp_path).mean != statistics[0]
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells a process its own memory")
+def test_the_ranks_of_a_machine_share_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unpack(tmp_path, cifar(monkeypatch, 10, train=2000))
+
+    def work(rank: int) -> dict[str, Any]:
+        data = CIFAR10DataModule(tmp_path, num_workers=0)
+        splits_read: list[bool] = []
+        monkeypatch.setattr(
+            data, "_open", lambda train: splits_read.append(train) or CIFAR10DataModule._open(data, train)
+        )
+        data.trainer = SimpleNamespace(world_size=2, num_devices=2, node_rank=0, local_rank=rank)  # type: ignore[assignment]
+        data.setup()
+        images = data.train_set.images  # type: ignore[attr-defined]
+        inode = os.stat(data.train_set.part.images.path).st_ino  # type: ignore[attr-defined]
+        return {
+            "reads": len(splits_read),
+            "inode": inode,
+            "sum": int(images.sum()),
+            "names": list(data.class_names or ()),
+        }
+
+    first, second = in_processes(2, work)
+    assert (first["reads"], second["reads"]) == (2, 0)
+    assert {**first, "reads": 0} == second
+    assert first["names"] == [f"class {k}" for k in range(10)]
+
+
+def test_a_copy_in_a_worker_maps_the_same_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unpack(tmp_path, cifar(monkeypatch, 10, train=500))
+    data = CIFAR10DataModule(tmp_path, num_workers=0, augmentation=Augmentation(crop="none", hflip=0))
+    data.setup()
+    pickled = pickle.dumps(data.train_set)
+    assert len(pickled) < 500 * 3072 / 10
+    copy = pickle.loads(pickled)
+    assert torch.equal(copy[499][0], data.train_set[499][0])
+    assert digest_of(copy) == digest_of(data.train_set)  # so that a teacher's cache knows it again
 
 
 def test_a_part_of_the_training_images_can_be_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,8 @@ from multiprocessing import get_context
 import os
 from pathlib import Path
 import pickle
-import subprocess
-import sys
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -52,19 +52,26 @@ def test_another_process_maps_the_same_bytes(tmp_path, away) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="memory without a name is Linux's")
 def test_nothing_is_left_behind_by_a_process_that_was_killed(tmp_path) -> None:
-    mixed_files(tmp_path)
-    script = f"""
-import os, signal
-from lit_distill.datamodules.scan import read_all
-from lit_distill.datamodules.images import Files, ImageFiles
-images = read_all(ImageFiles(Files({str(tmp_path)!r}, {MIXED}), [0] * {len(MIXED)}), budget=10**9).decoded
-print(images.path, flush=True)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
+    data, place = mixed_files(tmp_path), tmp_path / "place"
+
+    def decode_and_wait() -> None:
+        images = read_all(data, budget=10**9).decoded
+        assert images is not None
+        place.write_text(f"{images.path} {Path(images.path).exists()}")
+        signal.pause()
+
     before = set(Path("/dev/shm").iterdir())
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.stdout.startswith("/proc/"), done.stderr
-    assert not Path(done.stdout.strip()).exists()
+    process = get_context("fork").Process(target=decode_and_wait)
+    process.start()
+    while not place.exists() or not place.read_text():
+        assert process.is_alive()
+        time.sleep(0.01)
+    path, exists = place.read_text().split()
+    assert path.startswith(f"/proc/{process.pid}/")
+    assert exists == "True"
+    process.kill()
+    process.join()
+    assert not Path(path).exists()
     assert set(Path("/dev/shm").iterdir()) == before
 
 

@@ -1,6 +1,9 @@
+from collections import Counter
 from collections.abc import Iterator
+import itertools
 import multiprocessing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 import warnings
 
@@ -10,7 +13,7 @@ from PIL import Image
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from toys import QUIET, Foreign, make_photos, trainer
+from toys import QUIET, Foreign, in_processes, make_photos, trainer
 
 from lit_distill.callbacks import LearningWithRetrospection
 from lit_distill.datamodules import Augmentation, ImageFolderDataModule, IndexedDataset, from_files
@@ -42,7 +45,11 @@ def loader(data: ImageFolderDataModule, epoch: int) -> DataLoader[Any]:
 
 
 def epoch(data: ImageFolderDataModule, number: int = 0) -> tuple[torch.Tensor, ...]:
-    batches = list(loader(data, number))
+    return read(loader(data, number))
+
+
+def read(loader: DataLoader[Any]) -> tuple[torch.Tensor, ...]:
+    batches = list(loader)
     return tuple(torch.cat([batch[part] for batch in batches]) for part in range(3))
 
 
@@ -54,16 +61,17 @@ def equal(one: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...]) -> boo
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_order_and_pixels_are_the_same_for_any_workers_decoded_or_not(tmp_path, repeats: int) -> None:
     photos(tmp_path)
-    for number in (0, 3):
-        first = epoch(module(tmp_path, repeats=repeats), number)
-        assert len(first[0].unique(dim=0)) == 30
-        for workers in (0, 2, 4):
-            for decode_memory in (0.5, 0):
-                other = module(tmp_path, repeats=repeats, num_workers=workers, decode_memory=decode_memory)
-                assert equal(first, epoch(other, number)), (workers, decode_memory)
-                assert (other.train_set.decoded is None) == (decode_memory == 0)  # type: ignore[attr-defined]
-    assert not equal(first, epoch(module(tmp_path, repeats=repeats), 1))
-    assert not equal(first, epoch(module(tmp_path, repeats=repeats, seed=6), 3))
+    expected = {number: epoch(module(tmp_path, repeats=repeats), number) for number in (0, 3)}
+    assert [len(images.unique(dim=0)) for images, *_ in expected.values()] == [30, 30]
+    for workers, decode_memory in itertools.product((0, 2, 4), (0.5, 0)):
+        other = module(tmp_path, repeats=repeats, num_workers=workers, decode_memory=decode_memory)
+        batches = loader(other, 0)
+        for number, images in expected.items():
+            batches.sampler.set_epoch(number)  # type: ignore[attr-defined]
+            assert equal(images, read(batches)), (workers, decode_memory)
+        assert (other.train_set.decoded is None) == (decode_memory == 0)  # type: ignore[attr-defined]
+    assert not equal(expected[3], epoch(module(tmp_path, repeats=repeats), 1))
+    assert not equal(expected[3], epoch(module(tmp_path, repeats=repeats, seed=6), 3))
 
 
 class Sees(Foreign):
@@ -114,6 +122,29 @@ def test_two_ranks_see_the_set_that_one_sees_from_one_array(tmp_path, away) -> N
 
     assert len(rows(seen[1])) == 2 * 32
     assert rows(seen[1]) == rows(seen[2])
+
+
+def test_one_rank_reads_for_the_others_of_its_machine(tmp_path, monkeypatch) -> None:
+    photos(tmp_path)
+    damage(tmp_path, ["train/c0/00.png"])
+
+    def work(rank: int) -> tuple[int, str, list[int], list[float]]:
+        calls, original = Counter[str](), from_files.read_all
+        counted = lambda *args, **kwargs: calls.update(["call"]) or original(*args, **kwargs)  # noqa: E731
+        monkeypatch.setattr(from_files, "read_all", counted)
+        data = module(tmp_path)
+        data.scan_file = None  # as where the folder cannot be written to
+        ranks: Any = SimpleNamespace(world_size=2, num_devices=2, node_rank=0, local_rank=rank)
+        data.trainer = ranks
+        with warnings.catch_warnings(action="ignore"):  # of the damaged file
+            data.setup("fit")
+        train: Any = data.train_set
+        return calls.total(), train.decoded.path, train.rows.tolist(), data.mean or []
+
+    first, second = in_processes(2, work)
+    assert (first[0], second[0]) == (2, 0)  # training and validation
+    assert first[1:] == second[1:]
+    assert len(first[2]) == 29
 
 
 DAMAGE = {

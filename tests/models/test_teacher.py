@@ -176,6 +176,20 @@ def test_without_weights_or_network_a_timm_name_asks_for_a_file(monkeypatch) -> 
         FrozenTeacher("resnet10t")
 
 
+def test_images_of_other_channels_are_refused_in_one_line() -> None:
+    grey = FrozenTeacher(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 5)), mean=[0.5], std=[0.5])
+    with pytest.raises(ValueError, match="takes images of 1 channels, got 3") as caught:
+        grey(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+    assert str(caught.value) == (
+        "the teacher Sequential takes images of 1 channels, got 3: read the data with channels=1 (--data.channels=1), "
+        "or give a teacher for 3 (timm's: model_args={in_chans: 3})"
+    )
+    with pytest.raises(ValueError, match="takes images of 3 channels, got 1: read the data with channels=3"):
+        FrozenTeacher(nn.Sequential(nn.Conv2d(3, 4, 3)))(torch.zeros(2, 1, 8, 8))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):  # not of the channels
+        FrozenTeacher(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(3, 5)))(torch.zeros(2, 3, 8, 8))
+
+
 def test_a_timm_name_for_other_channels_needs_their_statistics(tmp_path) -> None:
     save_file(timm.create_model("resnet10t", num_classes=4, in_chans=1).state_dict(), tmp_path / "w.safetensors")
     grey: dict[str, Any] = {"weights": tmp_path / "w.safetensors", "model_args": {"in_chans": 1}}
