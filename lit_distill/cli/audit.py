@@ -12,7 +12,6 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningDataModule
 import torch
 
-from lit_distill.checkpoint import check_archive
 from lit_distill.cli.arguments import command_parser, parse, take
 from lit_distill.cli.audit_sheet import picture, write_sheet
 from lit_distill.cli.audit_table import Ranking, Remembered, TrainingData
@@ -58,7 +57,7 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("run", type=Path, help="A checkpoint, or the folder of a run, whose last checkpoint is taken.")
     parser.add_subclass_arguments(LightningDataModule, "data", required=False)
-    parser.add_argument("--output", type=Path | None, help="Folder to write to; by default audit, beside the checkpoint.")
+    parser.add_argument("--output", type=Path | None, help="Folder to write to; by default audit, in the run's folder.")
     parser.add_argument("--overwrite", action="store_true", help="Replace what an earlier audit has written there.")
     return parser
 
@@ -86,16 +85,16 @@ def audit(checkpoint: Path, description: Namespace | None, output: Path | None, 
     Args:
         checkpoint: Of the run.
         description: Class and arguments of its data module; None leaves out what is not in the checkpoint.
-        output: Folder to write to; by default ``audit`` beside the checkpoint.
+        output: Folder to write to; by default ``audit`` in the run's folder.
         overwrite: Replace an earlier audit.
 
     Raises:
         ValueError: As `run`.
     """
     remembered = Remembered.of(load_safely(checkpoint, "checkpoint", mmap=True), checkpoint)
-    check_archive(checkpoint)
     made = None if description is None else _data_module(description)
-    output = beside(output or checkpoint.parent / "audit", getattr(made, "root", None))
+    run_folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    output = beside(output or run_folder / "audit", getattr(made, "root", None))
     table, sheet = output / "labels.csv", output / "worst.png"
     there = [path for path in (table, sheet) if path.exists()]
     if there and not overwrite:
@@ -141,8 +140,11 @@ def _report(ranking: Ranking, names: Sequence[str], files: Sequence[str]) -> Ite
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     for line in texts:
         yield "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
-    share = ranking.wrong / count
-    yield f"\nconfident learning takes about {ranking.wrong} labels for wrong ({share:.1%}): look at the first of the table"
+    low, high = ranking.wrong
+    yield (
+        f"\nof {count} labels, about {low} to {high} are wrong ({low / count:.1%} to {high / count:.1%}), as confident "
+        "learning counts them: look at the first of the table, and stop where most are right"
+    )
 
 
 def _planted(ranking: Ranking, description: Namespace | None, data: TrainingData | None) -> Iterable[str]:
@@ -154,7 +156,10 @@ def _planted(ranking: Ranking, description: Namespace | None, data: TrainingData
     photos, labels = clean.splits["train"]
     true = dict(zip(photos, labels.tolist(), strict=True))
     is_wrong = torch.tensor(
-        [true[data.files[row]] != label for row, label in zip(ranking.rows.tolist(), ranking.given.tolist(), strict=True)]
+        [
+            true[data.files[row]] != label
+            for row, label in zip(ranking.rows.tolist(), ranking.given.tolist(), strict=True)
+        ]
     )
     count = int(is_wrong.sum())
     found = int(is_wrong[:count].sum())

@@ -27,6 +27,7 @@ class Remembered(NamedTuple):
     Attributes:
         memory: The latest soft labels.
         history: The sums over the epochs.
+        latest: Those of the latest epoch that is over, alone.
         labels: The class of each row in the run, ``(N,)``, -1 where it is not known.
         identities: What identifies each row, or None.
         class_names: Of the run.
@@ -35,6 +36,7 @@ class Remembered(NamedTuple):
 
     memory: SoftLabelMemory
     history: LabelHistory
+    latest: LabelHistory
     labels: Tensor
     identities: Tensor | None
     class_names: list[str]
@@ -77,19 +79,26 @@ class Remembered(NamedTuple):
                 f"the run remembers {memory.top_k} of {memory.num_classes} classes: a label outside of them counts "
                 "with an even share of what they leave"
             )
-        return cls(memory, history, labels, state.get("identities"), [str(name) for name in names], notes)
+        epoch_under_way = state.get("epoch", 0)
+        over = [epoch for epoch in state["epochs"].unique().tolist() if epoch not in (0, epoch_under_way)]
+        latest = _summed(memory, labels, over[-1:], state)
+        return cls(memory, history, latest, labels, state.get("identities"), [str(name) for name in names], notes)
 
 
 def _history_of(state: Mapping[str, Any], memory: SoftLabelMemory, labels: Tensor) -> tuple[LabelHistory, list[str]]:
     if "label_sums" in state:
         return LabelHistory.from_state_dict(cast(Any, state)), []
-    history = LabelHistory(memory.num_samples)
-    for epoch in state["epochs"].unique().tolist():
-        if epoch > 0:
-            history.add(memory, labels, epoch, state.get("temperature", 1.0))
-    return history, [
+    epochs = [epoch for epoch in state["epochs"].unique().tolist() if epoch > 0]
+    return _summed(memory, labels, epochs, state), [
         "the checkpoint is of an older version, without sums over the epochs: ranked by the last two soft labels alone"
     ]
+
+
+def _summed(memory: SoftLabelMemory, labels: Tensor, epochs: Sequence[int], state: Mapping[str, Any]) -> LabelHistory:
+    history = LabelHistory(memory.num_samples)
+    for epoch in epochs:
+        history.add(memory, labels, epoch, state.get("temperature", 1.0))
+    return history
 
 
 class TrainingData(NamedTuple):
@@ -151,7 +160,9 @@ class Ranking(NamedTuple):
         margin: Area under the margin, ``(n,)``.
         confident: Share of the epochs that were confident of another class, ``(n,)``.
         epochs: How many epochs that is, ``(n,)``.
-        wrong: How many of the labels are wrong, as confident learning estimates it.
+        wrong: How many of the labels are wrong, as confident learning counts them: the lower and the upper one of its
+            counts on the latest epoch and on all of them. Late, a network has learned some wrong labels by heart;
+            early, it does not know the right ones.
         left_out: Why rows are not ranked, and how many.
     """
 
@@ -162,7 +173,7 @@ class Ranking(NamedTuple):
     margin: Tensor
     confident: Tensor
     epochs: Tensor
-    wrong: int
+    wrong: tuple[int, int]
     left_out: dict[str, int]
 
     @classmethod
@@ -177,6 +188,7 @@ class Ranking(NamedTuple):
         labels = remembered.labels[source.clamp(min=0)].clamp(min=0)
         counted = history.counts > 0
         left_out["never remembered"] = int(((source >= 0) & ~counted).sum())
+        counts = [round(sums.wrong_labels(labels)) for sums in (history, remembered.latest.rearranged(source))]
         rows = counted.nonzero().flatten()
         for score in (history.margin, history.probability):  # by probability; where that is equal, by margin
             rows = rows[score[rows].argsort(stable=True)]
@@ -189,22 +201,22 @@ class Ranking(NamedTuple):
             history.margin[rows],
             history.confident_share[rows],
             history.counts[rows],
-            round(history.wrong_labels(labels)),
+            (min(counts), max(counts)),
             {reason: count for reason, count in left_out.items() if count},
         )
 
-    def table(
-        self, class_names: Sequence[str], files: Sequence[str]
-    ) -> tuple[list[str], Iterator[list[object]]]:
+    def table(self, class_names: Sequence[str], files: Sequence[str]) -> tuple[list[str], Iterator[list[object]]]:
         """Return the head and the rows of the table, best suspects first."""
-        head = ["rank", "index", *(["file"] if files else []), "given", "suggested"]
-        head += ["probability", "margin", "confident", "epochs"]
         columns = (self.rows, self.given, self.suggested, self.probability, self.margin, self.confident, self.epochs)
         lines = enumerate(zip(*(column.tolist() for column in columns), strict=True), start=1)
-        return head, (
-            [rank, row, *([files[row]] if files else []), class_names[given], class_names[suggested]]
-            + [f"{p:.6f}", f"{margin:.4f}", f"{confident:.4f}", epochs]
-            for rank, (row, given, suggested, p, margin, confident, epochs) in lines
+        scores = ["probability", "margin", "confident", "epochs"]
+        return ["rank", "index", *(["file"] if files else []), "given", "suggested", *scores], (
+            [
+                *(rank, row, *([files[row]] if files else [])),
+                *(class_names[given], class_names[suggested]),
+                *(f"{probability:.6f}", f"{margin:.4f}", f"{confident:.4f}", epochs),
+            ]
+            for rank, (row, given, suggested, probability, margin, confident, epochs) in lines
         )
 
 
@@ -233,9 +245,10 @@ def _sources(remembered: Remembered, data: TrainingData | None) -> tuple[Tensor,
     source = torch.where(changed, -1, source)
     # Half of the labels differ by chance alone, where there is nothing else to tell two data sets apart.
     if not there.any() or (not known and changed.sum() > before / 2):
+        same = int((source >= 0).sum())
         raise ValueError(
-            f"the run has remembered the soft labels of another data set: {int((source >= 0).sum())} of the {data.count} "
-            f"training samples are among its {before} with the same label; give the data of the run, with --data.root"
+            f"the run has remembered another data set: of the {data.count} training samples, {same} "
+            f"are among its {before} with the same label; give the data of the run, with --data.root"
         )
     left_out = {
         "new since the run": int((~there).sum()),
