@@ -236,9 +236,6 @@ def figures(order: Tensor, is_wrong: Tensor, counts: tuple[int, ...], seconds: f
 
 def compare(report: Report, name: str, data: Any, flags: list[str], share: float, seed: int) -> None:
     """Add the rows of a data set with a share of wrong labels."""
-    from cleanlab.count import num_label_issues
-    from cleanlab.rank import get_label_quality_scores
-
     table, is_wrong = f"{name}, {share:.0%} wrong, seed {seed}", data.given != data.truth
     with tempfile.TemporaryDirectory() as folder:
         if not report.has(table, "lit-distill audit"):
@@ -251,6 +248,12 @@ def compare(report: Report, name: str, data: Any, flags: list[str], share: float
                 training_seconds=round(seconds, 1),
             )
         ways = ("self_confidence", "normalized_margin")
+        try:
+            from cleanlab.count import num_label_issues
+            from cleanlab.rank import get_label_quality_scores
+        except ImportError:
+            report.note("cleanlab is not installed: its rows are missing.")
+            return
         if not all(report.has(table, f"cleanlab, {way}") for way in ways):
             probabilities, extra = out_of_fold(data, flags, share, seed, Path(folder))
             given = data.given.numpy()

@@ -103,7 +103,7 @@ class LabelHistory:
         """
         is_class = (labels >= 0) & (labels < memory.num_classes)
         index = (memory.recorded_in(epoch) & is_class).nonzero().flatten()
-        chunks = index.split(max(1, _CHUNK // memory.num_classes))
+        chunks = torch.split(index, max(1, _CHUNK // memory.num_classes))
         # Integers: the order in which a device adds them does not matter, and all processes get the same.
         sums, counts = torch.zeros(2, memory.num_classes, dtype=torch.int64, device=index.device)
         for rows in chunks:

@@ -103,7 +103,8 @@ def audit(checkpoint: Path, description: Namespace | None, output: Path | None, 
     ranking = Ranking.of(remembered, data)
     for note in remembered.notes:
         print(f"note: {note}", file=sys.stderr)
-    names, files = remembered.class_names, data.files if data else []
+    numbers = [str(number) for number in range(remembered.memory.num_classes)]
+    names, files = remembered.class_names or (data and data.class_names) or numbers, data.files if data else []
     write_csv(table, *ranking.table(names, files))
     if data is not None:
         worst = ranking.rows[:_ON_SHEET].tolist()
@@ -135,7 +136,7 @@ def _report(ranking: Ranking, names: Sequence[str], files: Sequence[str]) -> Ite
     left_out = "".join(f"; {number} {reason}" for reason, number in ranking.left_out.items())
     yield f"ranked {count} labels by their probability, remembered in {epochs} epochs{left_out}\n"
     head, rows = ranking.table(names, files)
-    lines = [head, *islice(rows, _SHOWN)]
+    lines: list[Sequence[object]] = [head, *islice(rows, _SHOWN)]
     texts = [[printable(str(value))[-_WIDTH:] for value in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     for line in texts:

@@ -30,7 +30,7 @@ class Remembered(NamedTuple):
         latest: Those of the latest epoch that is over, alone.
         labels: The class of each row in the run, ``(N,)``, -1 where it is not known.
         identities: What identifies each row, or None.
-        class_names: Of the run.
+        class_names: Of the run, or nothing.
         notes: What the user is to know about it.
     """
 
@@ -57,7 +57,7 @@ class Remembered(NamedTuple):
                 "and audit that run"
             )
         memory = SoftLabelMemory.from_state_dict(cast(Any, state))
-        names = (checkpoint.get(ABOUT) or {}).get("class_names") or range(memory.num_classes)
+        names = [str(name) for name in (checkpoint.get(ABOUT) or {}).get("class_names") or ()]
         if "targets" not in state:
             raise ValueError(
                 f"{path} has no labels beside its soft labels, as an older version wrote it: resume it for an epoch "
@@ -82,7 +82,7 @@ class Remembered(NamedTuple):
         epoch_under_way = state.get("epoch", 0)
         over = [epoch for epoch in state["epochs"].unique().tolist() if epoch not in (0, epoch_under_way)]
         latest = _summed(memory, labels, over[-1:], state)
-        return cls(memory, history, latest, labels, state.get("identities"), [str(name) for name in names], notes)
+        return cls(memory, history, latest, labels, state.get("identities"), names, notes)
 
 
 def _history_of(state: Mapping[str, Any], memory: SoftLabelMemory, labels: Tensor) -> tuple[LabelHistory, list[str]]:
@@ -106,15 +106,15 @@ class TrainingData(NamedTuple):
 
     Attributes:
         dataset: Its samples.
-        count: M.
+        num_rows: M.
         files: Name of each row's file, or nothing.
         labels: Class of each row, ``(M,)``, or None.
-        class_names: What its classes are called.
+        class_names: What its classes are called, or nothing.
         identities: What identifies each row, or None.
     """
 
     dataset: Any
-    count: int
+    num_rows: int
     files: Sequence[str]
     labels: Tensor | None
     class_names: list[str]
@@ -127,7 +127,7 @@ class TrainingData(NamedTuple):
         data.setup("fit")
         dataset = getattr(data, "train_set", None) or data.train_dataloader().dataset
         labels, files = _labels_of(dataset), getattr(dataset, "files", None)
-        names = getattr(data, "class_names", None) or range(getattr(data, "num_classes", 0))
+        names = getattr(data, "class_names", None) or ()
         return cls(
             dataset,
             len(dataset),
@@ -184,25 +184,29 @@ class Ranking(NamedTuple):
             ValueError: If none of them is, or rows cannot be told from each other.
         """
         source, left_out = _sources(remembered, data)
-        memory, history = remembered.memory.rearranged(source), remembered.history.rearranged(source)
+        memory, history = remembered.memory, remembered.history.rearranged(source)
         labels = remembered.labels[source.clamp(min=0)].clamp(min=0)
         counted = history.counts > 0
         left_out["never remembered"] = int(((source >= 0) & ~counted).sum())
+        left_out = {reason: number for reason, number in left_out.items() if number}
+        if not counted.any():
+            reasons = ", ".join(f"{number} {reason}" for reason, number in left_out.items())
+            raise ValueError(f"no label is left to rank: {reasons}")
         counts = [round(sums.wrong_labels(labels)) for sums in (history, remembered.latest.rearranged(source))]
         rows = counted.nonzero().flatten()
         for score in (history.margin, history.probability):  # by probability; where that is equal, by margin
             rows = rows[score[rows].argsort(stable=True)]
-        parts = rows.split(max(1, _CHUNK // memory.num_classes))
+        parts = torch.split(rows, max(1, _CHUNK // memory.num_classes))
         return cls(
             rows,
             labels[rows],
-            torch.cat([_suggested(memory, part, labels[part]) for part in parts]),
+            torch.cat([_suggested(memory, source[part], labels[part]) for part in parts]),
             history.probability[rows],
             history.margin[rows],
             history.confident_share[rows],
             history.counts[rows],
             (min(counts), max(counts)),
-            {reason: count for reason, count in left_out.items() if count},
+            left_out,
         )
 
     def table(self, class_names: Sequence[str], files: Sequence[str]) -> tuple[list[str], Iterator[list[object]]]:
@@ -233,12 +237,12 @@ def _sources(remembered: Remembered, data: TrainingData | None) -> tuple[Tensor,
     known = remembered.identities is not None and data.identities is not None
     if known:
         source = match_rows(cast(Tensor, remembered.identities), cast(Tensor, data.identities))
-    elif data.count == before:
+    elif data.num_rows == before:
         source = torch.arange(before)
     else:
         raise ValueError(
-            f"the run remembers {before} samples and the training set has {data.count}, which nothing identifies, as "
-            "the names and contents of files would: audit with the data of the run"
+            f"the run remembers {before} samples and the training set has {data.num_rows}, which nothing identifies, "
+            "as the names and contents of files would: audit with the data of the run"
         )
     there = source >= 0
     changed = there & _has_changed(remembered, data, source)
@@ -247,7 +251,7 @@ def _sources(remembered: Remembered, data: TrainingData | None) -> tuple[Tensor,
     if not there.any() or (not known and changed.sum() > before / 2):
         same = int((source >= 0).sum())
         raise ValueError(
-            f"the run has remembered another data set: of the {data.count} training samples, {same} "
+            f"the run has remembered another data set: of the {data.num_rows} training samples, {same} "
             f"are among its {before} with the same label; give the data of the run, with --data.root"
         )
     left_out = {
@@ -262,7 +266,9 @@ def _has_changed(remembered: Remembered, data: TrainingData, source: Tensor) -> 
     """Tell which rows have another label than in the run, by its name, ``(M,)`` bool."""
     if data.labels is None:
         return torch.zeros_like(source, dtype=torch.bool)
-    numbers = {name: number for number, name in enumerate(remembered.class_names)}
-    now = torch.tensor([numbers.get(name, -2) for name in data.class_names])[data.labels]
+    now = data.labels
+    if remembered.class_names and data.class_names:
+        numbers = {name: number for number, name in enumerate(remembered.class_names)}
+        now = torch.tensor([numbers.get(name, -2) for name in data.class_names])[now]
     then = remembered.labels[source.clamp(min=0)]
     return (then >= 0) & (then != now)

@@ -254,6 +254,9 @@ def test_rows_that_nothing_identifies_are_told_apart_by_their_number_and_their_l
     assert ranking.left_out == {"labelled anew since the run": 1}
     with pytest.raises(ValueError, match="of the 5 training samples, 2 are among its 5 with the same label"):
         Ranking.of(remembered(labels), data_of(torch.tensor([0, 1, 0, 1, 2])))
+    rows = torch.tensor([[5, 1], [6, 2], [7, 3]])
+    with pytest.raises(ValueError, match="no label is left to rank: 3 labelled anew since the run"):
+        Ranking.of(remembered(labels[:3], rows), data_of(labels[:3], rows, "xyz"))
     with pytest.raises(ValueError, match="remembers 5 samples and the training set has 4, which nothing identifies"):
         Ranking.of(remembered(labels), data_of(labels[:4]))
 
