@@ -99,21 +99,21 @@ def audit(checkpoint: Path, description: Namespace | None, output: Path | None, 
     there = [path for path in (table, sheet) if path.exists()]
     if there and not overwrite:
         raise ValueError(f"{there[0]} exists and is not overwritten: choose another --output, or say --overwrite")
-    data = None if made is None else TrainingData.of(made)
+    data = TrainingData.of(made, remembered.memory.num_samples)
     ranking = Ranking.of(remembered, data)
     for note in remembered.notes:
         print(f"note: {note}", file=sys.stderr)
     numbers = [str(number) for number in range(remembered.memory.num_classes)]
-    names, files = remembered.class_names or (data and data.class_names) or numbers, data.files if data else []
-    write_csv(table, *ranking.table(names, files))
-    if data is not None:
+    names = remembered.class_names or data.class_names or numbers
+    write_csv(table, *ranking.table(names, data.files))
+    if made is not None:
         worst = ranking.rows[:_ON_SHEET].tolist()
         titles = zip(ranking.given.tolist(), ranking.suggested.tolist(), strict=True)
         lines = ((f"{rank} given: {names[given]}", f"rather: {names[k]}") for rank, (given, k) in enumerate(titles, 1))
         write_sheet(sheet, zip((picture(data.dataset, row) for row in worst), lines, strict=False))
-    print("\n".join([*_report(ranking, names, files), *_planted(ranking, description, data), ""]))
+    print("\n".join([*_report(ranking, names, data.files), *_planted(ranking, description, data), ""]))
     print(f"{'all labels':<12}{table}")
-    if data is not None:
+    if made is not None:
         print(f"{f'worst {len(worst)}':<12}{sheet}")
     return ranking
 
@@ -148,11 +148,11 @@ def _report(ranking: Ranking, names: Sequence[str], files: Sequence[str]) -> Ite
     )
 
 
-def _planted(ranking: Ranking, description: Namespace | None, data: TrainingData | None) -> Iterable[str]:
+def _planted(ranking: Ranking, description: Namespace | None, data: TrainingData) -> Iterable[str]:
     """Yield how many of the labels that the data module itself has made wrong are where they belong."""
     share = 0 if description is None else description.get("init_args", {}).get("wrong_labels", 0)
     clean = _data_module(description, wrong_labels=0.0) if description is not None and share else None
-    if not isinstance(clean, FilesDataModule) or data is None:
+    if not isinstance(clean, FilesDataModule):
         return
     photos, labels = clean.splits["train"]
     true = dict(zip(photos, labels.tolist(), strict=True))

@@ -105,7 +105,7 @@ class TrainingData(NamedTuple):
     """A training set of M rows, as its data module has it now.
 
     Attributes:
-        dataset: Its samples.
+        dataset: Its samples; None if it is not at hand, and all else is what the run knows.
         num_rows: M.
         files: Name of each row's file, or nothing.
         labels: Class of each row, ``(M,)``, or None.
@@ -121,8 +121,10 @@ class TrainingData(NamedTuple):
     identities: Tensor | None
 
     @classmethod
-    def of(cls, data: LightningDataModule) -> "TrainingData":
-        """Return the training set of a data module, which is set up here."""
+    def of(cls, data: LightningDataModule | None, num_rows: int) -> "TrainingData":
+        """Return the training set of a data module, which is set up here; without one, ``num_rows`` unknown rows."""
+        if data is None:
+            return cls(None, num_rows, [], None, [], None)
         data.prepare_data()
         data.setup("fit")
         dataset = getattr(data, "train_set", None) or data.train_dataloader().dataset
@@ -177,7 +179,7 @@ class Ranking(NamedTuple):
     left_out: dict[str, int]
 
     @classmethod
-    def of(cls, remembered: Remembered, data: TrainingData | None) -> "Ranking":
+    def of(cls, remembered: Remembered, data: TrainingData) -> "Ranking":
         """Rank the labels of the rows that are still what they were in the run.
 
         Raises:
@@ -229,11 +231,9 @@ def _suggested(memory: SoftLabelMemory, rows: Tensor, labels: Tensor) -> Tensor:
     return soft_labels.scatter(1, labels[:, None], -1).argmax(dim=1)
 
 
-def _sources(remembered: Remembered, data: TrainingData | None) -> tuple[Tensor, dict[str, int]]:
+def _sources(remembered: Remembered, data: TrainingData) -> tuple[Tensor, dict[str, int]]:
     """Return the row that each sample had in the run, -1 for one that is not to be ranked, and how many these are."""
     before = remembered.memory.num_samples
-    if data is None:
-        return torch.arange(before), {}
     known = remembered.identities is not None and data.identities is not None
     if known:
         source = match_rows(cast(Tensor, remembered.identities), cast(Tensor, data.identities))

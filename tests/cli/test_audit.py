@@ -229,7 +229,7 @@ def test_a_table_of_the_largest_probabilities_is_ranked_with_a_note(tmp_path) ->
         assert [note.startswith("the run remembers 3 of 4 classes") for note in remembered.notes] == [True] * bool(
             top_k
         )
-        rankings.append(Ranking.of(remembered, None).rows.tolist())
+        rankings.append(Ranking.of(remembered, TrainingData.of(None, 30)).rows.tolist())
     assert rankings[0][:5] == rankings[1][:5]
 
 
@@ -273,7 +273,7 @@ def test_rows_never_remembered_and_equal_scores(tmp_path) -> None:
     known = remembered(torch.tensor([1, 1, 0, 2]))
     known.history.forget(torch.tensor([True, False, False, False]))
     known.history._sums[1:, 0] = torch.tensor([0.5, 0.5, 0.5])
-    ranking = Ranking.of(known, None)
+    ranking = Ranking.of(known, TrainingData.of(None, 4))
     assert ranking.rows.tolist() == [3, 1, 2]  # by margin, where the probabilities are equal
     assert ranking.left_out == {"never remembered": 1}
 
