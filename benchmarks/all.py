@@ -36,6 +36,7 @@ SCRIPTS: dict[str, tuple[str, list[str], bool]] = {
     "stops": ("stops.py", [], False),
     "digits": ("digits.py", [], False),
     "digits_choices": ("digits_choices.py", [], False),
+    "audit": ("audit.py", [], True),
     "cifar10": (
         "cifar10.py",
         ["--images=2000", "--test_images=500", "--teacher_epochs=6", "--epochs=3", "--teacher_size=64", "--interval=1"],

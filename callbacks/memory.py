@@ -152,6 +152,10 @@ class SoftLabelMemory:
         soft_labels = self._expand([table.index_select(0, flat_row) for table in self._flat()])
         return soft_labels * recorded[:, None], recorded
 
+    def recorded_in(self, epoch: int) -> Tensor:
+        """Tell which rows were recorded in ``epoch`` >= 1, ``(N,)`` bool; two epochs of each row are known."""
+        return (self._epochs == epoch).any(dim=0)
+
     def forget(self, rows: Tensor) -> None:
         """Forget what is remembered for the rows that are marked in ``rows``, ``(N,)`` bool."""
         self._epochs.masked_fill_(rows.to(self.device), 0)

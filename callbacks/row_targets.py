@@ -53,6 +53,11 @@ class RowTargets:
         negative = torch.where(self._known == _NONE, _NONE, -self._known)
         self._extremes = torch.stack([negative, self._known])
 
+    @property
+    def known(self) -> Tensor:
+        """What `fingerprint` returned of each row's target until the last `settle`, ``(N,)`` int32; < 0 for none."""
+        return self._known
+
     def check(self, index: Tensor, target: Tensor) -> Tensor:
         """Note the targets of a batch; return ``(B,)`` bool, False for rows that have had more than one.
 

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lit_distill.callbacks.criterion import CriterionHook, begins_run, take_state
 from lit_distill.callbacks.exchange import RowExchange
+from lit_distill.callbacks.label_history import HistoryState, LabelHistory
 from lit_distill.callbacks.memory import MemoryState, SoftLabelMemory
 from lit_distill.callbacks.row_targets import RowTargets, TargetState
 from lit_distill.callbacks.training_rows import TrainingRows, index_of
@@ -34,7 +35,7 @@ class _Step:
     recalled: bool = False
 
 
-class _State(MemoryState, TargetState, total=False):
+class _State(MemoryState, TargetState, HistoryState, total=False):
     """What a checkpoint keeps of the callback."""
 
     identities: Tensor
@@ -54,7 +55,9 @@ class SoftLabelCallback(Callback, ABC):
 
     A row must stay the same sample. If the data set can tell what its rows are, as one of files can, a resumed run
     moves each soft label to the row that its sample has now. And the table keeps each row's target: a row whose target
-    changes is reported when the epoch ends, and what was remembered for it is not used and forgotten.
+    changes is reported when the epoch ends, and what was remembered for it is not used and forgotten. When an epoch
+    ends, the table's probabilities of the targets are added to a `LabelHistory`, from which ``lit-distill audit`` tells
+    which labels are probably wrong.
 
     The module must have a criterion as `CriterionHook` describes it, and the batch must have the samples' rows.
 
@@ -78,6 +81,7 @@ class SoftLabelCallback(Callback, ABC):
     """
 
     log_name: ClassVar[str] = "soft_labels"
+    temperature: float = 1.0  # of the soft labels that are remembered
 
     def __init__(
         self,
@@ -105,6 +109,7 @@ class SoftLabelCallback(Callback, ABC):
         """Drop what a former run left, before a new one begins."""
         self.memory: SoftLabelMemory | None = None
         self.targets = RowTargets(0)
+        self.history = LabelHistory(0)
         self._rows = TrainingRows(0)
         self._exchange: RowExchange | None = None
         self._sums = EpochSums()
@@ -232,11 +237,14 @@ class SoftLabelCallback(Callback, ABC):
             self._finish_epoch(trainer)
 
     def _finish_epoch(self, trainer: Trainer) -> dict[str, Tensor]:
-        """Exchange the epoch's rows, forget those that changed, and return the sums over all processes."""
+        """Exchange the epoch's rows, forget those that changed, add the others up; return the sums of all processes."""
         sums = self._gather(trainer)
         if self.memory is not None:
             changed = self.targets.settle()
             self.memory.forget(changed)
+            self.history.forget(changed)
+            if self._epoch:
+                self.history.add(self.memory, self.targets.known, self._epoch, self.temperature)
             self._rows.report(int(changed.sum()), self._epoch - 1)
         self._epoch, self._sums = 0, EpochSums()
         return sums
@@ -282,6 +290,7 @@ class SoftLabelCallback(Callback, ABC):
         self._exchange = RowExchange() if trainer.world_size > 1 else None
         if self.memory is None:
             self.targets = RowTargets(self._rows.count, pl_module.device)
+            self.history = LabelHistory(self._rows.count, pl_module.device)
             return
         if self._world_size not in (0, trainer.world_size):
             rank_zero_info(
@@ -291,11 +300,13 @@ class SoftLabelCallback(Callback, ABC):
         source = self._rows.previous_rows(rows_before)
         if source is not None:
             self.memory, self.targets = self.memory.rearranged(source), self.targets.rearranged(source)
+            self.history = self.history.rearranged(source)
         converted = self.memory.converted(self.top_k, self.dtype)
         if converted is not self.memory:
             before, after = (f"top_k={m.top_k} of {m.num_classes} in {m.dtype}" for m in (self.memory, converted))
             rank_zero_info(f"the remembered soft labels go on as {after}; the checkpoint has {before}")
         self.memory, self.targets = converted.to(pl_module.device), self.targets.to(pl_module.device)
+        self.history.to(pl_module.device)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -332,6 +343,7 @@ class SoftLabelCallback(Callback, ABC):
         return {
             **self.memory.state_dict(),
             **self.targets.state_dict(),
+            **self.history.state_dict(),
             **self._rows.state_dict(),
             "epoch": self._epoch,
         }
@@ -340,8 +352,10 @@ class SoftLabelCallback(Callback, ABC):
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
         state = cast(_State, state_dict)
         self.memory = SoftLabelMemory.from_state_dict(state)
-        # Older checkpoints have no targets.
-        self.targets = RowTargets.from_state_dict(state) if "targets" in state else RowTargets(self.memory.num_samples)
+        # Older checkpoints have no targets and no history.
+        rows = self.memory.num_samples
+        self.targets = RowTargets.from_state_dict(state) if "targets" in state else RowTargets(rows)
+        self.history = LabelHistory.from_state_dict(state) if "label_sums" in state else LabelHistory(rows)
         self._rows = TrainingRows(self.memory.num_samples, state.get("identities"))
         self._epoch = state.get("epoch", 0)
         self._sums.load(state.get("sums", {}))

@@ -74,7 +74,8 @@ class Watch(LearningWithRetrospection):
         return soft_labels, recorded
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        tables = {"table": self.memory.state_dict(), "student": pl_module.student.state_dict()}
+        table = {**self.memory.state_dict(), **self.history.state_dict()}
+        tables = {"table": table, "student": pl_module.student.state_dict()}
         metrics = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("retro")}
         torch.save({**tables, "missing": self.missing, "metrics": metrics}, f"{self.folder}/{trainer.global_rank}.pt")
 
@@ -118,7 +119,10 @@ def test_retrospection_on_one_two_and_four_ranks_is_the_same(tmp_path, dtype: st
                 assert name == "num_classes" or torch.equal(value, several[0]["table"][name])
             for name, value in rank["metrics"].items():
                 torch.testing.assert_close(value, one["metrics"][name], rtol=1e-4, atol=1e-6)
-        assert torch.equal(several[0]["table"]["epochs"], one["table"]["epochs"])
+        for name in ("epochs", "label_counts"):
+            assert torch.equal(several[0]["table"][name], one["table"][name])
+        sums = [run["table"]["label_sums"] for run in (several[0], one)]
+        torch.testing.assert_close(*sums, rtol=0, atol=100 * tolerance)
         # The memory is read: without it, or with that of another interval, the weights are elsewhere.
     (other,) = retrospect(tmp_path / "other", 1, dtype=dtype, top_k=top_k, interval=1)
     assert max((other["student"][k] - v).abs().max() for k, v in one["student"].items()) > 5 * tolerance

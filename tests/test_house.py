@@ -11,6 +11,8 @@ TESTED_IN = {
     "lit_distill/_lazy.py": "tests/test_imports.py",
     "lit_distill/agreement.py": "tests/test_module.py",
     "lit_distill/files.py": "tests/test_checkpoint.py",
+    "lit_distill/cli/audit_sheet.py": "tests/cli/test_audit.py",
+    "lit_distill/cli/audit_table.py": "tests/cli/test_audit.py",
     "lit_distill/cli/csv_table.py": "tests/cli/test_predictions.py",
     "lit_distill/cli/photos.py": "tests/cli/test_served.py",
     "lit_distill/cli/plan.py": "tests/cli/test_distill.py",

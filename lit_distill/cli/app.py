@@ -65,6 +65,7 @@ _OTHER_COMMANDS = {
     "distill": "Make a teacher, a student and its export from a folder of photos: distill PHOTOS.",
     "cache": "Look at a cache of a teacher's answers, fill it ahead or throw it away: cache info FOLDER.",
     "export": "Write the student of a checkpoint as safetensors and ONNX.",
+    "audit": "Rank a training set's labels, the probably wrong ones first, by what a run remembers: audit RUN.",
     "study": "Compare losses over several seeds, from one file, and write a table: study digits.",
 }
 _DESCRIPTION = (

@@ -15,7 +15,8 @@ from lit_distill.cli.signals import end_with_parent, in_stage, stop_signals
 from lit_distill.processes import leave_at_exit
 
 # The modules of commands with parsers of their own; "distil" is how the British write it.
-_MODULES = {"distill": "distill", "distil": "distill", "export": "export", "cache": "cache", "study": "study"}
+_MODULES = {"distill": "distill", "distil": "distill", "export": "export", "cache": "cache"}
+_MODULES |= {"study": "study", "audit": "audit"}
 _RESUMABLE = ("distill", "study")  # the commands that go on where they were stopped
 _IGNORED_WARNINGS = (
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # lightning 2.6 with torch >= 2.15

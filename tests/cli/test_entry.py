@@ -23,7 +23,7 @@ def test_the_command_itself_exits_with_one_line_or_with_the_traceback(tmp_path) 
 
 
 def test_a_misspelt_command_names_the_commands(capfd) -> None:
-    commands = "fit, validate, test, predict, distill, cache, export, study"
+    commands = "fit, validate, test, predict, distill, cache, export, audit, study"
     for word, near in (("fitt", "fit"), ("predit", "predict"), ("distilll", "distill"), ("exprot", "export")):
         with pytest.raises(SystemExit):
             main([word])
@@ -37,7 +37,7 @@ def test_help_explains(capsys) -> None:
     assert exit_.value.code == 0
     out = capsys.readouterr().out
     listed = re.findall(r"^    (\w+) {2,}\w", out[out.index("subcommands:") :], re.MULTILINE)
-    assert listed == ["distill", "cache", "export", "study", "fit", "validate", "test", "predict"]
+    assert listed == ["distill", "cache", "export", "audit", "study", "fit", "validate", "test", "predict"]
     assert "predict STUDENT PHOTO" in " ".join(out.split())
     with pytest.raises(SystemExit) as exit_:
         main(["fit", "--help"])
