@@ -28,8 +28,8 @@ from lit_distill.models import load_safely
 
 # Flags of ``fit`` that end a run early, with the value for no limit. A run that continues ends with the same result.
 LIMITS = {"--trainer.max_time=": "null", "--trainer.max_steps=": "-1"}
-# Flags that change what a run prints, and nothing else.
-_PRINTED = ("--trainer.enable_progress_bar", "--trainer.enable_model_summary")
+# Flags that change what a run prints or where it keeps the teacher's answers, and nothing else.
+_WITHOUT_EFFECT = ("--trainer.enable_progress_bar", "--trainer.enable_model_summary", "--teacher_cache.folder")
 # Flags that would leave no checkpoint where the next stage looks for it, and their values that do no harm.
 _HARMLESS = {
     "--trainer.fast_dev_run": ("false", "0", "null"),
@@ -76,7 +76,7 @@ class Stage:
             if value.lower() not in _HARMLESS.get(option, [value.lower()]):
                 raise ValueError(f"{flag} leaves no checkpoint to go on from in {output}: leave it out")
         # A limit is no part of what the run is made of: a run that ended at one continues with another.
-        lasting = [flag for flag in flags if not flag.startswith((*LIMITS, *_PRINTED))]
+        lasting = [flag for flag in flags if not flag.startswith((*LIMITS, *_WITHOUT_EFFECT))]
         self._made_of = json.dumps(
             {
                 "config": identified(config),
@@ -169,9 +169,9 @@ class Stage:
                 self._train([*_FIT, "--config", str(self.config), *self.flags])
             elif not _has_finished(begun):
                 self._say(f"\n{title}: going on from {begun}")
-                # The checkpoint has the configuration and the flags. Limits and what is printed come from this command:
+                # The checkpoint has the configuration and the flags. Limits and flags without effect come from this command:
                 # the stored limits are reset first.
-                changing = [flag for flag in self.flags if flag.startswith((*LIMITS, *_PRINTED))]
+                changing = [flag for flag in self.flags if flag.startswith((*LIMITS, *_WITHOUT_EFFECT))]
                 self._train([*_FIT, "--ckpt_path", str(begun), *map("".join, LIMITS.items()), *changing])
             last = self._last()
             if not _has_finished(last):

@@ -227,7 +227,10 @@ class Study:
         made_from = {} if run.teacher is None else {"teacher": self._teachers[run.teacher].stage.folder.name}
         folder_name = f"{re.sub(r'[^a-z0-9.]+', '-', name.lower()).strip('-')}-seed{seed}"
         inputs = {"images": images.digest(), **made_from}
-        flags = [*run.flags, _SECONDS, *_QUIET]
+        # One folder for all rows and seeds; a row's own, which comes later, wins.
+        is_cached = any(flag.startswith("--teacher_cache.") for flag in run.flags)
+        folder_flags = [f"--teacher_cache.folder={self.output / 'teacher_cache'}"] if is_cached else []
+        flags = [*folder_flags, *run.flags, _SECONDS, *_QUIET]
         stage = StudyStage(self.output / "runs", folder_name, run.config, epochs, flags, inputs)
         return Task(name, seed, stage, run, images)
 

@@ -21,7 +21,7 @@ _OF_STUDY = ("extends", "base", "epochs", "seeds", "rows", "baseline", "set", "t
 _OF_TEACHER = ("base", "epochs", "seed", "set")
 # What a row may not choose, since all rows have the same budget, and what a run's folder depends on.
 _FIXED = re.compile(r"trainer\.(max_\w+|min_\w+|limit_\w+|logger|overfit_batches|fast_dev_run)|seed_everything")
-_FLAG = re.compile(r"(model|data|trainer|retrospection|checkpoint)\.[\w.]+\+?|num_threads")
+_FLAG = re.compile(r"(model|data|trainer|retrospection|teacher_cache|checkpoint)\.[\w.]+\+?|num_threads")
 
 
 class Run(NamedTuple):
@@ -238,7 +238,7 @@ def _flags(chosen: Mapping[str, object] | None, place: str, refused: re.Pattern[
         if refused is not None and refused.match(key):
             raise ValueError(f"{place} sets {key}: all rows have the same budget, which the study sets")
         if not _FLAG.fullmatch(key):
-            known = ["loss", "teacher", "model.", "data.", "trainer.", "retrospection."]
+            known = ["loss", "teacher", "model.", "data.", "trainer.", "retrospection.", "teacher_cache."]
             hint = did_you_mean(key, known) or "expected loss, teacher, or an option of fit such as model.alpha"
             raise ValueError(f"{place} has an unknown key {key!r}: {hint}")
         flags.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
