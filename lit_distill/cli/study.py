@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 import yaml
 
+from lit_distill.callbacks import TeacherCaching
 from lit_distill.checks import check_at_least
 from lit_distill.cli.app import DistillCLI
 from lit_distill.cli.arguments import command_parser, parse
@@ -26,7 +27,7 @@ from lit_distill.cli.signals import Stopped, stop_signals
 from lit_distill.cli.study_measure import StudyImages, result_of
 from lit_distill.cli.study_plan import Description, Plan, Run, check_unequal, find_study, read_plan, with_seed
 from lit_distill.cli.study_stage import RunFailedError, StudyStage
-from lit_distill.cli.study_table import Figures, draw, write_table
+from lit_distill.cli.study_table import Figures, choose_baseline, draw, write_table
 from lit_distill.files import write_atomically
 from lit_distill.models.trust import trusting
 
@@ -113,6 +114,8 @@ class Study:
         }
         described = {row: _resolved(with_seed(run, plan.seeds[0]), plan.epochs) for row, run in plan.rows.items()}
         check_unequal(described)
+        for row, config in described.items():
+            _check_cache(row, config)
         tasks = [
             self._task(row, seed, run, plan.epochs, described[row]["data"])
             for seed in plan.seeds
@@ -128,13 +131,14 @@ class Study:
             SystemExit: If it is stopped.
             ValueError: If runs have failed; the table then has the others.
         """
-        tasks = [*self._teachers.values(), *self.tasks]
-        waiting = [task for task in tasks if task.result() is None]
-        done = len(tasks) - len(waiting)
         rows = f"{len(self.plan.rows)} rows of {self.plan.epochs} epochs, {len(self.plan.seeds)} seeds"
-        print(f"{self.name}: {rows}, {len(tasks)} runs, {done} of them done, {jobs} at a time, in {self.output}")
+        done = sum(task.result() is not None for task in self._due())
+        print(f"{self.name}: {rows}, {self._total()} runs, {done} of them done, {jobs} at a time, in {self.output}")
         self._write()
-        failed = self._work(waiting, jobs, done) if waiting else {}
+        failed: dict[str, BaseException] = {}
+        # Again where the runs have decided which is the baseline, whose other seeds are then due.
+        while waiting := [task for task in self._due() if task.title not in failed and task.result() is None]:
+            failed |= self._work(waiting, jobs)
         self._write()
         places = [self.output / "table.md", self.output / "table.json"]
         places += draw(self.output / "table.json", self.output / "plot.png")
@@ -143,12 +147,28 @@ class Study:
         if failed:
             title, error = next(iter(failed.items()))
             raise ValueError(
-                f"{len(failed)} of {len(tasks)} runs have failed, and the table is without them; {title}: {error}"
+                f"{len(failed)} of {self._total()} runs have failed, and the table is without them; {title}: {error}"
             )
 
-    def _work(self, waiting: Sequence[Task], jobs: int, done: int) -> dict[str, BaseException]:
+    def _due(self) -> list[Task]:
+        """Return all tasks but the later seeds of rows that may still turn out not to be the baseline, or did."""
+        candidates = self.plan.baseline if self.plan.chooses_first else []
+        first = {task.name: {task.seed: task.result()} for task in self.tasks if task.seed == self.plan.seeds[0]}
+        is_decided = all(first[name][self.plan.seeds[0]] for name in candidates)
+        chosen = choose_baseline(first, candidates) if candidates and is_decided else None
+        later = {name for name in candidates if name != chosen}
+        tasks = [task for task in self.tasks if task.name not in later or task.seed == self.plan.seeds[0]]
+        return [*self._teachers.values(), *tasks]
+
+    def _total(self) -> int:
+        """Return how many runs it has: of the candidates one trains with all seeds, the others with the first."""
+        others = len(self.plan.baseline) - 1 if self.plan.chooses_first else 0
+        return len(self._teachers) + len(self.tasks) - others * (len(self.plan.seeds) - 1)
+
+    def _work(self, waiting: Sequence[Task], jobs: int) -> dict[str, BaseException]:
         """Run the tasks, and return the error of each that failed, by its title."""
-        began, total = time.monotonic(), done + len(waiting)
+        began, total = time.monotonic(), self._total()
+        done = sum(task.result() is not None for task in self._due())
         slots: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(jobs):
             slots.put(slot)
@@ -175,7 +195,7 @@ class Study:
                         continue
                     if error is not None:
                         failed[task.title] = error
-                    rest = (time.monotonic() - began) / finished * (len(waiting) - finished)
+                    rest = (time.monotonic() - began) / finished * (total - done - finished)
                     self._report(task, error, done + finished, total, rest)
                     self._write()
         finally:
@@ -244,7 +264,8 @@ class Study:
         return self._images[key]
 
     def _write(self) -> None:
-        results = {row: {task.seed: task.result() for task in self.tasks if task.name == row} for row in self.plan.rows}
+        due = self._due()
+        results = {row: {task.seed: task.result() for task in due if task.name == row} for row in self.plan.rows}
         teachers = {key: task.result() for key, task in self._teachers.items()}
         about = {
             "study": self.name,
@@ -253,7 +274,8 @@ class Study:
             "hardware": _hardware(),
             "torch": torch.__version__,
         }
-        write_table(self.output, about, results, teachers, self.plan.baseline)
+        chooser = self.plan.seeds[0] if self.plan.chooses_first else None
+        write_table(self.output, about, results, teachers, self.plan.baseline, chooser)
 
 
 def _with_teacher(run: Run, teachers: Mapping[str, Task]) -> Description:
@@ -282,6 +304,14 @@ def _resolved(run: Run, epochs: int) -> Description:
                 raise
     resolved: Description = yaml.safe_load(printed.getvalue())
     return resolved
+
+
+def _check_cache(row: str, config: Description) -> None:
+    try:
+        if config.get("teacher_cache"):
+            TeacherCaching(**config["teacher_cache"]["init_args"])
+    except ValueError as error:
+        raise ValueError(f"row {row!r}: {error}") from error
 
 
 def _absolute(flag: str) -> str:

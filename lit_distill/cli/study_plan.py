@@ -17,7 +17,8 @@ Description = dict[str, Any]
 
 _LWR = "lit_distill.callbacks.LearningWithRetrospection"
 _MEMORY = ("PS-KD", "SAT")  # they replace the criterion's value, as LWR does
-_OF_STUDY = ("extends", "base", "epochs", "seeds", "rows", "baseline", "set", "teachers")
+_OF_STUDY = ("extends", "base", "epochs", "seeds", "rows", "baseline", "choose", "set", "teachers")
+_OF_BASELINE = {"baseline", "choose"}
 _OF_TEACHER = ("base", "epochs", "seed", "set")
 # What a row may not choose, since all rows have the same budget, and what a run's folder depends on.
 _FIXED = re.compile(r"trainer\.(max_\w+|min_\w+|limit_\w+|logger|overfit_batches|fast_dev_run)|seed_everything")
@@ -49,6 +50,8 @@ class Plan(NamedTuple):
     teachers: dict[str, Teacher]
     baseline: list[str]
     """One row, or several of which the best on the validation images is the baseline."""
+    chooses_first: bool = False
+    """Whether the first seed alone chooses the baseline; the other candidates then train with no other seed."""
 
 
 def _module(name: str, **arguments: object) -> Description:
@@ -110,7 +113,10 @@ def read_plan(path: Path, changed: Mapping[str, object], flags: Sequence[str] = 
     """
     study = _load(path)
     if "extends" in study:
-        study = _merged(_load(path.parent / str(study["extends"])), study)
+        extended = _load(path.parent / str(study["extends"]))
+        if _OF_BASELINE & study.keys():
+            extended = {key: value for key, value in extended.items() if key not in _OF_BASELINE}
+        study = _merged(extended, study)
     study |= {key: value for key, value in changed.items() if value is not None}
     _check_keys(study, _OF_STUDY, f"{path}", required=("base", "epochs", "seeds", "rows"))
     epochs, seeds = study["epochs"], study["seeds"]
@@ -130,13 +136,15 @@ def read_plan(path: Path, changed: Mapping[str, object], flags: Sequence[str] = 
         name: _row(name, chosen, config, common, epochs, list(teachers))
         for name, chosen in _named(study["rows"], path).items()
     }
-    baseline = study.get("baseline") or next(iter(rows))
+    if study.keys() >= _OF_BASELINE:
+        raise ValueError("there are baseline and choose: name the baseline, or the rows to choose it from")
+    baseline = study.get("choose") or study.get("baseline") or next(iter(rows))
     baseline = [baseline] if isinstance(baseline, str) else list(baseline)
     for name in baseline:
         if name not in rows:
             raise ValueError(f"baseline {name!r} is no row: {did_you_mean(name, rows, cutoff=0.0)}")
     check_unequal({name: run._asdict() | {"flags": sorted(run.flags)} for name, run in rows.items()})
-    return Plan(epochs, seeds, rows, teachers, baseline)
+    return Plan(epochs, seeds, rows, teachers, baseline, "choose" in study)
 
 
 def check_unequal(rows: Mapping[str, object]) -> None:

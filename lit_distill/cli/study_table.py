@@ -86,12 +86,17 @@ def summary_of(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": mean, "deviation": deviation, "low": mean - reach, "high": mean + reach}
 
 
-def choose_baseline(results: Results, candidates: Sequence[str]) -> str:
+def choose_baseline(results: Results, candidates: Sequence[str], seed: int | None = None) -> str:
     """Return the candidate of the highest mean accuracy on the validation images, by the last epoch.
 
-    The test images have no part in it.
+    The test images have no part in it. With ``seed`` that seed alone chooses, by default all do.
     """
-    return max(candidates, key=lambda row: _mean_of([_validated(result) for result in results[row].values() if result]))
+
+    def mean_validated(row: str) -> float:
+        runs = results[row] if seed is None else {seed: results[row].get(seed)}
+        return _mean_of([_validated(result) for result in runs.values() if result])
+
+    return max(candidates, key=mean_validated)
 
 
 def analyse(results: Results, baseline: str) -> Figures:
@@ -125,6 +130,7 @@ def write_table(
     results: Results,
     teachers: Mapping[str, Figures | None],
     candidates: Sequence[str],
+    chooser: int | None = None,
 ) -> None:
     """Write ``table.json`` and ``table.md``, each whole or not at all.
 
@@ -134,14 +140,16 @@ def write_table(
         results: Those of each run that is done; None of the others.
         teachers: Those of the teachers.
         candidates: Rows of which the best on the validation images is the baseline.
+        chooser: The seed that chooses it; by default all seeds do.
     """
-    baseline = choose_baseline(results, candidates)
+    baseline = choose_baseline(results, candidates, chooser)
     dates = [r["date"] for r in [*teachers.values(), *(r for runs in results.values() for r in runs.values())] if r]
     content = {
         **about,
         "date": max(dates, default=None),
         "baseline": baseline,
         "baseline_candidates": list(candidates),
+        "baseline_chosen_by_seed": chooser,
         "teachers": {name: result and result["last"] for name, result in teachers.items()},
         "rows": analyse(results, baseline),
     }
@@ -185,7 +193,10 @@ def markdown(content: Figures) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
     if len(content["baseline_candidates"]) > 1:
-        lines += [f"The baseline is the best on the validation images of {listed(content['baseline_candidates'])}.", ""]
+        chooser = content["baseline_chosen_by_seed"]
+        by = "" if chooser is None else f", by seed {chooser} alone"
+        names = listed(content["baseline_candidates"])
+        lines += [f"The baseline is the best on the validation images of {names}{by}.", ""]
     for name, teacher in content["teachers"].items():
         accuracy = f"{teacher['accuracy']:.2%} on the test images" if teacher else "not trained yet"
         lines += [f"Teacher {name}: {accuracy}.", ""]

@@ -15,6 +15,8 @@ from toys import make_photos
 import yaml
 
 from lit_distill.cli import main
+from lit_distill.cli.study import Study
+from lit_distill.cli.study_plan import read_plan
 from lit_distill.cli.study_stage import RunFailedError, StudyStage
 
 STUDENT = {"image_size": 8, "patch_size": 4, "dim": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "channels": 1}
@@ -147,6 +149,53 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, capsys, monkey
     )
 
 
+def test_the_first_seed_chooses_the_baseline_and_the_others_stop_there(tmp_path, monkeypatch, capsys) -> None:
+    validated = {"slow": 0.7, "right": 0.8, "fast": 0.6}
+
+    def train(self: StudyStage, *_: object) -> None:
+        self.folder.mkdir(parents=True)
+        (self.folder / "last.ckpt").touch()
+        (self.folder / "done.json").write_text('{"checkpoint": "last.ckpt"}')
+
+    def measured(last: Path, images: Any, device: str) -> dict[str, Any]:
+        name, _, seed = last.parent.name.rpartition("-")[0].rpartition("-seed")
+        # On the test images, and by a seed that does not choose, another one is better.
+        value = validated.get(name, 0.5) if seed == "0" else 0.0
+        figures = {"accuracy": 1 - value, "nll": 1.0, "ece": 0.1, "aurc": 0.2}
+        validation = {"last": {"val/accuracy_class": value}}
+        others = {"validation": validation, "seconds": 1.0, "best": None, "date": "2026-01-02"}
+        return {"test": images.test_digest(), "last": figures, **others}
+
+    monkeypatch.setattr(StudyStage, "run", train)
+    monkeypatch.setattr("lit_distill.cli.study.result_of", measured)
+    rates = {
+        name: {"loss": "cross-entropy", "model.optimizer": "SGD", "model.optimizer.lr": rate}
+        for rate, name in enumerate(validated, 1)
+    }
+    study = STUDY | {"seeds": 3, "choose": [*validated], "rows": {**rates, "soft": {}}}
+    main(["study", str(write(study, tmp_path)), "--jobs=2", f"--output={tmp_path / 'out'}", *CPU])
+    table = json.loads((tmp_path / "out/table.json").read_text())
+    assert table["baseline"] == "right"
+    assert {name: row["runs"] for name, row in table["rows"].items()} == {"slow": 1, "right": 3, "fast": 1, "soft": 3}
+    printed = capsys.readouterr().out
+    assert "tiny: 4 rows of 2 epochs, 3 seeds, 8 runs, 0 of them done" in printed
+    assert "[8/8] " in printed
+    assert "best on the validation images of 'slow', 'right' or 'fast', by seed 0 alone." in printed
+    main(["study", str(tmp_path / "tiny.yaml"), "--jobs=2", f"--output={tmp_path / 'out'}", *CPU])
+    assert "8 runs, 8 of them done" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out/table.json").read_text()) == table
+
+
+def test_all_rows_that_cache_their_teacher_share_a_folder_that_is_no_part_of_them(tmp_path) -> None:
+    rows = {"live": {"loss": "soft"}, "V = 3": {"loss": "soft", "teacher_cache.views": 3}}
+    path = write(STUDY | {"rows": rows}, tmp_path)
+    here, there = (Study(read_plan(path, {}, CPU), "tiny", tmp_path / name) for name in ("here", "there"))
+    live, cached = here.tasks
+    assert f"--teacher_cache.folder={tmp_path / 'here/teacher_cache'}" in cached.stage.flags
+    assert not [flag for flag in live.stage.flags if "teacher_cache" in flag]
+    assert [task.stage.folder.name for task in here.tasks] == [task.stage.folder.name for task in there.tasks]
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -156,6 +205,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, capsys, monkey
             "rows 'soft' and 'T = 4' are the same run: change or remove one",
         ),
         ({"rows": {"soft": {"model.distillation.temprature": 2}}}, "temprature"),
+        ({"rows": {"soft": {"teacher_cache.views": 1}}}, "row 'soft': views=1 shows the student every image in"),
     ],
 )
 def test_a_wrong_grid_is_said_before_anything_runs(changed: Any, message: str, tmp_path, capsys) -> None:

@@ -94,6 +94,8 @@ def test_what_is_wrong_with_rows_is_said(rows: Any, message: str, tmp_path) -> N
         ({"epochs": None}, "has no epochs"),
         ({"epoch": 3}, "unknown key 'epoch': did you mean 'epochs'"),
         ({"baseline": "softt"}, "baseline 'softt' is no row: did you mean 'soft'"),
+        ({"choose": ["softt"]}, "baseline 'softt' is no row: did you mean 'soft'"),
+        ({"choose": ["soft"], "baseline": "soft"}, "there are baseline and choose"),
         ({"base": "digitz"}, "no recipe of that name: did you mean 'digits'"),
         ({"base": 3}, "base must be a recipe"),
         ({"base": {"model": {}, "data": "DigitsDataModule"}}, "row 'soft' needs a teacher"),
@@ -103,6 +105,15 @@ def test_what_is_wrong_with_rows_is_said(rows: Any, message: str, tmp_path) -> N
 def test_what_is_wrong_with_a_study_is_said(study: Any, message: str, tmp_path) -> None:
     with pytest.raises(ValueError, match=message):
         plan_of(tmp_path, ["soft"], **study)
+
+
+def test_a_study_that_names_its_baseline_does_not_choose_as_the_one_that_it_extends(tmp_path) -> None:
+    (tmp_path / "first.yaml").write_text(yaml.safe_dump(BASE | {"rows": ["SAT", "soft"], "choose": ["SAT", "soft"]}))
+    (tmp_path / "second.yaml").write_text(yaml.safe_dump({"extends": "first.yaml", "baseline": "soft"}))
+    (tmp_path / "third.yaml").write_text(yaml.safe_dump({"extends": "first.yaml", "seeds": 1}))
+    plans = [read_plan(tmp_path / f"{name}.yaml", {}) for name in ("first", "second", "third")]
+    assert [plan.baseline for plan in plans] == [["SAT", "soft"], ["soft"], ["SAT", "soft"]]
+    assert [plan.chooses_first for plan in plans] == [True, False, True]
 
 
 def test_a_row_that_stands_twice_is_refused_where_yaml_would_keep_the_last(tmp_path) -> None:

@@ -69,6 +69,9 @@ def test_the_mean_has_students_interval() -> None:
 def test_the_baseline_is_the_best_on_the_validation_images_whatever_the_test_says() -> None:
     rows = {"a": {0: result(0.9, validation=0.1)}, "b": {0: result(0.1, validation=0.2)}, "c": {0: None}}
     assert choose_baseline(rows, ["a", "b", "c"]) == "b"
+    rows["a"][1] = result(0.0, validation=0.9)
+    assert choose_baseline(rows, ["a", "b", "c"]) == "a"
+    assert choose_baseline(rows, ["a", "b", "c"], seed=0) == "b"
 
 
 def test_last_and_best_epoch_are_apart_and_each_corrected() -> None:
