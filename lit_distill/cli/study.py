@@ -52,7 +52,10 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument("--jobs", type=int | None, help="Runs at once; by default one a GPU, without GPUs one a core.")
     parser.add_argument("--seeds", type=int | list[int] | None, help="Replaces the seeds: a list, or how many.")
     parser.add_argument("--epochs", type=int | None, help="Replaces the epochs of all rows.")
-    parser.add_argument("--output", type=Path | None, help="Folder for everything; by default studies/ and the name.")
+    parser.add_argument("--output", type=Path | None, help="Folder of the table; by default studies/ and the name.")
+    parser.add_argument(
+        "--runs", type=Path | None, help="Folder of the runs, which studies with equal rows may share; by default runs/ in it."
+    )
     config = parse(parser, [arg for arg in args if arg not in flags])
     check_at_least(1, jobs=config.jobs)
     path = find_study(config.study)
@@ -60,7 +63,7 @@ def run(args: Sequence[str]) -> None:
     plan = read_plan(path, {"seeds": config.seeds, "epochs": config.epochs}, [*map(_absolute, flags), *trust])
     output = (config.output or Path("studies") / path.stem).absolute()
     with trusting(config.trust):
-        Study(plan, path.stem, output).run(config.jobs or torch.cuda.device_count() or _cores())
+        Study(plan, path.stem, output, config.runs).run(config.jobs or torch.cuda.device_count() or _cores())
 
 
 class Task(NamedTuple):
@@ -97,16 +100,18 @@ class Study:
     Args:
         plan: The rows, seeds and teachers.
         name: What the study is called.
-        output: The folder.
+        output: The folder of the table.
+        runs: The folder of the runs, and of the cache beside it; by default in ``output``.
 
     Raises:
         ValueError: If a row's configuration is wrong, two rows are the same, or a seed's split lacks a class.
     """
 
-    def __init__(self, plan: Plan, name: str, output: Path) -> None:
+    def __init__(self, plan: Plan, name: str, output: Path, runs: Path | None = None) -> None:
         self.plan = plan
         self.name = name
         self.output = output
+        self.runs = (runs or output / "runs").absolute()
         self._images: dict[str, StudyImages] = {}
         self._teachers = {
             key: self._task(f"teacher {key}", teacher.seed, teacher.run, teacher.epochs)
@@ -249,9 +254,9 @@ class Study:
         inputs = {"images": images.digest(), **made_from}
         # One folder for all rows and seeds; a row's own, which comes later, wins.
         is_cached = any(flag.startswith("--teacher_cache.") for flag in run.flags)
-        folder_flags = [f"--teacher_cache.folder={self.output / 'teacher_cache'}"] if is_cached else []
+        folder_flags = [f"--teacher_cache.folder={self.runs.parent / 'teacher_cache'}"] if is_cached else []
         flags = [*folder_flags, *run.flags, _SECONDS, *_QUIET]
-        stage = StudyStage(self.output / "runs", folder_name, run.config, epochs, flags, inputs)
+        stage = StudyStage(self.runs, folder_name, run.config, epochs, flags, inputs)
         return Task(name, seed, stage, run, images)
 
     def _test_images(self, data: Mapping[str, object] | None, seed: int) -> StudyImages:

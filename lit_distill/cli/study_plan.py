@@ -111,12 +111,7 @@ def read_plan(path: Path, changed: Mapping[str, object], flags: Sequence[str] = 
     Raises:
         ValueError: If it has an unknown key or loss, two equal rows or seeds, or rows of unequal budgets.
     """
-    study = _load(path)
-    if "extends" in study:
-        extended = _load(path.parent / str(study["extends"]))
-        if _OF_BASELINE & study.keys():
-            extended = {key: value for key, value in extended.items() if key not in _OF_BASELINE}
-        study = _merged(extended, study)
+    study = _extended(path)
     study |= {key: value for key, value in changed.items() if value is not None}
     _check_keys(study, _OF_STUDY, f"{path}", required=("base", "epochs", "seeds", "rows"))
     epochs, seeds = study["epochs"], study["seeds"]
@@ -166,6 +161,20 @@ def with_seed(run: Run, seed: int) -> Run:
     """Return the run with a seed, which also replaces ``{seed}`` in its flags."""
     flags = [flag.replace("{seed}", str(seed)) for flag in run.flags]
     return run._replace(config={"seed_everything": seed, "num_threads": 1, **run.config}, flags=flags)
+
+
+def _extended(path: Path, extending: Sequence[Path] = ()) -> Description:
+    """Return a study with what it has from the file that it extends, which may extend another."""
+    study = _load(path)
+    if "extends" not in study:
+        return study
+    extended_path = (path.parent / str(study["extends"])).resolve()
+    if extended_path in extending:
+        raise ValueError(f"{path} extends {extended_path}, which extends it")
+    extended = _extended(extended_path, [*extending, extended_path])
+    if _OF_BASELINE & study.keys():
+        extended = {key: value for key, value in extended.items() if key not in _OF_BASELINE}
+    return _merged(extended, study)
 
 
 def _merged(old: Description, new: Description) -> Description:
