@@ -45,7 +45,8 @@ class DigitsDataModule(ImageDataModule):
             the same ones for one ``split_seed``: to study labels that lie.
 
     Raises:
-        ValueError: If ``val_fraction`` is not in (0, 1), ``wrong_labels`` not in [0, 1], or the other arguments are out of range.
+        ValueError: If ``val_fraction`` is not in (0, 1), ``wrong_labels`` is not in [0, 1], or the other arguments are
+            out of range.
 
     Source:
         Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.

@@ -54,7 +54,7 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument("--epochs", type=int | None, help="Replaces the epochs of all rows.")
     parser.add_argument("--output", type=Path | None, help="Folder of the table; by default studies/ and the name.")
     parser.add_argument(
-        "--runs", type=Path | None, help="Folder of the runs, which studies with equal rows may share; by default runs/ in it."
+        "--runs", type=Path | None, help="Folder of the runs, which studies may share."
     )
     config = parse(parser, [arg for arg in args if arg not in flags])
     check_at_least(1, jobs=config.jobs)

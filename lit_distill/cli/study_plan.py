@@ -111,7 +111,7 @@ def read_plan(path: Path, changed: Mapping[str, object], flags: Sequence[str] = 
     Raises:
         ValueError: If it has an unknown key or loss, two equal rows or seeds, or rows of unequal budgets.
     """
-    study = _extended(path)
+    study = _extended(path, [path.resolve()])
     study |= {key: value for key, value in changed.items() if value is not None}
     _check_keys(study, _OF_STUDY, f"{path}", required=("base", "epochs", "seeds", "rows"))
     epochs, seeds = study["epochs"], study["seeds"]
@@ -163,7 +163,7 @@ def with_seed(run: Run, seed: int) -> Run:
     return run._replace(config={"seed_everything": seed, "num_threads": 1, **run.config}, flags=flags)
 
 
-def _extended(path: Path, extending: Sequence[Path] = ()) -> Description:
+def _extended(path: Path, extending: Sequence[Path]) -> Description:
     """Return a study with what it has from the file that it extends, which may extend another."""
     study = _load(path)
     if "extends" not in study:

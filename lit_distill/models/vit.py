@@ -46,7 +46,8 @@ class DistillableViT(nn.Module):
             the unit-variance tokens for a small data set to find out where a patch lies; see ``benchmarks/RESULTS.md``.
         mean: Per-channel mean of the pixels in 0..1 units; None takes the image as it comes.
         std: Per-channel standard deviation, with ``mean``.
-        tokenizer: Replaces the patch embedding, as `ConvTokenizer` does; ``patch_size`` and ``patch_norm`` are then unused.
+        tokenizer: Replaces the patch embedding, as `ConvTokenizer` does; ``patch_size`` and ``patch_norm`` are then
+            unused.
         encoder: Replaces the transformer; ``depth``, ``heads``, ``mlp_dim``, ``dim_head``, ``dropout``,
             ``attention_scale``, ``final_norm`` and ``project_single_head`` are then unused.
         weights: Start from a file: a state dict or checkpoint of this network, for images of any size, or of

@@ -194,6 +194,9 @@ def test_all_rows_that_cache_their_teacher_share_a_folder_that_is_no_part_of_the
     assert f"--teacher_cache.folder={tmp_path / 'here/teacher_cache'}" in cached.stage.flags
     assert not [flag for flag in live.stage.flags if "teacher_cache" in flag]
     assert [task.stage.folder.name for task in here.tasks] == [task.stage.folder.name for task in there.tasks]
+    shared = Study(read_plan(path, {}, CPU), "tiny", tmp_path / "there", runs=tmp_path / "here/runs")
+    assert [task.stage.folder for task in shared.tasks] == [task.stage.folder for task in here.tasks]
+    assert shared.tasks[1].stage.flags == cached.stage.flags
 
 
 @pytest.mark.parametrize(

@@ -110,10 +110,15 @@ def test_what_is_wrong_with_a_study_is_said(study: Any, message: str, tmp_path) 
 def test_a_study_that_names_its_baseline_does_not_choose_as_the_one_that_it_extends(tmp_path) -> None:
     (tmp_path / "first.yaml").write_text(yaml.safe_dump(BASE | {"rows": ["SAT", "soft"], "choose": ["SAT", "soft"]}))
     (tmp_path / "second.yaml").write_text(yaml.safe_dump({"extends": "first.yaml", "baseline": "soft"}))
-    (tmp_path / "third.yaml").write_text(yaml.safe_dump({"extends": "first.yaml", "seeds": 1}))
+    (tmp_path / "third.yaml").write_text(yaml.safe_dump({"extends": "fourth.yaml", "seeds": 1}))
+    (tmp_path / "fourth.yaml").write_text(yaml.safe_dump({"extends": "first.yaml", "seeds": 5}))
     plans = [read_plan(tmp_path / f"{name}.yaml", {}) for name in ("first", "second", "third")]
     assert [plan.baseline for plan in plans] == [["SAT", "soft"], ["soft"], ["SAT", "soft"]]
     assert [plan.chooses_first for plan in plans] == [True, False, True]
+    assert plans[2].seeds == [0]
+    (tmp_path / "first.yaml").write_text(yaml.safe_dump({"extends": "third.yaml"}))
+    with pytest.raises(ValueError, match=r"first.yaml extends .*third.yaml, which extends it"):
+        read_plan(tmp_path / "third.yaml", {})
 
 
 def test_a_row_that_stands_twice_is_refused_where_yaml_would_keep_the_last(tmp_path) -> None:
@@ -127,7 +132,9 @@ def test_a_row_that_stands_twice_is_refused_where_yaml_would_keep_the_last(tmp_p
 
 
 def test_the_packages_studies_are_found_by_name_and_can_be_read() -> None:
-    for name in ("digits", "cifar10", "cifar10_few", "cifar10_wrong20", "cifar10_wrong40"):
+    names = sorted(path.stem for path in find_study("cifar10").parent.glob("*.yaml"))
+    assert names[:3] == ["cifar10", "cifar10_few", "cifar10_pretrained"]
+    for name in names:
         plan = read_plan(find_study(name), {})
         assert set(plan.baseline) <= set(plan.rows)
     assert len(read_plan(find_study("digits"), {}).seeds) == 10
@@ -135,6 +142,11 @@ def test_the_packages_studies_are_found_by_name_and_can_be_read() -> None:
     assert all("--data.wrong_labels=0.4" in run.flags for run in wrong.rows.values())
     assert "--data.wrong_labels=0.4" not in wrong.teachers["ResNet-10"].run.flags
     assert wrong.seeds == [0, 1, 2]
+    pretrained, small = (read_plan(find_study(name), {}) for name in ("cifar10_pretrained", "cifar10"))
+    shared = pretrained.rows.keys() & small.rows.keys()
+    assert len(shared) == 6
+    assert all(pretrained.rows[name] == small.rows[name] for name in shared)  # so they may share a folder of runs
+    assert [pretrained.rows[name].teacher for name in ("soft", "soft, pretrained")] == [*pretrained.teachers]
     few = read_plan(find_study("cifar10_few"), {})
     for run in (*few.rows.values(), few.teachers["ResNet-10"].run):
         assert {"--data.train_per_class=100", "--trainer.check_val_every_n_epoch=4"} <= set(run.flags)
