@@ -26,8 +26,9 @@ from lit_distill.cli.report import duration
 from lit_distill.cli.signals import Stopped, stop_signals
 from lit_distill.cli.study_measure import StudyImages, result_of
 from lit_distill.cli.study_plan import Description, Plan, Run, check_unequal, find_study, read_plan, with_seed
+from lit_distill.cli.study_plot import draw
 from lit_distill.cli.study_stage import RunFailedError, StudyStage
-from lit_distill.cli.study_table import Figures, choose_baseline, draw, write_table
+from lit_distill.cli.study_table import Figures, choose_baseline, write_table
 from lit_distill.files import write_atomically
 from lit_distill.models.trust import trusting
 
@@ -53,9 +54,7 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument("--seeds", type=int | list[int] | None, help="Replaces the seeds: a list, or how many.")
     parser.add_argument("--epochs", type=int | None, help="Replaces the epochs of all rows.")
     parser.add_argument("--output", type=Path | None, help="Folder of the table; by default studies/ and the name.")
-    parser.add_argument(
-        "--runs", type=Path | None, help="Folder of the runs, which studies may share."
-    )
+    parser.add_argument("--runs", type=Path | None, help="Folder of the runs, which studies may share.")
     config = parse(parser, [arg for arg in args if arg not in flags])
     check_at_least(1, jobs=config.jobs)
     path = find_study(config.study)

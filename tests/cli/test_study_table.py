@@ -1,16 +1,13 @@
 """The statistics of a study, held against scipy and values by hand, and what the table says."""
 
 import json
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from lit_distill.cli import study_table
-from lit_distill.cli.study_table import analyse, choose_baseline, draw, holm, paired, summary_of, write_table
+from lit_distill.cli.study_table import analyse, choose_baseline, holm, paired, summary_of, write_table
 
 ABOUT = {"study": "toy", "epochs": 3, "seeds": [0, 1, 2], "hardware": "abacus", "torch": "2.0"}
 
@@ -99,19 +96,3 @@ def test_the_files_say_the_same_and_are_whole(tmp_path) -> None:
     assert "Teacher other: not trained yet." in text
     assert "2026-01-02" in text
     assert {path.name for path in tmp_path.iterdir()} == {"table.json", "table.md"}
-
-
-def test_a_plot_is_drawn_where_matplotlib_is(tmp_path) -> None:
-    pytest.importorskip("matplotlib")
-    write_table(tmp_path, ABOUT, RESULTS, {}, ["plain"])
-    assert draw(tmp_path / "table.json", tmp_path / "plot.png") == [tmp_path / "plot.png"]
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_without_matplotlib_a_note_says_what_to_install(tmp_path, monkeypatch, capsys) -> None:
-    def missing(name: str) -> SimpleNamespace:
-        raise ImportError(name)
-
-    monkeypatch.setattr(study_table, "import_module", missing)
-    assert draw(Path("table.json"), tmp_path / "plot.png") == []
-    assert "pip install 'lit-distill[study]'" in capsys.readouterr().err
