@@ -34,7 +34,7 @@ class Run(NamedTuple):
 
 
 class Teacher(NamedTuple):
-    """A teacher that the study trains first."""
+    """A teacher that the study trains first, if a row asks it."""
 
     run: Run
     epochs: int
@@ -139,6 +139,8 @@ def read_plan(path: Path, changed: Mapping[str, object], flags: Sequence[str] = 
         if name not in rows:
             raise ValueError(f"baseline {name!r} is no row: {did_you_mean(name, rows, cutoff=0.0)}")
     check_unequal({name: run._asdict() | {"flags": sorted(run.flags)} for name, run in rows.items()})
+    asked = {run.teacher for run in rows.values()}
+    teachers = {name: teacher for name, teacher in teachers.items() if name in asked}
     return Plan(epochs, seeds, rows, teachers, baseline, "choose" in study)
 
 

@@ -58,6 +58,8 @@ def test_a_teacher_of_the_study_is_the_first_unless_a_row_names_another(tmp_path
     plan = plan_of(tmp_path, rows, teachers=teachers)
     assert [plan.rows[name].teacher for name in rows] == ["small", "large", None]
     assert plan.rows["soft"].config["model"]["teacher"]["init_args"]["model"] == "<teacher small>"
+    assert [*plan.teachers] == ["small", "large"]
+    assert not plan_of(tmp_path, ["cross-entropy"], teachers=teachers).teachers
     with pytest.raises(ValueError, match="row 'soft' has no such teacher: did you mean 'large'"):
         plan_of(tmp_path, {"soft": {"teacher": "lrge"}}, teachers=teachers)
 
@@ -142,6 +144,8 @@ def test_the_packages_studies_are_found_by_name_and_can_be_read() -> None:
     assert all("--data.wrong_labels=0.4" in run.flags for run in wrong.rows.values())
     assert "--data.wrong_labels=0.4" not in wrong.teachers["ResNet-10"].run.flags
     assert wrong.seeds == [0, 1, 2]
+    fewer = read_plan(find_study("cifar10_wrong20"), {})
+    assert fewer.rows["SAT"].flags == [flag.replace("=0.4", "=0.2") for flag in wrong.rows["SAT"].flags]
     pretrained, small = (read_plan(find_study(name), {}) for name in ("cifar10_pretrained", "cifar10"))
     shared = pretrained.rows.keys() & small.rows.keys()
     assert len(shared) == 6
