@@ -1,5 +1,6 @@
 """``lit-distill study`` from its file to the table: resumed after kills, in parallel, and with bad input."""
 
+from contextlib import suppress
 import json
 import os
 from pathlib import Path
@@ -59,10 +60,9 @@ def numbers(output: Path) -> dict[str, Any]:
 
 def never_stopped(study: dict[str, Any], folder: Path) -> Path:
     """Return the folder of a study that was never stopped."""
-    line, began = command(write(study, folder), folder / "out"), time.monotonic()
+    line = command(write(study, folder), folder / "out")
     done = subprocess.run(line, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
-    (folder / "seconds.txt").write_text(f"{time.monotonic() - began}")
     (folder / "printed.txt").write_text(done.stdout)
     return folder
 
@@ -77,30 +77,39 @@ def whole_of_two_seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return never_stopped(TWO_SEEDS, tmp_path_factory.mktemp("whole_of_two_seeds"))
 
 
-def kill_until_done(path: Path, output: Path, kills: int, draw: random.Random, longest: float) -> int:
+def kept(output: Path) -> set[tuple[Path, int]]:
+    """Return the last checkpoints and results of a study's runs, with the time when each was written."""
+    files = [*output.glob("runs/*/version_*/checkpoints/last.ckpt"), *output.glob("runs/*/result.json")]
+    return {(file, file.stat().st_mtime_ns) for file in files}
+
+
+def kill_until_done(path: Path, output: Path, kills: int, draw: random.Random) -> int:
     """Run the study, killing it and its runs at random moments, at most ``kills`` times; return how often it was.
 
-    A part of it takes up to ``longest`` seconds, so that it gets somewhere also where the machine is slow.
+    Three of four times it is killed a moment after it has kept something, so that it gets somewhere also where the
+    machine is slow; else while it starts.
     """
     for count in range(kills + 1):
         process = subprocess.Popen(command(path, output), start_new_session=True, stdout=subprocess.DEVNULL)
-        try:
-            code = process.wait(draw.uniform(2, longest) if count < kills else 500)
-        except subprocess.TimeoutExpired:
-            if draw.random() < 0.5:
-                os.killpg(process.pid, signal.SIGKILL)  # the runs too
-            else:
-                process.kill()  # the runs are told by the system, or waited for
-            process.wait()
-        else:
-            assert code == 0
+        if count < kills:
+            before, is_begun = kept(output), draw.random() < 0.25
+            while process.poll() is None and not is_begun and kept(output) == before:
+                time.sleep(0.02)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(draw.uniform(0, 10 if is_begun else 2))
+        if count == kills or process.poll() is not None:
+            assert process.wait(500) == 0
             return count
+        if draw.random() < 0.5:
+            os.killpg(process.pid, signal.SIGKILL)  # the runs too
+        else:
+            process.kill()  # the runs are told by the system, or waited for
+        process.wait()
     raise AssertionError("it did not end")
 
 
 def test_a_study_that_is_killed_has_the_same_table(whole: Path, tmp_path) -> None:
-    longest = float((whole / "seconds.txt").read_text())
-    kill_until_done(write(STUDY, tmp_path), tmp_path / "out", kills=1, draw=random.Random(1), longest=longest)
+    assert kill_until_done(write(STUDY, tmp_path), tmp_path / "out", kills=1, draw=random.Random(1)) == 1
     assert numbers(tmp_path / "out") == numbers(whole / "out")
     assert len(list((tmp_path / "out/runs").iterdir())) == 2
 
@@ -110,9 +119,7 @@ def test_a_study_that_is_killed_has_the_same_table(whole: Path, tmp_path) -> Non
 def test_a_study_that_is_killed_again_and_again_has_the_same_table(
     seed: int, whole_of_two_seeds: Path, tmp_path
 ) -> None:
-    longest, draw = float((whole_of_two_seeds / "seconds.txt").read_text()) / 3, random.Random(seed)
-    kills = kill_until_done(write(TWO_SEEDS, tmp_path), tmp_path / "out", kills=10, draw=draw, longest=longest)
-    assert kills > 0
+    assert kill_until_done(write(TWO_SEEDS, tmp_path), tmp_path / "out", kills=10, draw=random.Random(seed)) > 0
     assert numbers(tmp_path / "out") == numbers(whole_of_two_seeds / "out")
 
 
