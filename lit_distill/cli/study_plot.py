@@ -18,6 +18,8 @@ def draw(table: Path, plot: Path) -> list[Path]:
         return []
     content = json.loads(table.read_text())
     rows = {name: row for name, row in content["rows"].items() if row["runs"]}
+    if not rows:
+        return []
     figure = matplotlib_figure.Figure(figsize=(10, 0.36 * len(rows) + 1.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1.2, 1])
     for place, (name, row) in enumerate(rows.items()):

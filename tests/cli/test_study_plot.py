@@ -45,6 +45,9 @@ def test_it_shows_each_seed_each_mean_and_each_difference_with_its_interval(tmp_
 
     monkeypatch.setattr(study_plot, "import_module", lambda _: SimpleNamespace(Figure=keep))
     (tmp_path / "table.json").write_text(json.dumps(TABLE))
+    unmeasured = TABLE | {"rows": {"not yet": row([], None, None)}}
+    (tmp_path / "unmeasured.json").write_text(json.dumps(unmeasured))
+    assert draw(tmp_path / "unmeasured.json", tmp_path / "plot.png") == []
     assert draw(tmp_path / "table.json", tmp_path / "plot.png") == [tmp_path / "plot.png"]
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     left, right = made[0].axes
