@@ -10,11 +10,12 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from typing_extensions import override
 
-from lit_distill.checks import check_inside
+from lit_distill.checks import check_fraction, check_inside
 from lit_distill.datamodules.base import ImageDataModule
 from lit_distill.datamodules.batched.digits import move_digits
 from lit_distill.datamodules.mixing import Mixing
 from lit_distill.datamodules.placement import Storage
+from lit_distill.datamodules.split import with_wrong_labels
 from lit_distill.datamodules.stacked import StackedImages
 from lit_distill.preprocessing import Preprocessing
 
@@ -39,10 +40,13 @@ class DigitsDataModule(ImageDataModule):
         views: As of `ImageDataModule`.
         val_fraction: Share of the training images of each class to validate on instead, 0..1 exclusive. The held-out
             fifth then serves the test alone.
-        split_seed: Seed of that share.
+        split_seed: Seed of that share, and of the choice of wrong labels.
+        wrong_labels: Share of the training images of each class, 0..1, that are given another class's label, always
+            the same ones for one ``split_seed``: to study labels that lie.
 
     Raises:
-        ValueError: If ``val_fraction`` is not in (0, 1), or the other arguments are out of range.
+        ValueError: If ``val_fraction`` is not in (0, 1), ``wrong_labels`` is not in [0, 1], or the other arguments are
+            out of range.
 
     Source:
         Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
@@ -70,11 +74,14 @@ class DigitsDataModule(ImageDataModule):
         views: int | None = None,
         val_fraction: float | None = None,
         split_seed: int = 42,
+        wrong_labels: float = 0.0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed, repeats, mixing, storage, views)
         check_inside(0, 1, val_fraction=val_fraction)
+        check_fraction(wrong_labels=wrong_labels)
         self.val_fraction = val_fraction
         self.split_seed = split_seed
+        self.wrong_labels = wrong_labels
         self.train_transform = train_transform or _Affine()
 
     @property
@@ -88,15 +95,19 @@ class DigitsDataModule(ImageDataModule):
         digits = load_digits()
         images = torch.tensor(digits.images / 16, dtype=torch.float32).unsqueeze(1)
         targets = torch.tensor(digits.target, dtype=torch.int64)
-        rows = range(len(targets))
-        train, held_out = train_test_split(rows, test_size=0.2, stratify=targets, random_state=42)
+        everything = range(len(targets))
+        train, held_out = train_test_split(everything, test_size=0.2, stratify=targets, random_state=42)
         self.val_set = self.test_set = self.predict_set = _Digits(images[held_out], targets[held_out])
         if self.val_fraction is not None:
             train, val = train_test_split(
                 train, test_size=self.val_fraction, stratify=targets[train], random_state=self.split_seed
             )
             self.val_set = _Digits(images[val], targets[val])
-        self.train_set = _Digits(images[train], targets[train], self.train_transform)
+        rows_of_class = {name: [str(row) for row in train if targets[row] == int(name)] for name in self.class_names}
+        labels = targets.clone()
+        for name, rows in with_wrong_labels(rows_of_class, self.wrong_labels, self.split_seed).items():
+            labels[[int(row) for row in rows]] = int(name)
+        self.train_set = _Digits(images[train], labels[train], self.train_transform)
 
 
 class _Affine(nn.Module):

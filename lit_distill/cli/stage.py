@@ -178,8 +178,8 @@ class Stage:
                 self._train([*_FIT, "--config", str(self.config), *self.flags])
             elif not _has_finished(begun):
                 self._say(f"\n{title}: going on from {begun}")
-                # The checkpoint has the configuration and the flags. Limits and what is printed come from this command:
-                # the stored limits are reset first.
+                # The checkpoint has the configuration and the flags. Limits and flags without effect come from this
+                # command: the stored limits are reset first.
                 changing = [flag for flag in self.flags if flag.startswith((*LIMITS, *_WITHOUT_EFFECT))]
                 self._train([*_FIT, "--ckpt_path", str(begun), *map("".join, LIMITS.items()), *changing])
             last = self._last()

@@ -18,14 +18,16 @@ from typing import NamedTuple
 import torch
 import yaml
 
+from lit_distill.callbacks import TeacherCaching
 from lit_distill.checks import check_at_least
 from lit_distill.cli.app import DistillCLI
 from lit_distill.cli.arguments import command_parser, parse
 from lit_distill.cli.signals import Stopped, stop_signals
 from lit_distill.cli.study_measure import StudyImages, result_of
 from lit_distill.cli.study_plan import Description, Plan, Run, check_unequal, find_study, read_plan, with_seed
+from lit_distill.cli.study_plot import draw
 from lit_distill.cli.study_stage import RunFailedError, StudyStage
-from lit_distill.cli.study_table import Figures, draw, write_table
+from lit_distill.cli.study_table import Figures, choose_baseline, write_table
 from lit_distill.files import write_atomically
 from lit_distill.models.marks import duration
 from lit_distill.models.trust import trusting
@@ -51,7 +53,8 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument("--jobs", type=int | None, help="Runs at once; by default one a GPU, without GPUs one a core.")
     parser.add_argument("--seeds", type=int | list[int] | None, help="Replaces the seeds: a list, or how many.")
     parser.add_argument("--epochs", type=int | None, help="Replaces the epochs of all rows.")
-    parser.add_argument("--output", type=Path | None, help="Folder for everything; by default studies/ and the name.")
+    parser.add_argument("--output", type=Path | None, help="Folder of the table; by default studies/ and the name.")
+    parser.add_argument("--runs", type=Path | None, help="Folder of the runs, which studies may share.")
     config = parse(parser, [arg for arg in args if arg not in flags])
     check_at_least(1, jobs=config.jobs)
     path = find_study(config.study)
@@ -59,7 +62,7 @@ def run(args: Sequence[str]) -> None:
     plan = read_plan(path, {"seeds": config.seeds, "epochs": config.epochs}, [*map(_absolute, flags), *trust])
     output = (config.output or Path("studies") / path.stem).absolute()
     with trusting(config.trust):
-        Study(plan, path.stem, output).run(config.jobs or torch.cuda.device_count() or _cores())
+        Study(plan, path.stem, output, config.runs).run(config.jobs or torch.cuda.device_count() or _cores())
 
 
 class Task(NamedTuple):
@@ -96,16 +99,18 @@ class Study:
     Args:
         plan: The rows, seeds and teachers.
         name: What the study is called.
-        output: The folder.
+        output: The folder of the table.
+        runs: The folder of the runs, and of the cache beside it; by default in ``output``.
 
     Raises:
         ValueError: If a row's configuration is wrong, two rows are the same, or a seed's split lacks a class.
     """
 
-    def __init__(self, plan: Plan, name: str, output: Path) -> None:
+    def __init__(self, plan: Plan, name: str, output: Path, runs: Path | None = None) -> None:
         self.plan = plan
         self.name = name
         self.output = output
+        self.runs = (runs or output / "runs").absolute()
         self._images: dict[str, StudyImages] = {}
         self._teachers = {
             key: self._task(f"teacher {key}", teacher.seed, teacher.run, teacher.epochs)
@@ -113,6 +118,8 @@ class Study:
         }
         described = {row: _resolved(with_seed(run, plan.seeds[0]), plan.epochs) for row, run in plan.rows.items()}
         check_unequal(described)
+        for row, config in described.items():
+            _check_cache(row, config)
         tasks = [
             self._task(row, seed, run, plan.epochs, described[row]["data"])
             for seed in plan.seeds
@@ -128,13 +135,14 @@ class Study:
             SystemExit: If it is stopped.
             ValueError: If runs have failed; the table then has the others.
         """
-        tasks = [*self._teachers.values(), *self.tasks]
-        waiting = [task for task in tasks if task.result() is None]
-        done = len(tasks) - len(waiting)
         rows = f"{len(self.plan.rows)} rows of {self.plan.epochs} epochs, {len(self.plan.seeds)} seeds"
-        print(f"{self.name}: {rows}, {len(tasks)} runs, {done} of them done, {jobs} at a time, in {self.output}")
+        done = sum(task.result() is not None for task in self._due())
+        print(f"{self.name}: {rows}, {self._total()} runs, {done} of them done, {jobs} at a time, in {self.output}")
         self._write()
-        failed = self._work(waiting, jobs, done) if waiting else {}
+        failed: dict[str, BaseException] = {}
+        # Again where the runs have decided which is the baseline, whose other seeds are then due.
+        while waiting := [task for task in self._due() if task.title not in failed and task.result() is None]:
+            failed |= self._work(waiting, jobs)
         self._write()
         places = [self.output / "table.md", self.output / "table.json"]
         places += draw(self.output / "table.json", self.output / "plot.png")
@@ -143,12 +151,28 @@ class Study:
         if failed:
             title, error = next(iter(failed.items()))
             raise ValueError(
-                f"{len(failed)} of {len(tasks)} runs have failed, and the table is without them; {title}: {error}"
+                f"{len(failed)} of {self._total()} runs have failed, and the table is without them; {title}: {error}"
             )
 
-    def _work(self, waiting: Sequence[Task], jobs: int, done: int) -> dict[str, BaseException]:
+    def _due(self) -> list[Task]:
+        """Return all tasks but the later seeds of rows that may still turn out not to be the baseline, or did."""
+        candidates = self.plan.baseline if self.plan.chooses_first else []
+        first = {task.name: {task.seed: task.result()} for task in self.tasks if task.seed == self.plan.seeds[0]}
+        is_decided = all(first[name][self.plan.seeds[0]] for name in candidates)
+        chosen = choose_baseline(first, candidates) if candidates and is_decided else None
+        later = {name for name in candidates if name != chosen}
+        tasks = [task for task in self.tasks if task.name not in later or task.seed == self.plan.seeds[0]]
+        return [*self._teachers.values(), *tasks]
+
+    def _total(self) -> int:
+        """Return how many runs it has: of the candidates one trains with all seeds, the others with the first."""
+        others = len(self.plan.baseline) - 1 if self.plan.chooses_first else 0
+        return len(self._teachers) + len(self.tasks) - others * (len(self.plan.seeds) - 1)
+
+    def _work(self, waiting: Sequence[Task], jobs: int) -> dict[str, BaseException]:
         """Run the tasks, and return the error of each that failed, by its title."""
-        began, total = time.monotonic(), done + len(waiting)
+        began, total = time.monotonic(), self._total()
+        done = sum(task.result() is not None for task in self._due())
         slots: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(jobs):
             slots.put(slot)
@@ -175,7 +199,7 @@ class Study:
                         continue
                     if error is not None:
                         failed[task.title] = error
-                    rest = (time.monotonic() - began) / finished * (len(waiting) - finished)
+                    rest = (time.monotonic() - began) / finished * (total - done - finished)
                     self._report(task, error, done + finished, total, rest)
                     self._write()
         finally:
@@ -227,8 +251,11 @@ class Study:
         made_from = {} if run.teacher is None else {"teacher": self._teachers[run.teacher].stage.folder.name}
         folder_name = f"{re.sub(r'[^a-z0-9.]+', '-', name.lower()).strip('-')}-seed{seed}"
         inputs = {"images": images.digest(), **made_from}
-        flags = [*run.flags, _SECONDS, *_QUIET]
-        stage = StudyStage(self.output / "runs", folder_name, run.config, epochs, flags, inputs)
+        # One folder for all rows and seeds; a row's own, which comes later, wins.
+        is_cached = any(flag.startswith("--teacher_cache.") for flag in run.flags)
+        folder_flags = [f"--teacher_cache.folder={self.runs.parent / 'teacher_cache'}"] if is_cached else []
+        flags = [*folder_flags, *run.flags, _SECONDS, *_QUIET]
+        stage = StudyStage(self.runs, folder_name, run.config, epochs, flags, inputs)
         return Task(name, seed, stage, run, images)
 
     def _test_images(self, data: Mapping[str, object] | None, seed: int) -> StudyImages:
@@ -241,7 +268,8 @@ class Study:
         return self._images[key]
 
     def _write(self) -> None:
-        results = {row: {task.seed: task.result() for task in self.tasks if task.name == row} for row in self.plan.rows}
+        due = self._due()
+        results = {row: {task.seed: task.result() for task in due if task.name == row} for row in self.plan.rows}
         teachers = {key: task.result() for key, task in self._teachers.items()}
         about = {
             "study": self.name,
@@ -250,7 +278,8 @@ class Study:
             "hardware": _hardware(),
             "torch": torch.__version__,
         }
-        write_table(self.output, about, results, teachers, self.plan.baseline)
+        chooser = self.plan.seeds[0] if self.plan.chooses_first else None
+        write_table(self.output, about, results, teachers, self.plan.baseline, chooser)
 
 
 def _with_teacher(run: Run, teachers: Mapping[str, Task]) -> Description:
@@ -279,6 +308,14 @@ def _resolved(run: Run, epochs: int) -> Description:
                 raise
     resolved: Description = yaml.safe_load(printed.getvalue())
     return resolved
+
+
+def _check_cache(row: str, config: Description) -> None:
+    try:
+        if config.get("teacher_cache"):
+            TeacherCaching(**config["teacher_cache"]["init_args"])
+    except ValueError as error:
+        raise ValueError(f"row {row!r}: {error}") from error
 
 
 def _absolute(flag: str) -> str:

@@ -17,11 +17,12 @@ Description = dict[str, Any]
 
 _LWR = "lit_distill.callbacks.LearningWithRetrospection"
 _MEMORY = ("PS-KD", "SAT")  # they replace the criterion's value, as LWR does
-_OF_STUDY = ("extends", "base", "epochs", "seeds", "rows", "baseline", "set", "teachers")
+_OF_STUDY = ("extends", "base", "epochs", "seeds", "rows", "baseline", "choose", "set", "teachers")
+_OF_BASELINE = {"baseline", "choose"}
 _OF_TEACHER = ("base", "epochs", "seed", "set")
 # What a row may not choose, since all rows have the same budget, and what a run's folder depends on.
 _FIXED = re.compile(r"trainer\.(max_\w+|min_\w+|limit_\w+|logger|overfit_batches|fast_dev_run)|seed_everything")
-_FLAG = re.compile(r"(model|data|trainer|retrospection|checkpoint)\.[\w.]+\+?|num_threads")
+_FLAG = re.compile(r"(model|data|trainer|retrospection|teacher_cache|checkpoint)\.[\w.]+\+?|num_threads")
 
 
 class Run(NamedTuple):
@@ -33,7 +34,7 @@ class Run(NamedTuple):
 
 
 class Teacher(NamedTuple):
-    """A teacher that the study trains first."""
+    """A teacher that the study trains first, if a row asks it."""
 
     run: Run
     epochs: int
@@ -49,6 +50,8 @@ class Plan(NamedTuple):
     teachers: dict[str, Teacher]
     baseline: list[str]
     """One row, or several of which the best on the validation images is the baseline."""
+    chooses_first: bool = False
+    """Whether the first seed alone chooses the baseline; the other candidates then train with no other seed."""
 
 
 def _module(name: str, **arguments: object) -> Description:
@@ -108,9 +111,7 @@ def read_plan(path: Path, changed: Mapping[str, object], flags: Sequence[str] = 
     Raises:
         ValueError: If it has an unknown key or loss, two equal rows or seeds, or rows of unequal budgets.
     """
-    study = _load(path)
-    if "extends" in study:
-        study = _merged(_load(path.parent / str(study["extends"])), study)
+    study = _extended(path, [path.resolve()])
     study |= {key: value for key, value in changed.items() if value is not None}
     _check_keys(study, _OF_STUDY, f"{path}", required=("base", "epochs", "seeds", "rows"))
     epochs, seeds = study["epochs"], study["seeds"]
@@ -130,13 +131,17 @@ def read_plan(path: Path, changed: Mapping[str, object], flags: Sequence[str] = 
         name: _row(name, chosen, config, common, epochs, list(teachers))
         for name, chosen in _named(study["rows"], path).items()
     }
-    baseline = study.get("baseline") or next(iter(rows))
+    if study.keys() >= _OF_BASELINE:
+        raise ValueError("there are baseline and choose: name the baseline, or the rows to choose it from")
+    baseline = study.get("choose") or study.get("baseline") or next(iter(rows))
     baseline = [baseline] if isinstance(baseline, str) else list(baseline)
     for name in baseline:
         if name not in rows:
             raise ValueError(f"baseline {name!r} is no row: {did_you_mean(name, rows, cutoff=0.0)}")
     check_unequal({name: run._asdict() | {"flags": sorted(run.flags)} for name, run in rows.items()})
-    return Plan(epochs, seeds, rows, teachers, baseline)
+    asked = {run.teacher for run in rows.values()}
+    teachers = {name: teacher for name, teacher in teachers.items() if name in asked}
+    return Plan(epochs, seeds, rows, teachers, baseline, "choose" in study)
 
 
 def check_unequal(rows: Mapping[str, object]) -> None:
@@ -158,6 +163,20 @@ def with_seed(run: Run, seed: int) -> Run:
     """Return the run with a seed, which also replaces ``{seed}`` in its flags."""
     flags = [flag.replace("{seed}", str(seed)) for flag in run.flags]
     return run._replace(config={"seed_everything": seed, "num_threads": 1, **run.config}, flags=flags)
+
+
+def _extended(path: Path, extending: Sequence[Path]) -> Description:
+    """Return a study with what it has from the file that it extends, which may extend another."""
+    study = _load(path)
+    if "extends" not in study:
+        return study
+    extended_path = (path.parent / str(study["extends"])).resolve()
+    if extended_path in extending:
+        raise ValueError(f"{path} extends {extended_path}, which extends it")
+    extended = _extended(extended_path, [*extending, extended_path])
+    if _OF_BASELINE & study.keys():
+        extended = {key: value for key, value in extended.items() if key not in _OF_BASELINE}
+    return _merged(extended, study)
 
 
 def _merged(old: Description, new: Description) -> Description:
@@ -238,7 +257,7 @@ def _flags(chosen: Mapping[str, object] | None, place: str, refused: re.Pattern[
         if refused is not None and refused.match(key):
             raise ValueError(f"{place} sets {key}: all rows have the same budget, which the study sets")
         if not _FLAG.fullmatch(key):
-            known = ["loss", "teacher", "model.", "data.", "trainer.", "retrospection."]
+            known = ["loss", "teacher", "model.", "data.", "trainer.", "retrospection.", "teacher_cache."]
             hint = did_you_mean(key, known) or "expected loss, teacher, or an option of fit such as model.alpha"
             raise ValueError(f"{place} has an unknown key {key!r}: {hint}")
         flags.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")

@@ -1,11 +1,9 @@
 """The table of a study: means, spreads, and paired tests against the baseline."""
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 import json
 from pathlib import Path
 import statistics
-import sys
 from typing import Any
 
 import numpy as np
@@ -86,12 +84,17 @@ def summary_of(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": mean, "deviation": deviation, "low": mean - reach, "high": mean + reach}
 
 
-def choose_baseline(results: Results, candidates: Sequence[str]) -> str:
+def choose_baseline(results: Results, candidates: Sequence[str], seed: int | None = None) -> str:
     """Return the candidate of the highest mean accuracy on the validation images, by the last epoch.
 
-    The test images have no part in it.
+    The test images have no part in it. With ``seed`` that seed alone chooses, by default all do.
     """
-    return max(candidates, key=lambda row: _mean_of([_validated(result) for result in results[row].values() if result]))
+
+    def mean_validated(row: str) -> float:
+        runs = results[row] if seed is None else {seed: results[row].get(seed)}
+        return _mean_of([_validated(result) for result in runs.values() if result])
+
+    return max(candidates, key=mean_validated)
 
 
 def analyse(results: Results, baseline: str) -> Figures:
@@ -125,6 +128,7 @@ def write_table(
     results: Results,
     teachers: Mapping[str, Figures | None],
     candidates: Sequence[str],
+    chooser: int | None = None,
 ) -> None:
     """Write ``table.json`` and ``table.md``, each whole or not at all.
 
@@ -134,14 +138,16 @@ def write_table(
         results: Those of each run that is done; None of the others.
         teachers: Those of the teachers.
         candidates: Rows of which the best on the validation images is the baseline.
+        chooser: The seed that chooses it; by default all seeds do.
     """
-    baseline = choose_baseline(results, candidates)
+    baseline = choose_baseline(results, candidates, chooser)
     dates = [r["date"] for r in [*teachers.values(), *(r for runs in results.values() for r in runs.values())] if r]
     content = {
         **about,
         "date": max(dates, default=None),
         "baseline": baseline,
         "baseline_candidates": list(candidates),
+        "baseline_chosen_by_seed": chooser,
         "teachers": {name: result and result["last"] for name, result in teachers.items()},
         "rows": analyse(results, baseline),
     }
@@ -185,38 +191,14 @@ def markdown(content: Figures) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
     if len(content["baseline_candidates"]) > 1:
-        lines += [f"The baseline is the best on the validation images of {listed(content['baseline_candidates'])}.", ""]
+        chooser = content["baseline_chosen_by_seed"]
+        by = "" if chooser is None else f", by seed {chooser} alone"
+        names = listed(content["baseline_candidates"])
+        lines += [f"The baseline is the best on the validation images of {names}{by}.", ""]
     for name, teacher in content["teachers"].items():
         accuracy = f"{teacher['accuracy']:.2%} on the test images" if teacher else "not trained yet"
         lines += [f"Teacher {name}: {accuracy}.", ""]
     return "\n".join(lines)
-
-
-def draw(table: Path, plot: Path) -> list[Path]:
-    """Draw the rows' accuracies with their intervals, if matplotlib is there; return the files written."""
-    try:
-        matplotlib_figure = import_module("matplotlib.figure")  # an extra, and slow to import
-    except ImportError:
-        print("note: no plot without matplotlib: pip install 'lit-distill[study]'", file=sys.stderr)
-        return []
-    content = json.loads(table.read_text())
-    measured = {name: row["last"]["accuracy"] for name, row in content["rows"].items() if row["runs"]}
-    figure = matplotlib_figure.Figure(figsize=(7, 0.4 * len(measured) + 1.2), layout="constrained")
-    axes = figure.subplots()
-    for place, (name, accuracy) in enumerate(measured.items()):
-        middle = 100 * accuracy["mean"]
-        reach = 0.0 if accuracy["high"] is None else 100 * accuracy["high"] - middle
-        colour = "tab:gray" if name == content["baseline"] else "tab:blue"
-        axes.errorbar(middle, place, xerr=reach, fmt="o", capsize=3, color=colour)
-    if content["baseline"] in measured:
-        axes.axvline(100 * measured[content["baseline"]]["mean"], color="tab:gray", linewidth=0.8, linestyle="--")
-    axes.set_yticks(range(len(measured)), list(measured))
-    axes.invert_yaxis()
-    axes.set_xlabel("accuracy on the test images (%), last epoch: mean and 95 % interval")
-    axes.set_title(f"{content['study']}: {content['epochs']} epochs, {len(content['seeds'])} seeds")
-    with write_atomically(plot) as part:
-        figure.savefig(part, format="png", dpi=150)
-    return [plot]
 
 
 def _values(runs: Mapping[int, Figures | None], epoch: str, metric: str) -> dict[int, float]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lit_distill.models.teacher_base import Teacher
     from lit_distill.models.teacher_cache import TeacherCache
     from lit_distill.models.timm_student import TimmStudent
-    from lit_distill.models.tokenizers import PatchTokenizer, TokensToToken
+    from lit_distill.models.tokenizers import ConvTokenizer, PatchTokenizer, TokensToToken
     from lit_distill.models.transformer import Attention, FeedForward, Transformer
     from lit_distill.models.vit import DistillableViT
     from lit_distill.models.weights import load_safely, load_strictly, read_state_dict
@@ -37,7 +37,7 @@ else:
             "teacher_base": ["Teacher"],
             "teacher_cache": ["TeacherCache"],
             "timm_student": ["TimmStudent"],
-            "tokenizers": ["PatchTokenizer", "TokensToToken"],
+            "tokenizers": ["ConvTokenizer", "PatchTokenizer", "TokensToToken"],
             "transformer": ["Attention", "FeedForward", "Transformer"],
             "vit": ["DistillableViT"],
             "weights": ["load_safely", "load_strictly", "read_state_dict"],
@@ -48,6 +48,7 @@ else:
 __all__ = [
     "Attention",
     "ClassGroups",
+    "ConvTokenizer",
     "DigitsCNN",
     "DistillableViT",
     "FeedForward",

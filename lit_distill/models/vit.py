@@ -1,6 +1,7 @@
 """A vision transformer with a class token and a distillation token."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 import math
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -45,7 +46,8 @@ class DistillableViT(nn.Module):
             the unit-variance tokens for a small data set to find out where a patch lies; see ``benchmarks/RESULTS.md``.
         mean: Per-channel mean of the pixels in 0..1 units; None takes the image as it comes.
         std: Per-channel standard deviation, with ``mean``.
-        tokenizer: Replaces the patch embedding; ``patch_size`` and ``patch_norm`` are then unused.
+        tokenizer: Replaces the patch embedding, as `ConvTokenizer` does; ``patch_size`` and ``patch_norm`` are then
+            unused.
         encoder: Replaces the transformer; ``depth``, ``heads``, ``mlp_dim``, ``dim_head``, ``dropout``,
             ``attention_scale``, ``final_norm`` and ``project_single_head`` are then unused.
         weights: Start from a file: a state dict or checkpoint of this network, for images of any size, or of
@@ -129,7 +131,8 @@ class DistillableViT(nn.Module):
             dim, depth, heads, dim_head, mlp_dim, dropout, attention_scale, final_norm, project_single_head
         )
         with torch.no_grad():
-            shape = self.tokenizer(torch.zeros(1, channels, *self.image_size)).shape
+            # A copy in evaluation: batch norm would count an image of zeros.
+            shape = deepcopy(self.tokenizer).eval()(torch.zeros(1, channels, *self.image_size)).shape
         if len(shape) != 3 or shape[2] != dim:
             raise ValueError(f"the tokenizer must return (B, N, {dim}) tokens, got {tuple(shape)} for one image")
         self.cls_token = nn.Parameter(torch.randn(1, int(class_token), dim))

@@ -1,5 +1,6 @@
 """``lit-distill study`` from its file to the table: resumed after kills, in parallel, and with bad input."""
 
+from contextlib import suppress
 import json
 import os
 from pathlib import Path
@@ -15,6 +16,8 @@ from toys import make_photos
 import yaml
 
 from lit_distill.cli import main
+from lit_distill.cli.study import Study
+from lit_distill.cli.study_plan import read_plan
 from lit_distill.cli.study_stage import RunFailedError, StudyStage
 
 STUDENT = {"image_size": 8, "patch_size": 4, "dim": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "channels": 1}
@@ -58,7 +61,7 @@ def numbers(output: Path) -> dict[str, Any]:
 def never_stopped(study: dict[str, Any], folder: Path) -> Path:
     """Return the folder of a study that was never stopped."""
     line = command(write(study, folder), folder / "out")
-    done = subprocess.run(line, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
     (folder / "printed.txt").write_text(done.stdout)
     return folder
@@ -74,26 +77,39 @@ def whole_of_two_seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return never_stopped(TWO_SEEDS, tmp_path_factory.mktemp("whole_of_two_seeds"))
 
 
-def kill_until_done(path: Path, output: Path, kills: int, draw: random.Random, longest: float) -> int:
-    """Run the study, killing it and its runs at random moments, at most ``kills`` times; return how often it was."""
+def kept(output: Path) -> set[tuple[Path, int]]:
+    """Return the last checkpoints and results of a study's runs, with the time when each was written."""
+    files = [*output.glob("runs/*/version_*/checkpoints/last.ckpt"), *output.glob("runs/*/result.json")]
+    return {(file, file.stat().st_mtime_ns) for file in files}
+
+
+def kill_until_done(path: Path, output: Path, kills: int, draw: random.Random) -> int:
+    """Run the study, killing it and its runs at random moments, at most ``kills`` times; return how often it was.
+
+    Three of four times it is killed a moment after it has kept something, so that it gets somewhere also where the
+    machine is slow; else while it starts.
+    """
     for count in range(kills + 1):
         process = subprocess.Popen(command(path, output), start_new_session=True, stdout=subprocess.DEVNULL)
-        try:
-            code = process.wait(draw.uniform(2, longest) if count < kills else 280)
-        except subprocess.TimeoutExpired:
-            if draw.random() < 0.5:
-                os.killpg(process.pid, signal.SIGKILL)  # the runs too
-            else:
-                process.kill()  # the runs are told by the system, or waited for
-            process.wait()
-        else:
-            assert code == 0
+        if count < kills:
+            before, is_begun = kept(output), draw.random() < 0.25
+            while process.poll() is None and not is_begun and kept(output) == before:
+                time.sleep(0.02)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(draw.uniform(0, 10 if is_begun else 2))
+        if count == kills or process.poll() is not None:
+            assert process.wait(500) == 0
             return count
+        if draw.random() < 0.5:
+            os.killpg(process.pid, signal.SIGKILL)  # the runs too
+        else:
+            process.kill()  # the runs are told by the system, or waited for
+        process.wait()
     raise AssertionError("it did not end")
 
 
 def test_a_study_that_is_killed_has_the_same_table(whole: Path, tmp_path) -> None:
-    kill_until_done(write(STUDY, tmp_path), tmp_path / "out", kills=1, draw=random.Random(1), longest=20)
+    assert kill_until_done(write(STUDY, tmp_path), tmp_path / "out", kills=1, draw=random.Random(1)) == 1
     assert numbers(tmp_path / "out") == numbers(whole / "out")
     assert len(list((tmp_path / "out/runs").iterdir())) == 2
 
@@ -103,7 +119,7 @@ def test_a_study_that_is_killed_has_the_same_table(whole: Path, tmp_path) -> Non
 def test_a_study_that_is_killed_again_and_again_has_the_same_table(
     seed: int, whole_of_two_seeds: Path, tmp_path
 ) -> None:
-    kill_until_done(write(TWO_SEEDS, tmp_path), tmp_path / "out", kills=10, draw=random.Random(seed), longest=25)
+    assert kill_until_done(write(TWO_SEEDS, tmp_path), tmp_path / "out", kills=10, draw=random.Random(seed)) > 0
     assert numbers(tmp_path / "out") == numbers(whole_of_two_seeds / "out")
 
 
@@ -147,6 +163,56 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, capsys, monkey
     )
 
 
+def test_the_first_seed_chooses_the_baseline_and_the_others_stop_there(tmp_path, monkeypatch, capsys) -> None:
+    validated = {"slow": 0.7, "right": 0.8, "fast": 0.6}
+
+    def train(self: StudyStage, *_: object) -> None:
+        self.folder.mkdir(parents=True)
+        (self.folder / "last.ckpt").touch()
+        (self.folder / "done.json").write_text('{"checkpoint": "last.ckpt"}')
+
+    def measured(last: Path, images: Any, device: str) -> dict[str, Any]:
+        name, _, seed = last.parent.name.rpartition("-")[0].rpartition("-seed")
+        # On the test images, and by a seed that does not choose, another one is better.
+        value = validated.get(name, 0.5) if seed == "0" else 0.0
+        figures = {"accuracy": 1 - value, "nll": 1.0, "ece": 0.1, "aurc": 0.2}
+        validation = {"last": {"val/accuracy_class": value}}
+        others = {"validation": validation, "seconds": 1.0, "best": None, "date": "2026-01-02"}
+        return {"test": images.test_digest(), "last": figures, **others}
+
+    monkeypatch.setattr(StudyStage, "run", train)
+    monkeypatch.setattr("lit_distill.cli.study.result_of", measured)
+    rates = {
+        name: {"loss": "cross-entropy", "model.optimizer": "SGD", "model.optimizer.lr": rate}
+        for rate, name in enumerate(validated, 1)
+    }
+    study = STUDY | {"seeds": 3, "choose": [*validated], "rows": {**rates, "soft": {}}}
+    main(["study", str(write(study, tmp_path)), "--jobs=2", f"--output={tmp_path / 'out'}", *CPU])
+    table = json.loads((tmp_path / "out/table.json").read_text())
+    assert table["baseline"] == "right"
+    assert {name: row["runs"] for name, row in table["rows"].items()} == {"slow": 1, "right": 3, "fast": 1, "soft": 3}
+    printed = capsys.readouterr().out
+    assert "tiny: 4 rows of 2 epochs, 3 seeds, 8 runs, 0 of them done" in printed
+    assert "[8/8] " in printed
+    assert "best on the validation images of 'slow', 'right' or 'fast', by seed 0 alone." in printed
+    main(["study", str(tmp_path / "tiny.yaml"), "--jobs=2", f"--output={tmp_path / 'out'}", *CPU])
+    assert "8 runs, 8 of them done" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out/table.json").read_text()) == table
+
+
+def test_all_rows_that_cache_their_teacher_share_a_folder_that_is_no_part_of_them(tmp_path) -> None:
+    rows = {"live": {"loss": "soft"}, "V = 3": {"loss": "soft", "teacher_cache.views": 3}}
+    path = write(STUDY | {"rows": rows}, tmp_path)
+    here, there = (Study(read_plan(path, {}, CPU), "tiny", tmp_path / name) for name in ("here", "there"))
+    live, cached = here.tasks
+    assert f"--teacher_cache.folder={tmp_path / 'here/teacher_cache'}" in cached.stage.flags
+    assert not [flag for flag in live.stage.flags if "teacher_cache" in flag]
+    assert [task.stage.folder.name for task in here.tasks] == [task.stage.folder.name for task in there.tasks]
+    shared = Study(read_plan(path, {}, CPU), "tiny", tmp_path / "there", runs=tmp_path / "here/runs")
+    assert [task.stage.folder for task in shared.tasks] == [task.stage.folder for task in here.tasks]
+    assert shared.tasks[1].stage.flags == cached.stage.flags
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -156,6 +222,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, capsys, monkey
             "rows 'soft' and 'T = 4' are the same run: change or remove one",
         ),
         ({"rows": {"soft": {"model.distillation.temprature": 2}}}, "temprature"),
+        ({"rows": {"soft": {"teacher_cache.views": 1}}}, "row 'soft': views=1 shows the student every image in"),
     ],
 )
 def test_a_wrong_grid_is_said_before_anything_runs(changed: Any, message: str, tmp_path, capsys) -> None:

@@ -58,6 +58,8 @@ def test_a_teacher_of_the_study_is_the_first_unless_a_row_names_another(tmp_path
     plan = plan_of(tmp_path, rows, teachers=teachers)
     assert [plan.rows[name].teacher for name in rows] == ["small", "large", None]
     assert plan.rows["soft"].config["model"]["teacher"]["init_args"]["model"] == "<teacher small>"
+    assert [*plan.teachers] == ["small", "large"]
+    assert not plan_of(tmp_path, ["cross-entropy"], teachers=teachers).teachers
     with pytest.raises(ValueError, match="row 'soft' has no such teacher: did you mean 'large'"):
         plan_of(tmp_path, {"soft": {"teacher": "lrge"}}, teachers=teachers)
 
@@ -94,6 +96,8 @@ def test_what_is_wrong_with_rows_is_said(rows: Any, message: str, tmp_path) -> N
         ({"epochs": None}, "has no epochs"),
         ({"epoch": 3}, "unknown key 'epoch': did you mean 'epochs'"),
         ({"baseline": "softt"}, "baseline 'softt' is no row: did you mean 'soft'"),
+        ({"choose": ["softt"]}, "baseline 'softt' is no row: did you mean 'soft'"),
+        ({"choose": ["soft"], "baseline": "soft"}, "there are baseline and choose"),
         ({"base": "digitz"}, "no recipe of that name: did you mean 'digits'"),
         ({"base": 3}, "base must be a recipe"),
         ({"base": {"model": {}, "data": "DigitsDataModule"}}, "row 'soft' needs a teacher"),
@@ -103,6 +107,20 @@ def test_what_is_wrong_with_rows_is_said(rows: Any, message: str, tmp_path) -> N
 def test_what_is_wrong_with_a_study_is_said(study: Any, message: str, tmp_path) -> None:
     with pytest.raises(ValueError, match=message):
         plan_of(tmp_path, ["soft"], **study)
+
+
+def test_a_study_that_names_its_baseline_does_not_choose_as_the_one_that_it_extends(tmp_path) -> None:
+    (tmp_path / "first.yaml").write_text(yaml.safe_dump(BASE | {"rows": ["SAT", "soft"], "choose": ["SAT", "soft"]}))
+    (tmp_path / "second.yaml").write_text(yaml.safe_dump({"extends": "first.yaml", "baseline": "soft"}))
+    (tmp_path / "third.yaml").write_text(yaml.safe_dump({"extends": "fourth.yaml", "seeds": 1}))
+    (tmp_path / "fourth.yaml").write_text(yaml.safe_dump({"extends": "first.yaml", "seeds": 5}))
+    plans = [read_plan(tmp_path / f"{name}.yaml", {}) for name in ("first", "second", "third")]
+    assert [plan.baseline for plan in plans] == [["SAT", "soft"], ["soft"], ["SAT", "soft"]]
+    assert [plan.chooses_first for plan in plans] == [True, False, True]
+    assert plans[2].seeds == [0]
+    (tmp_path / "first.yaml").write_text(yaml.safe_dump({"extends": "third.yaml"}))
+    with pytest.raises(ValueError, match=r"first.yaml extends .*third.yaml, which extends it"):
+        read_plan(tmp_path / "third.yaml", {})
 
 
 def test_a_row_that_stands_twice_is_refused_where_yaml_would_keep_the_last(tmp_path) -> None:
@@ -116,7 +134,9 @@ def test_a_row_that_stands_twice_is_refused_where_yaml_would_keep_the_last(tmp_p
 
 
 def test_the_packages_studies_are_found_by_name_and_can_be_read() -> None:
-    for name in ("digits", "cifar10", "cifar10_few", "cifar10_wrong20", "cifar10_wrong40"):
+    names = sorted(path.stem for path in find_study("cifar10").parent.glob("*.yaml"))
+    assert names[:3] == ["cifar10", "cifar10_few", "cifar10_pretrained"]
+    for name in names:
         plan = read_plan(find_study(name), {})
         assert set(plan.baseline) <= set(plan.rows)
     assert len(read_plan(find_study("digits"), {}).seeds) == 10
@@ -124,6 +144,13 @@ def test_the_packages_studies_are_found_by_name_and_can_be_read() -> None:
     assert all("--data.wrong_labels=0.4" in run.flags for run in wrong.rows.values())
     assert "--data.wrong_labels=0.4" not in wrong.teachers["ResNet-10"].run.flags
     assert wrong.seeds == [0, 1, 2]
+    fewer = read_plan(find_study("cifar10_wrong20"), {})
+    assert fewer.rows["SAT"].flags == [flag.replace("=0.4", "=0.2") for flag in wrong.rows["SAT"].flags]
+    pretrained, small = (read_plan(find_study(name), {}) for name in ("cifar10_pretrained", "cifar10"))
+    shared = pretrained.rows.keys() & small.rows.keys()
+    assert len(shared) == 6
+    assert all(pretrained.rows[name] == small.rows[name] for name in shared)  # so they may share a folder of runs
+    assert [pretrained.rows[name].teacher for name in ("soft", "soft, pretrained")] == [*pretrained.teachers]
     few = read_plan(find_study("cifar10_few"), {})
     for run in (*few.rows.values(), few.teachers["ResNet-10"].run):
         assert {"--data.train_per_class=100", "--trainer.check_val_every_n_epoch=4"} <= set(run.flags)

@@ -82,3 +82,18 @@ def test_an_image_as_the_digits_are_is_read_as_it_is(tmp_path) -> None:
     pixels = torch.arange(64, dtype=torch.uint8).view(8, 8)
     Image.fromarray(pixels.numpy()).save(tmp_path / "digit.png")
     assert torch.equal(Preprocessing.of(data.preprocessing)(as_image(tmp_path / "digit.png", "L")), pixels[None])
+
+
+def test_wrong_labels_are_planted_in_the_training_images_alone() -> None:
+    settings = {"val_fraction": 0.2, "train_transform": nn.Identity()}
+    clean, some, more = (digits(**settings, wrong_labels=share) for share in (0.0, 0.2, 0.4))
+    true, few, many = (torch.tensor(data.train_set.targets) for data in (clean, some, more))
+    assert torch.equal(clean.train_set.images, many_images := more.train_set.images)
+    assert len(many_images) == len(true)
+    assert (few != true).float().mean().item() == pytest.approx(0.2, abs=0.005)
+    assert (many != true).float().mean().item() == pytest.approx(0.4, abs=0.005)
+    assert bool((many != true)[few != true].all())  # more wrong labels are those and others
+    for name in ("val_set", "test_set"):
+        assert getattr(more, name).targets == getattr(clean, name).targets
+    with pytest.raises(ValueError, match=r"wrong_labels must be in \[0, 1\], got 2"):
+        digits(wrong_labels=2)

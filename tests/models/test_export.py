@@ -10,13 +10,18 @@ import torch
 from torch import nn
 
 from lit_distill import DistillableViT, StudentOutput, TimmStudent, load_student
-from lit_distill.models import read_state_dict
+from lit_distill.models import ConvTokenizer, read_state_dict
 from lit_distill.models.export import export_student
 
 VIT: dict[str, Any] = {
     "class_path": "lit_distill.DistillableViT",
     "init_args": {"image_size": 8, "patch_size": 4, "num_classes": 5, "dim": 8, "depth": 1, "heads": 2, "mlp_dim": 8},
 }
+CONV: dict[str, Any] = {
+    "class_path": "lit_distill.models.ConvTokenizer",
+    "init_args": {"image_size": 8, "patch_size": 4, "dim": 8},
+}
+CONV_VIT = {**VIT, "init_args": {**VIT["init_args"], "tokenizer": CONV}}
 TIMM = {
     "class_path": "lit_distill.TimmStudent",
     "init_args": {"name": "vit_tiny_patch16_224", "num_classes": 5, "img_size": 32, "patch_size": 8},
@@ -28,11 +33,14 @@ RESNET = {"class_path": "lit_distill.TimmStudent", "init_args": {"name": "resnet
 def make(described: dict[str, Any]) -> tuple[nn.Module, list[int]]:
     torch.manual_seed(0)
     kind = {"DistillableViT": DistillableViT, "TimmStudent": TimmStudent}[described["class_path"].rpartition(".")[2]]
-    student = kind(**described["init_args"], **described.get("dict_kwargs", {}))
+    arguments = {**described["init_args"], **described.get("dict_kwargs", {})}
+    if "tokenizer" in arguments:
+        arguments["tokenizer"] = ConvTokenizer(**CONV["init_args"])
+    student = kind(**arguments)
     return student, [3, 8, 8] if kind is DistillableViT else [3, 32, 32]
 
 
-@pytest.mark.parametrize("described", [VIT, TIMM, RESNET], ids=["vit", "timm", "one head"])
+@pytest.mark.parametrize("described", [VIT, CONV_VIT, TIMM, RESNET], ids=["vit", "convolutional", "timm", "one head"])
 def test_comes_back_with_the_same_bits_and_its_card(tmp_path, described: dict[str, Any]) -> None:
     student, shape = make(described)
     card = {"student": described, "class_names": ["a", "b", "c", "d", "e"], "metrics": {"val/nll": 0.5}}
@@ -52,7 +60,7 @@ def test_comes_back_with_the_same_bits_and_its_card(tmp_path, described: dict[st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("described", [VIT, TIMM, RESNET], ids=["vit", "timm", "one head"])
+@pytest.mark.parametrize("described", [VIT, CONV_VIT, TIMM, RESNET], ids=["vit", "convolutional", "timm", "one head"])
 def test_onnx_runtime_answers_as_the_student_for_any_batch(tmp_path, unforked: Any, described: dict[str, Any]) -> None:
     pytest.importorskip("onnxruntime")
     student, shape = make(described)

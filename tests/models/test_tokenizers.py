@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lit_distill import DistillableViT, HardDistillation
-from lit_distill.models import TokensToToken
+from lit_distill.models import ConvTokenizer, PatchTokenizer, TokensToToken
 
 
 @pytest.mark.parametrize(("size", "steps", "tokens"), [(32, None, 4), ((32, 64), None, 8), (16, [(4, 2), (3, 1)], 36)])
@@ -23,6 +23,31 @@ def test_one_step_is_a_convolution() -> None:
     torch.testing.assert_close(tokenizer(image), expected.flatten(2).transpose(1, 2))
 
 
+@pytest.mark.parametrize(("size", "patch", "dim"), [(32, 4, 96), (8, 2, 6), ((16, 32), 16, 5), (8, 8, 3), (224, 16, 8)])
+def test_convolutions_make_as_many_tokens_as_patches(size: Any, patch: int, dim: int) -> None:
+    tokenizer = ConvTokenizer(size, patch, dim, channels=2).eval()
+    height, width = (size, size) if isinstance(size, int) else size
+    image = torch.rand(2, 2, height, width)
+    assert tokenizer(image).shape == PatchTokenizer(size, patch, dim, channels=2)(image).shape
+
+
+def test_a_token_of_convolutions_stands_where_its_patch_is_and_reaches_over_its_edges() -> None:
+    tokenizer = ConvTokenizer(16, 4, dim=8, channels=1).eval()
+    image = torch.rand(1, 1, 16, 16, requires_grad=True)
+    tokenizer(image)[0, 5].square().sum().backward()  # row 1, column 1
+    rows, columns = image.grad[0, 0].abs().sum(1).nonzero().flatten(), image.grad[0, 0].abs().sum(0).nonzero().flatten()
+    assert rows.tolist() == columns.tolist() == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_making_a_network_leaves_the_statistics_of_its_tokenizer_alone() -> None:
+    tokenizer = ConvTokenizer(8, 8, dim=8, channels=1)  # one token: batch norm refuses one image of it in training
+    vit = DistillableViT(8, 8, 2, dim=8, depth=1, heads=1, mlp_dim=8, channels=1, tokenizer=tokenizer)
+    norm = vit.tokenizer[1]
+    assert (norm.running_var == 1).all()
+    assert norm.num_batches_tracked == 0
+    assert vit.tokenizer.training
+
+
 class LinearAttention(nn.Module):
     """An encoder of cost N: somebody's own, as `DistillableViT` takes any."""
 
@@ -35,13 +60,15 @@ class LinearAttention(nn.Module):
         return tokens + q.softmax(dim=2) @ (k.softmax(dim=1).transpose(1, 2) @ v)
 
 
-@pytest.mark.parametrize("kind", ["tokens to token", "linear attention", "both"])
-def test_the_other_students_of_vit_pytorch_learn(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["convolutions", "tokens to token", "linear attention", "both"])
+def test_students_of_other_parts_learn(kind: str) -> None:
     torch.manual_seed(0)
     parts: dict[str, Any] = {}
-    if kind != "linear attention":
+    if kind == "convolutions":
+        parts["tokenizer"] = ConvTokenizer(16, 4, dim=16, channels=1)
+    elif kind != "linear attention":
         parts["tokenizer"] = TokensToToken(16, dim=16, channels=1, steps=[(4, 2), (3, 2)])
-    if kind != "tokens to token":
+    if kind in ("linear attention", "both"):
         parts["encoder"] = LinearAttention(16)
     vit = DistillableViT(16, 4, 2, dim=16, depth=1, heads=2, mlp_dim=16, dim_head=8, channels=1, **parts)
     image, target = torch.rand(16, 1, 16, 16), torch.arange(16) % 2
@@ -74,3 +101,17 @@ def test_the_other_students_of_vit_pytorch_learn(kind: str) -> None:
 def test_refuses_what_leaves_no_tokens(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TokensToToken(**{"image_size": 16, "dim": 4, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "message"),
+    [
+        (30, 4, "patch_size must divide image_size, got patch_size 4x4 and image_size 30x30"),
+        (24, 6, "patch_size must be a power of 2 and >= 2 to be reached by halving, got 6x6"),
+        (24, 1, "patch_size must be a power of 2 and >= 2 to be reached by halving, got 1x1"),
+        (24, (2, 4), "patch_size must be a power of 2 and >= 2 to be reached by halving, got 2x4"),
+    ],
+)
+def test_convolutions_refuse_what_halving_does_not_reach(size: int, patch: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ConvTokenizer(size, patch, dim=8)
