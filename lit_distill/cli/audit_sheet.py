@@ -56,7 +56,7 @@ def write_sheet(path: Path, cells: Iterable[tuple[Image.Image, Sequence[str]]]) 
         sheet.save(part, "PNG")
 
 
-def _fitting(text: str, draw: ImageDraw.ImageDraw, font: Any) -> str:
+def _fitting(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """Return as much of the text as a cell has room for."""
     short = text
     while short and draw.textlength(short if short == text else f"{short}...", font) > _SIDE:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from lit_distill.callbacks.label_history import LabelHistory
-from lit_distill.callbacks.memory import SoftLabelMemory
+from lit_distill.callbacks.label_history import HistoryState, LabelHistory
+from lit_distill.callbacks.memory import MemoryState, SoftLabelMemory
 from lit_distill.datamodules.images import Files
 from lit_distill.datamodules.indexed import identities_of
 from lit_distill.datamodules.stacked import StackedImages, stack
@@ -56,7 +56,7 @@ class Remembered(NamedTuple):
                 f"{path} has no remembered soft labels: train with --retrospection.interval=5, which remembers them, "
                 "and audit that run"
             )
-        memory = SoftLabelMemory.from_state_dict(cast(Any, state))
+        memory = SoftLabelMemory.from_state_dict(cast(MemoryState, state))
         names = [str(name) for name in (checkpoint.get(ABOUT) or {}).get("class_names") or ()]
         if "targets" not in state:
             raise ValueError(
@@ -87,7 +87,7 @@ class Remembered(NamedTuple):
 
 def _history_of(state: Mapping[str, Any], memory: SoftLabelMemory, labels: Tensor) -> tuple[LabelHistory, list[str]]:
     if "label_sums" in state:
-        return LabelHistory.from_state_dict(cast(Any, state)), []
+        return LabelHistory.from_state_dict(cast(HistoryState, state)), []
     epochs = [epoch for epoch in state["epochs"].unique().tolist() if epoch > 0]
     return _summed(memory, labels, epochs, state), [
         "the checkpoint is of an older version, without sums over the epochs: ranked by the last two soft labels alone"
