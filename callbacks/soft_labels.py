@@ -221,7 +221,7 @@ class SoftLabelCallback(Callback, ABC):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
-        sums = self._finish_epoch(trainer)
+        sums = self._finish_epoch(trainer, is_whole=trainer.is_last_batch)
         means = {"weight": torch.tensor(self.weight(epoch))}
         if sums:
             recorded, rows = sums.pop("recorded"), sums.pop("rows")
@@ -236,14 +236,17 @@ class SoftLabelCallback(Callback, ABC):
         if self._epoch:
             self._finish_epoch(trainer)
 
-    def _finish_epoch(self, trainer: Trainer) -> dict[str, Tensor]:
-        """Exchange the epoch's rows, forget those that changed, add the others up; return the sums of all processes."""
+    def _finish_epoch(self, trainer: Trainer, is_whole: bool = True) -> dict[str, Tensor]:
+        """Exchange the epoch's rows, forget those that changed, add the others up; return the sums of all processes.
+
+        An epoch that a limit cuts off is added up when a resumed run has ended it.
+        """
         sums = self._gather(trainer)
         if self.memory is not None:
             changed = self.targets.settle()
             self.memory.forget(changed)
             self.history.forget(changed)
-            if self._epoch:
+            if self._epoch and is_whole:
                 self.history.add(self.memory, self.targets.known, self._epoch, self.temperature)
             self._rows.report(int(changed.sum()), self._epoch - 1)
         self._epoch, self._sums = 0, EpochSums()

@@ -103,10 +103,10 @@ class DigitsDataModule(ImageDataModule):
                 train, test_size=self.val_fraction, stratify=targets[train], random_state=self.split_seed
             )
             self.val_set = _Digits(images[val], targets[val])
-        rows_of_class = {name: [str(row) for row in train if targets[row] == int(name)] for name in self.class_names}
+        rows_of_digit = {str(digit): [str(row) for row in train if targets[row] == digit] for digit in range(10)}
         labels = targets.clone()
-        for name, rows in with_wrong_labels(rows_of_class, self.wrong_labels, self.split_seed).items():
-            labels[[int(row) for row in rows]] = int(name)
+        for digit, rows in with_wrong_labels(rows_of_digit, self.wrong_labels, self.split_seed).items():
+            labels[[int(row) for row in rows]] = int(digit)
         self.train_set = _Digits(images[train], labels[train], self.train_transform)
 
 

@@ -197,6 +197,13 @@ def test_a_resumed_run_ends_with_the_same_sums(tmp_path, step: int) -> None:
     assert all(map(torch.equal, state(resumed.history), state(whole.history)))
 
 
+def test_an_epoch_that_a_limit_cuts_off_is_not_added_up() -> None:
+    callback = ProgressiveSelfDistillation()
+    loader = toy_loader()
+    trainer(max_epochs=2, max_steps=len(loader) + 1, callbacks=callback).fit(Foreign(), loader)
+    assert callback.history.counts.tolist() == [1] * 30
+
+
 def test_a_checkpoint_of_an_older_version_goes_on_without_its_first_epochs(tmp_path) -> None:
     callback = ProgressiveSelfDistillation()
     run = trainer(max_epochs=2, callbacks=callback)
