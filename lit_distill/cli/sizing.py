@@ -10,7 +10,8 @@ Description = dict[str, Any]
 """A configuration, or a class in it: ``class_path`` and ``init_args``."""
 
 # Views of an image that the teacher's cache keeps by default. Few views cost accuracy, because the student sees the
-# same images again; so a run repeats none of them before its 31st epoch.
+# same images again. On the digits, 30 of 60 views are as good as a live teacher (study digits_views: +.06 points, from
+# -.4 to +.5); fewer are worse.
 VIEWS = 30
 
 _SIZES = (32, 64, 96, 128, 160, 192, 224)  # of photos; larger ones are seen at 224 px
