@@ -383,16 +383,21 @@ def fastest(timings: dict[str, list[Timing]], who: str) -> str | None:
     return min(ways, key=lambda name: median_of(wall(timings[name])).median, default=None)
 
 
+def add_steps(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say what a step is, and how many are timed."""
+    parser.add_argument("--student", default="deit_tiny_distilled_patch16_224", help="timm's name, with two heads")
+    parser.add_argument("--size", type=int, default=224, help="pixels, by default 224")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=4, help="of each in a round")
+    parser.add_argument("--compile", action="store_true", help="compile what is at its best")
+
+
 def main() -> None:
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--teacher", default="resnet50", help="timm's name, by default resnet50")
-        parser.add_argument("--student", default="deit_tiny_distilled_patch16_224", help="timm's name, with two heads")
-        parser.add_argument("--size", type=int, default=224, help="pixels, by default 224")
-        parser.add_argument("--batch", type=int, default=16)
-        parser.add_argument("--classes", type=int, default=1000)
-        parser.add_argument("--rounds", type=int, default=9)
-        parser.add_argument("--steps", type=int, default=4, help="of each in a round")
-        parser.add_argument("--compile", action="store_true", help="compile what is at its best")
+        add_steps(parser)
         parser.add_argument("--only", nargs="+", default=[], help="of these alone, such as 'timm.task', and the floor")
 
     options = options_of(__doc__, add)

@@ -108,19 +108,20 @@ class LabelHistory:
         sums, counts = torch.zeros(2, memory.num_classes, dtype=torch.int64, device=index.device)
         for rows in chunks:
             label = labels[rows].long()
-            given = _at_temperature_1(memory, rows, epoch, temperature).gather(1, label[:, None]).flatten()
-            sums.index_add_(0, label, (given * _ONE).long())
+            probability = _at_temperature_1(memory, rows, epoch, temperature).gather(1, label[:, None]).flatten()
+            sums.index_add_(0, label, (probability * _ONE).long())
             counts.index_add_(0, label, torch.ones_like(label))
         # A class that no row has is none to be confident of.
         thresholds = torch.where(counts > 0, sums / (counts * _ONE), 2)
         for rows in chunks:
             label = labels[rows].long()[:, None]
             soft_labels = _at_temperature_1(memory, rows, epoch, temperature)
-            given, other = soft_labels.gather(1, label), soft_labels.scatter(1, label, 0).amax(dim=1, keepdim=True)
-            margin = given.clamp(min=_SMALLEST).log() - other.clamp(min=_SMALLEST).log()
+            probability = soft_labels.gather(1, label)
+            other = soft_labels.scatter(1, label, 0).amax(dim=1, keepdim=True)
+            margin = probability.clamp(min=_SMALLEST).log() - other.clamp(min=_SMALLEST).log()
             confidence, likeliest = torch.where(soft_labels >= thresholds, soft_labels, -1).max(dim=1, keepdim=True)
             is_confident = confidence >= 0
-            columns = [given, margin, is_confident, is_confident & (likeliest != label)]
+            columns = [probability, margin, is_confident, is_confident & (likeliest != label)]
             self._sums.index_add_(0, rows, torch.cat([column.float() for column in columns], dim=1))
         self._counts[index] += 1
 

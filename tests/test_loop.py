@@ -143,7 +143,12 @@ def test_a_step_that_waits_is_counted(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 def test_no_step_synchronises_a_gpu(tmp_path: Path) -> None:
+    strict_steps = 0
+
     def strict(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function, in which a synchronisation is an error."""
+        nonlocal strict_steps
+        strict_steps += 1
         torch.cuda.set_sync_debug_mode("error")
         try:
             return function(*args, **kwargs)
@@ -154,4 +159,6 @@ def test_no_step_synchronises_a_gpu(tmp_path: Path) -> None:
     module.training_step = partial(strict, module.training_step)  # type: ignore[method-assign]
     callbacks = [LearningWithRetrospection(interval=1), StepSeed(), DivergenceCheck()]
     options = {**QUIET, "accelerator": "cuda", "max_epochs": 3, "callbacks": callbacks}
-    Trainer(**options).fit(module, datamodule=DigitsDataModule(batch_size=16))
+    run = Trainer(**options)
+    run.fit(module, datamodule=DigitsDataModule(batch_size=16))
+    assert strict_steps == run.global_step > 0

@@ -92,28 +92,28 @@ def audit(checkpoint: Path, description: Namespace | None, output: Path | None, 
         ValueError: As `run`.
     """
     remembered = Remembered.of(load_safely(checkpoint, "checkpoint", mmap=True), checkpoint)
-    made = None if description is None else _data_module(description)
+    data_module = None if description is None else _data_module(description)
     run_folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    output = beside(output or run_folder / "audit", getattr(made, "root", None))
+    output = beside(output or run_folder / "audit", getattr(data_module, "root", None))
     table, sheet = output / "labels.csv", output / "worst.png"
     there = [path for path in (table, sheet) if path.exists()]
     if there and not overwrite:
         raise ValueError(f"{there[0]} exists and is not overwritten: choose another --output, or say --overwrite")
-    data = TrainingData.of(made, remembered.memory.num_samples)
+    data = TrainingData.of(data_module, remembered.memory.num_samples)
     ranking = Ranking.of(remembered, data)
     for note in remembered.notes:
         print(f"note: {note}", file=sys.stderr)
     numbers = [str(number) for number in range(remembered.memory.num_classes)]
     names = remembered.class_names or data.class_names or numbers
     write_csv(table, *ranking.table(names, data.files))
-    if made is not None:
+    if data_module is not None:
         worst = ranking.rows[:_ON_SHEET].tolist()
         titles = zip(ranking.given.tolist(), ranking.suggested.tolist(), strict=True)
         lines = ((f"{rank} given: {names[given]}", f"rather: {names[k]}") for rank, (given, k) in enumerate(titles, 1))
         write_sheet(sheet, zip((picture(data.dataset, row) for row in worst), lines, strict=False))
     print("\n".join([*_report(ranking, names, data.files), *_planted(ranking, description, data), ""]))
     print(f"{'all labels':<12}{table}")
-    if made is not None:
+    if data_module is not None:
         print(f"{f'worst {len(worst)}':<12}{sheet}")
     return ranking
 

@@ -71,9 +71,11 @@ class Remembered(NamedTuple):
         labels = torch.where(state["targets"] < memory.num_classes, state["targets"].long(), -1)
         history, notes = _history_of(state, memory, labels)
         if not history.counts.any():
-            known = "no epoch that remembers is over yet: train on" if (labels >= 0).any() else "its targets are no "
-            known += "" if (labels >= 0).any() else "classes but probabilities, of which none is the label"
-            raise ValueError(f"{path} cannot be audited: {known}")
+            if (labels >= 0).any():
+                raise ValueError(f"{path} cannot be audited: no epoch that remembers is over yet: train on")
+            raise ValueError(
+                f"{path} cannot be audited: its targets are no classes but probabilities, of which none is the label"
+            )
         if memory.top_k < memory.num_classes:
             notes.append(
                 f"the run remembers {memory.top_k} of {memory.num_classes} classes: a label outside of them counts "
@@ -234,8 +236,8 @@ def _suggested(memory: SoftLabelMemory, rows: Tensor, labels: Tensor) -> Tensor:
 def _sources(remembered: Remembered, data: TrainingData) -> tuple[Tensor, dict[str, int]]:
     """Return the row that each sample had in the run, -1 for one that is not to be ranked, and how many these are."""
     before = remembered.memory.num_samples
-    known = remembered.identities is not None and data.identities is not None
-    if known:
+    are_identified = remembered.identities is not None and data.identities is not None
+    if are_identified:
         source = match_rows(cast(Tensor, remembered.identities), cast(Tensor, data.identities))
     elif data.num_rows == before:
         source = torch.arange(before)
@@ -248,7 +250,7 @@ def _sources(remembered: Remembered, data: TrainingData) -> tuple[Tensor, dict[s
     changed = there & _has_changed(remembered, data, source)
     source = torch.where(changed, -1, source)
     # Half of the labels differ by chance alone, where there is nothing else to tell two data sets apart.
-    if not there.any() or (not known and changed.sum() > before / 2):
+    if not there.any() or (not are_identified and changed.sum() > before / 2):
         same = int((source >= 0).sum())
         raise ValueError(
             f"the run has remembered another data set: of the {data.num_rows} training samples, {same} "

@@ -122,11 +122,11 @@ def read_plan(path: Path, changed: Mapping[str, object], flags: Sequence[str] = 
     teachers = {}
     for name, teacher in (study.get("teachers") or {}).items():
         _check_keys(teacher, _OF_TEACHER, f"teacher {name!r}", required=("base", "epochs"))
-        config, own = _base(teacher["base"], path)
-        run = Run(config, [*own, *_flags(teacher.get("set"), f"teacher {name!r}"), *flags])
+        config, of_trainer = _base(teacher["base"], path)
+        run = Run(config, [*of_trainer, *_flags(teacher.get("set"), f"teacher {name!r}"), *flags])
         teachers[name] = Teacher(run, teacher["epochs"], teacher.get("seed", 0))
-    config, own = _base(study["base"], path)
-    common = [*own, *_flags(study.get("set"), "set"), *flags]
+    config, of_trainer = _base(study["base"], path)
+    common = [*of_trainer, *_flags(study.get("set"), "set"), *flags]
     rows = {
         name: _row(name, chosen, config, common, epochs, list(teachers))
         for name, chosen in _named(study["rows"], path).items()
@@ -217,8 +217,8 @@ def _row(
         teacher = teacher or teachers[0]
         if teacher not in teachers:
             raise ValueError(f"row {name!r} has no such teacher: {did_you_mean(teacher, teachers, cutoff=0.0)}")
-        given = model.get("teacher") or _module("lit_distill.FrozenTeacher")
-        model["teacher"] = {**given, "init_args": {**given["init_args"], "model": f"<teacher {teacher}>"}}
+        module = model.get("teacher") or _module("lit_distill.FrozenTeacher")
+        model["teacher"] = {**module, "init_args": {**module["init_args"], "model": f"<teacher {teacher}>"}}
     elif not model.get("teacher"):
         raise ValueError(f"row {name!r} needs a teacher: name one in teachers, or in the base as model.teacher")
     config["retrospection"] = _module(_LWR, interval=5 if epochs >= 10 else 1) if with_lwr else None
@@ -228,15 +228,15 @@ def _row(
 
 def _loss(text: str, row: str) -> tuple[str, bool]:
     """Return the loss of a row and whether LWR is on: ``"soft + LWR"`` is soft, with it."""
-    known = {_plain(name): name for name in LOSSES}
+    names = {_plain(name): name for name in LOSSES}
     parts = [part.strip() for part in text.split("+")]
     for part in parts:
-        if _plain(part) not in known:
-            hint = did_you_mean(_plain(part), known)
-            closest = [known[plain] for plain in known if f"'{plain}'" in hint]
+        if _plain(part) not in names:
+            hint = did_you_mean(_plain(part), names)
+            closest = [names[plain] for plain in names if f"'{plain}'" in hint]
             hint = f"did you mean {closest[0]!r}?" if closest else f"expected {listed(LOSSES)}"
             raise ValueError(f"row {row!r} has an unknown loss {part!r}: {hint}")
-    losses = [known[_plain(part)] for part in parts]
+    losses = [names[_plain(part)] for part in parts]
     with_lwr = "LWR" in losses
     others = [loss for loss in losses if loss != "LWR"] or ["cross-entropy"]
     if len(others) > 1 or len(losses) > 2 or (with_lwr and losses.count("LWR") > 1):
@@ -257,8 +257,8 @@ def _flags(chosen: Mapping[str, object] | None, place: str, refused: re.Pattern[
         if refused is not None and refused.match(key):
             raise ValueError(f"{place} sets {key}: all rows have the same budget, which the study sets")
         if not _FLAG.fullmatch(key):
-            known = ["loss", "teacher", "model.", "data.", "trainer.", "retrospection.", "teacher_cache."]
-            hint = did_you_mean(key, known) or "expected loss, teacher, or an option of fit such as model.alpha"
+            beginnings = ["loss", "teacher", "model.", "data.", "trainer.", "retrospection.", "teacher_cache."]
+            hint = did_you_mean(key, beginnings) or "expected loss, teacher, or an option of fit such as model.alpha"
             raise ValueError(f"{place} has an unknown key {key!r}: {hint}")
         flags.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
     return flags

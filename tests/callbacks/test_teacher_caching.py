@@ -166,7 +166,7 @@ def test_two_runs_fill_one_cache_at_once(tmp_path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(500)
         assert process.exitcode == 0
     alone = fit(tmp_path / "alone", Counting(), views=6, max_epochs=9)
     for number in range(2):

@@ -152,9 +152,9 @@ def test_says_with_figures_that_a_teacher_favours_a_class() -> None:
     data = DigitsDataModule(eval_batch_size=300, seed=3)
     data.setup()
     image, target, _ = next(iter(data.val_dataloader()))
-    said = FrozenTeacher(teacher)(image).argmax(dim=1).eq(3).float().mean()
-    assert 0.15 < said < 0.5
-    figures = rf"it says 3 for {said:.1%} of the images, of which {target.eq(3).float().mean():.1%} are 3: if its"
+    share_of_3 = FrozenTeacher(teacher)(image).argmax(dim=1).eq(3).float().mean()
+    assert 0.15 < share_of_3 < 0.5
+    figures = rf"it says 3 for {share_of_3:.1%} of the images, of which {target.eq(3).float().mean():.1%} are 3: if its"
     with pytest.warns(UserWarning, match=f"the teacher favours a class, and the student will too: {figures}"):
         fit(teacher, TeacherCheck())
     with pytest.warns(UserWarning, match=r"will learn little from it; .*; it says 3 for 100.0% of the images"):

@@ -29,8 +29,13 @@ def fit(root: Path, *flags: str) -> Path:
     student = [f"--model.student.{name}={value}" for name, value in STUDENT.items()]
     data = ["--data=ImageFolderDataModule", f"--data.root={root}", "--data.image_size=16", "--data.batch_size=8"]
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
-    own = ["--retrospection.interval=1", "--retrospection.dtype=float32", "--trainer.max_epochs=3", "--num_threads=1"]
-    main(["fit", "--model.student=DistillableViT", *student, *data, *quiet, *own, *flags])
+    brief = [
+        "--retrospection.interval=1",
+        "--retrospection.dtype=float32",
+        "--trainer.max_epochs=3",
+        "--num_threads=1",
+    ]
+    main(["fit", "--model.student=DistillableViT", *student, *data, *quiet, *brief, *flags])
     return root.parent / "lightning_logs" / "version_0"
 
 

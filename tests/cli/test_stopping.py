@@ -282,7 +282,7 @@ def test_ctrl_c_while_python_imports_is_quiet(program: list[str], tmp_path) -> N
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=500,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -258,7 +258,7 @@ def test_a_signal_stops_its_runs_and_the_same_command_goes_on(tmp_path) -> None:
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=100)
+    printed, _ = process.communicate(timeout=500)
     assert process.returncode == 128 + signal.SIGTERM
     assert printed.rstrip().endswith("Stopped. The same command goes on from here.")
     logs = [path.read_text() for path in (tmp_path / "out").glob("runs/*/log.txt")]

@@ -41,10 +41,10 @@ def test_the_seconds_of_a_run_go_on_where_it_was_resumed() -> None:
 
 def test_digits_are_held_out_only_with_validation_images_of_their_own() -> None:
     shared = StudyImages({"class_path": DIGITS})
-    own = StudyImages({"class_path": DIGITS, "init_args": {"val_fraction": 0.2}})
-    assert (shared.is_held_out, own.is_held_out) == (False, True)
-    assert sum(len(target) for _, target in own.batches()) == 360
-    assert shared.digest() != own.digest()
+    with_validation = StudyImages({"class_path": DIGITS, "init_args": {"val_fraction": 0.2}})
+    assert (shared.is_held_out, with_validation.is_held_out) == (False, True)
+    assert sum(len(target) for _, target in with_validation.batches()) == 360
+    assert shared.digest() != with_validation.digest()
 
 
 def test_another_photo_changes_the_digest_of_its_split_alone(tmp_path) -> None:

@@ -46,7 +46,7 @@ def test_another_process_maps_the_same_bytes(tmp_path, away) -> None:
     queue = context.Queue()
     process = context.Process(target=_checksum, args=(images, queue))
     process.start()
-    assert queue.get(timeout=60) == _checksum(images)
+    assert queue.get(timeout=500) == _checksum(images)
     process.join()
 
 

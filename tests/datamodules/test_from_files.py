@@ -345,7 +345,7 @@ def test_a_workers_own_memory_does_not_grow_with_the_data_set(tmp_path, decode_m
         queue = context.Queue()
         process = context.Process(target=_private, args=(queue, train))
         process.start()
-        size: int = queue.get(timeout=120)
+        size: int = queue.get(timeout=500)
         process.join()
         return size
 

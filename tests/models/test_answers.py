@@ -213,7 +213,7 @@ def test_processes_that_write_and_merge_at_once_lose_nothing(tmp_path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(500)
         assert process.exitcode == 0
     store = answers(tmp_path)
     for view in range(3):
