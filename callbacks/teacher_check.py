@@ -77,7 +77,7 @@ class TeacherCheck(Callback):
             )
             for network in fast_networks(teacher).values():
                 network.switch_back(trainer.strategy.root_device)
-            counts = _Counts(counts.plain, counts.plain_broken, None, 0)
+            counts = _Counts(counts.plain, counts.plain_broken, None, 0, counts.classes)
         if counts.broken:
             raise ValueError(
                 f"the teacher's outputs are NaN or infinite on {counts.broken} of {images} images of the validation "
@@ -92,13 +92,14 @@ class _Counts(NamedTuple):
     """How many images of each class (row) the teacher takes for each class (column), and the same of it run plainly.
 
     Of many classes only how many it takes for their own class (place 0, 0) and for another one (place 0, 1). ``broken``
-    are those for which its logits are not finite.
+    are those for which its logits are not finite. ``classes`` is how many its logits have.
     """
 
     answers: Tensor
     broken: int
     plain: Tensor | None
     plain_broken: int
+    classes: int
 
 
 def _accuracy(answers: Tensor) -> float:
@@ -119,9 +120,9 @@ def _precision(teacher: nn.Module) -> str:
 def _report(teacher: nn.Module, counts: _Counts, class_names: Sequence[str] | None) -> None:
     """Print the accuracy, and warn of a low one with what may cause it."""
     answers, images = counts.answers, int(counts.answers.sum())
-    classes = _num_classes(teacher) or len(answers)
-    bias = _bias(teacher, answers, class_names) if len(answers) == classes else ""
-    accuracy, chance = _accuracy(answers), 1 / classes
+    has_table = len(answers) == _num_classes(teacher)
+    bias = _bias(teacher, answers, class_names) if has_table else ""
+    accuracy, chance = _accuracy(answers), 1 / counts.classes
     least = chance + 0.25 * (1 - chance)
     if counts.plain is not None:
         ways = " or ".join(sorted({str(run.variant) for run in fast_networks(teacher).values()}))
@@ -137,7 +138,7 @@ def _report(teacher: nn.Module, counts: _Counts, class_names: Sequence[str] | No
     finding = f"the teacher is right on {accuracy:.1%} of the validation set, where chance is {chance:.1%}"
     answered_as = answers.argmax(dim=1)
     reordered_accuracy = float(answers.gather(1, answered_as[:, None]).sum() / images)
-    is_permutation = len(answers) == classes == len(set(answered_as.tolist()))
+    is_permutation = has_table and len(answers) == len(set(answered_as.tolist()))
     if is_permutation and reordered_accuracy >= least:
         rank_zero_warn(
             f"{finding}: its classes look permuted, in another order it would be right on {reordered_accuracy:.1%}; "
@@ -173,6 +174,7 @@ def _count_answers(trainer: Trainer, teacher: nn.Module) -> _Counts:
     side = classes if classes is not None and classes <= _MOST_CLASSES else 2
     loaders = cast(list[Iterable[object]], loaders_of(trainer, "val"))
     has_table, counter, runs = side == classes, SampleCounter(), fast_networks(teacher).values()
+    answered = 0
     # The last two places count the images whose logits are not finite, and those that were asked about plainly.
     answers, plain = (
         torch.zeros(side * side + 2, dtype=torch.int64, device=trainer.strategy.root_device) for _ in range(2)
@@ -196,6 +198,7 @@ def _count_answers(trainer: Trainer, teacher: nn.Module) -> _Counts:
                 logits = _ask(teacher, batch, loader_number)
                 if logits is None:
                     continue
+                answered = logits.shape[1]
                 count = counter.count(loader, number, len(batch.target), loader_number)
                 count_up(answers, logits[:count], batch.target[:count])
                 if any(run.was_fast for run in runs):
@@ -208,7 +211,7 @@ def _count_answers(trainer: Trainer, teacher: nn.Module) -> _Counts:
     answers, plain = (trainer.strategy.reduce(counts, reduce_op="sum") for counts in (answers, plain))
     has_plain = int(plain[-1]) == int(answers[-1]) > 0
     table, plain_table = (counts[:-2].view(side, side) for counts in (answers, plain))
-    return _Counts(table, int(answers[-2]), plain_table if has_plain else None, int(plain[-2]))
+    return _Counts(table, int(answers[-2]), plain_table if has_plain else None, int(plain[-2]), answered)
 
 
 def _ask(teacher: nn.Module, batch: Batch, loader: int) -> Tensor | None:

@@ -75,6 +75,25 @@ def test_calls_out_a_teacher_that_knows_nothing() -> None:
         fit(DigitsCNN(), TeacherCheck())
 
 
+@pytest.mark.parametrize("classes", [10, 2])
+def test_chance_follows_from_the_logits_of_a_teacher_that_does_not_say_how_many_classes_it_has(classes: int) -> None:
+    class Wrong(nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return torch.eye(classes)[torch.full((len(image),), classes - 1)]
+
+    class Zeros(DigitsDataModule):
+        num_classes, class_names = classes, None
+
+        def setup(self, stage: str | None = None) -> None:
+            super().setup(stage)
+            self.train_set, self.val_set = ([(x, 0) for x, _ in part] for part in (self.train_set, self.val_set))
+
+    student = DistillableViT(8, 4, classes, dim=8, depth=1, heads=1, mlp_dim=8, channels=1)
+    options = {"max_epochs": 1, "limit_train_batches": 1, "num_sanity_val_steps": 0, "callbacks": TeacherCheck()}
+    with pytest.warns(UserWarning, match=f"where chance is {1 / classes:.1%}: a student will learn little"):
+        trainer(**options).fit(LitDistiller(student, Wrong()), datamodule=Zeros())
+
+
 def test_calls_out_a_permutation_with_the_order_that_undoes_it() -> None:
     order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
     named = {name: [k] for name, k in zip("0123456789", order, strict=True)}
