@@ -45,6 +45,8 @@ class TimmStudent(nn.Module):
         drop_path_rate: Probability of leaving out a block in training, in 0..1.
         mean: Per-channel mean of the pixels in 0..1 units; by default timm's for this network.
         std: Per-channel standard deviation, with ``mean``.
+        channels_last: Lay images and weights out by pixel. Many convolutional networks train faster so, on a CPU up to
+            twice as fast. Results differ by rounding.
         timm_kwargs: Further arguments of ``timm.create_model``.
 
     Shape:
@@ -78,6 +80,7 @@ class TimmStudent(nn.Module):
         drop_path_rate: float | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        channels_last: bool = False,
         **timm_kwargs: Any,
     ) -> None:
         super().__init__()
@@ -103,6 +106,8 @@ class TimmStudent(nn.Module):
             fresh = self.state_dict()
             kept = {name: value for name, value in token.items() if name in fresh and value.shape == fresh[name].shape}
             self.load_state_dict(fresh | kept)
+        self.channels_last = channels_last
+        self.to(memory_format=self._layout)
         self.train()
 
     def _add_token(self) -> nn.Sequential:
@@ -124,9 +129,13 @@ class TimmStudent(nn.Module):
         """Return the place of the distillation token: after the class token and the registers."""
         return int(self.model.num_prefix_tokens)
 
+    @property
+    def _layout(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.preserve_format
+
     def forward(self, image: Tensor) -> StudentOutput | Tensor:
         """Return the logits of both heads, or of the only one."""
-        image = self.pixels(image)
+        image = self.pixels(image).to(memory_format=self._layout)
         if self.distillation_head is None:
             output: StudentOutput | Tensor = self.model(image)
             return output if isinstance(output, Tensor) else StudentOutput(*output)

@@ -28,6 +28,7 @@ TIMM = {
     "dict_kwargs": {"depth": 2},
 }
 RESNET = {"class_path": "lit_distill.TimmStudent", "init_args": {"name": "resnet10t", "num_classes": 5, "img_size": 32}}
+BY_PIXEL = {**RESNET, "init_args": {**RESNET["init_args"], "channels_last": True}}
 
 
 def make(described: dict[str, Any]) -> tuple[nn.Module, list[int]]:
@@ -40,7 +41,11 @@ def make(described: dict[str, Any]) -> tuple[nn.Module, list[int]]:
     return student, [3, 8, 8] if kind is DistillableViT else [3, 32, 32]
 
 
-@pytest.mark.parametrize("described", [VIT, CONV_VIT, TIMM, RESNET], ids=["vit", "convolutional", "timm", "one head"])
+@pytest.mark.parametrize(
+    "described",
+    [VIT, CONV_VIT, TIMM, RESNET, BY_PIXEL],
+    ids=["vit", "convolutional", "timm", "one head", "channels_last"],
+)
 def test_comes_back_with_the_same_bits_and_its_card(tmp_path, described: dict[str, Any]) -> None:
     student, shape = make(described)
     card = {"student": described, "class_names": ["a", "b", "c", "d", "e"], "metrics": {"val/nll": 0.5}}

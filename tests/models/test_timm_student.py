@@ -264,3 +264,19 @@ def test_says_what_is_wrong_in_one_line(small_vit: Any, name: str, args: dict[st
     with pytest.raises(ValueError, match=message) as raised:
         TimmStudent(name, **{"num_classes": 5, **args})
     assert "\n" not in str(raised.value)
+
+
+def test_laid_out_by_pixel_it_answers_and_learns_the_same() -> None:
+    students = []
+    for channels_last in (False, True):
+        torch.manual_seed(0)
+        students.append(TimmStudent("resnet10t", 7, img_size=32, channels_last=channels_last).double())
+    kernels = [weight for weight in students[1].parameters() if weight.dim() == 4]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+    image = torch.rand(4, 3, 32, 32, dtype=torch.float64)
+    outputs = [student(image) for student in students]
+    torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
+    for output in outputs:
+        output.square().sum().backward()
+    plain, by_pixel = ([weight.grad for weight in student.parameters()] for student in students)
+    torch.testing.assert_close(by_pixel, plain, rtol=1e-6, atol=1e-9)
