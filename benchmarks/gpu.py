@@ -107,6 +107,7 @@ def pieces(options: argparse.Namespace) -> list[Piece]:
         Piece("loader", "loader.py", ["--workers=8", "--batch=512"], 2, folder=True),
         Piece("loader by size", "loader.py", ["--workers=8", "--sizes", "--policies=none"], 2, folder=True),
         Piece("CIFAR-10", "cifar10.py", study_arguments(options), 60, folder=True),
+        Piece("LWR by its authors", "lwr_authors.py", authors_arguments(options), 60, folder=True),
     ]
 
 
@@ -128,6 +129,12 @@ def study_arguments(options: argparse.Namespace) -> list[str]:
     flags.append(f"--trainer.accelerator={'gpu' if options.device == 'cuda' else 'cpu'}")
     lengths = [f"--epochs={epochs}", f"--teacher_epochs={max(1, epochs // 2)}"] if options.length == 1 else []
     return [*lengths, "--seeds", *map(str, options.study_seeds), "--trainer.devices=1", *flags]
+
+
+def authors_arguments(options: argparse.Namespace) -> list[str]:
+    """Return the arguments of LWR by its authors' recipe."""
+    precision = ["--trainer.precision=bf16-mixed"] if options.device == "cuda" else []
+    return ["--seeds", *map(str, options.study_seeds), *precision]
 
 
 def place_of(options: argparse.Namespace, name: str) -> Path:

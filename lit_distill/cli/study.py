@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import redirect_stdout
+from contextvars import copy_context
 import io
 import json
 import os
@@ -171,6 +172,8 @@ class Study:
 
     def _work(self, waiting: Sequence[Task], jobs: int) -> dict[str, BaseException]:
         """Run the tasks, and return the error of each that failed, by its title."""
+        for task in waiting:
+            task.images.test_digest()  # reads them, which is done by processes: no process is forked from a thread
         began, total = time.monotonic(), self._total()
         done = sum(task.result() is not None for task in self._due())
         slots: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -183,7 +186,9 @@ class Study:
         pool = ThreadPoolExecutor(jobs)
         try:
             running: dict[Future[None], Task] = {
-                pool.submit(self._do, task, slots, teachers_done): task for task in waiting
+                # A thread begins without the context's values, such as what is trusted.
+                pool.submit(copy_context().run, self._do, task, slots, teachers_done): task
+                for task in waiting
             }
             for key, task in self._teachers.items():
                 if task not in waiting:

@@ -94,6 +94,7 @@ class StudyImages:
         """Yield the test images and targets, batch by batch."""
         with self._lock:
             self.data.setup("test")
+            self.data.num_workers = 0  # runs are measured in threads, and a process is not forked from a thread
             loader = self.data.test_dataloader()
         for batch in loader:
             yield batch.image, batch.target
@@ -104,7 +105,8 @@ class StudyImages:
                 contents: object = self._description
                 if isinstance(self.data, FilesDataModule):
                     # The images to train on are for the runs, which decode them: here they would only take memory.
-                    decode_memory, self.data.decode_memory = self.data.decode_memory, 0.0
+                    decode_memory = self.data.decode_memory
+                    self.data.decode_memory = decode_memory if splits == ("test",) else 0.0
                     contents = [self.data.contents(split) for split in splits if split in self.data.splits]
                     self.data.decode_memory = decode_memory
                 self._digests[splits] = hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:16]

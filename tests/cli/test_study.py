@@ -163,6 +163,22 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, capsys, monkey
     )
 
 
+def test_a_student_of_the_users_own_is_measured_if_it_is_trusted(tmp_path, monkeypatch) -> None:
+    lines = [
+        "from lit_distill import DistillableViT",
+        "class Own(DistillableViT):",
+        f"    def __init__(self, num_classes): super().__init__(num_classes=num_classes, **{STUDENT})",
+    ]
+    (tmp_path / "own_net.py").write_text("\n".join(lines))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    base = {"model": {"student": {"class_path": "own_net.Own"}}, "data": STUDY["base"]["data"]}
+    path = write(STUDY | {"base": base, "epochs": 1, "rows": ["cross-entropy"]}, tmp_path)
+    line = [*command(path, tmp_path / "out"), "--trust=own_net"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr
+    assert numbers(tmp_path / "out")["rows"]["cross-entropy"]["runs"] == 1
+
+
 def test_the_first_seed_chooses_the_baseline_and_the_others_stop_there(tmp_path, monkeypatch, capsys) -> None:
     validated = {"slow": 0.7, "right": 0.8, "fast": 0.6}
 

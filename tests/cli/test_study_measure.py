@@ -67,3 +67,16 @@ def test_a_class_that_a_split_lacks_is_named(tmp_path) -> None:
     with pytest.raises(ValueError, match="class 'dog' has no image in the split 'val'"):
         StudyImages(description)
     assert Path(tmp_path, "dog/0.png").exists()
+
+
+def test_test_images_are_decoded_once_and_read_without_processes(tmp_path, caplog: pytest.LogCaptureFixture) -> None:
+    splits = ("train", "val", "test")
+    make_photos(tmp_path, [f"{split}/{kind}/{i}.png" for split in splits for kind in "ab" for i in range(2)])
+    arguments = {"root": str(tmp_path), "image_size": 8, "num_workers": 2}
+    images = StudyImages({"class_path": FOLDER, "init_args": arguments})
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        images.digest(), images.test_digest()
+        assert [len(target) for _, target in images.batches()] == [4]
+    decoded = [record.getMessage() for record in caplog.records if record.getMessage().startswith("decoded")]
+    assert [line.split(" into")[0] for line in decoded] == ["decoded 4 test images"]
+    assert images.data.num_workers == 0
