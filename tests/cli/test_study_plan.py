@@ -135,7 +135,7 @@ def test_a_row_that_stands_twice_is_refused_where_yaml_would_keep_the_last(tmp_p
 
 def test_the_packages_studies_are_found_by_name_and_can_be_read() -> None:
     names = sorted(path.stem for path in find_study("cifar10").parent.glob("*.yaml"))
-    assert names[:3] == ["cifar10", "cifar10_few", "cifar10_pretrained"]
+    assert names[:3] == ["cifar10", "cifar10_few", "cifar10_mixed"]
     for name in names:
         plan = read_plan(find_study(name), {})
         assert set(plan.baseline) <= set(plan.rows)
@@ -146,11 +146,13 @@ def test_the_packages_studies_are_found_by_name_and_can_be_read() -> None:
     assert wrong.seeds == [0, 1, 2]
     fewer = read_plan(find_study("cifar10_wrong20"), {})
     assert fewer.rows["SAT"].flags == [flag.replace("=0.4", "=0.2") for flag in wrong.rows["SAT"].flags]
-    pretrained, small = (read_plan(find_study(name), {}) for name in ("cifar10_pretrained", "cifar10"))
-    shared = pretrained.rows.keys() & small.rows.keys()
-    assert len(shared) == 6
-    assert all(pretrained.rows[name] == small.rows[name] for name in shared)  # so they may share a folder of runs
-    assert [pretrained.rows[name].teacher for name in ("soft", "soft, pretrained")] == [*pretrained.teachers]
+    pretrained, mixed = (read_plan(find_study(name), {}) for name in ("cifar10_pretrained", "cifar10_mixed"))
+    shared = pretrained.rows.keys() & mixed.rows.keys()
+    assert shared == {"cross-entropy", "cross-entropy, mixed"}
+    assert all(pretrained.rows[name] == mixed.rows[name] for name in shared)  # so they may share a folder of runs
+    assert {run.teacher for run in pretrained.rows.values()} == {None, *pretrained.teachers}
+    assert pretrained.rows["soft, mixed, pretrained"].flags == mixed.rows["soft, mixed"].flags
+    assert mixed.teachers == read_plan(find_study("cifar10"), {}).teachers
     few = read_plan(find_study("cifar10_few"), {})
     for run in (*few.rows.values(), few.teachers["ResNet-10"].run):
         assert {"--data.train_per_class=100", "--trainer.check_val_every_n_epoch=4"} <= set(run.flags)
