@@ -19,6 +19,7 @@ from lit_distill.cli import main
 from lit_distill.cli.study import Study
 from lit_distill.cli.study_plan import read_plan
 from lit_distill.cli.study_stage import RunFailedError, StudyStage
+from lit_distill.models.trust import build
 
 STUDENT = {"image_size": 8, "patch_size": 4, "dim": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "channels": 1}
 STUDY = {
@@ -163,6 +164,29 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, capsys, monkey
     )
 
 
+def pretend_to_train(stage: StudyStage, *_: object) -> None:
+    stage.folder.mkdir(parents=True)
+    (stage.folder / "last.ckpt").touch()
+    (stage.folder / "done.json").write_text('{"checkpoint": "last.ckpt"}')
+
+
+def test_what_is_trusted_is_trusted_where_runs_are_measured(tmp_path, monkeypatch) -> None:
+    def measured(last: Path, images: Any, device: str) -> dict[str, Any]:
+        build({"class_path": "timm.layers.SwiGLU", "init_args": {"in_features": 4}}, last)
+        figures = {"accuracy": 0.5, "nll": 1.0, "ece": 0.1, "aurc": 0.2}
+        others = {"validation": {"last": {"val/accuracy_class": 0.5}}, "seconds": 1.0, "best": None}
+        return {"test": images.test_digest(), "last": figures, "date": "2026-01-02", **others}
+
+    monkeypatch.setattr(StudyStage, "run", pretend_to_train)
+    monkeypatch.setattr("lit_distill.cli.study.result_of", measured)
+    line = ["study", str(write(STUDY, tmp_path)), "--jobs=2", f"--output={tmp_path / 'out'}", *CPU]
+    with pytest.raises(SystemExit):
+        main(line)
+    main([*line, "--trust=timm"])
+    assert [row["runs"] for row in numbers(tmp_path / "out")["rows"].values()] == [1, 1]
+
+
+@pytest.mark.slow
 def test_a_student_of_the_users_own_is_measured_if_it_is_trusted(tmp_path, monkeypatch) -> None:
     lines = [
         "from lit_distill import DistillableViT",
@@ -182,11 +206,6 @@ def test_a_student_of_the_users_own_is_measured_if_it_is_trusted(tmp_path, monke
 def test_the_first_seed_chooses_the_baseline_and_the_others_stop_there(tmp_path, monkeypatch, capsys) -> None:
     validated = {"slow": 0.7, "right": 0.8, "fast": 0.6}
 
-    def train(self: StudyStage, *_: object) -> None:
-        self.folder.mkdir(parents=True)
-        (self.folder / "last.ckpt").touch()
-        (self.folder / "done.json").write_text('{"checkpoint": "last.ckpt"}')
-
     def measured(last: Path, images: Any, device: str) -> dict[str, Any]:
         name, _, seed = last.parent.name.rpartition("-")[0].rpartition("-seed")
         # On the test images, and by a seed that does not choose, another one is better.
@@ -196,7 +215,7 @@ def test_the_first_seed_chooses_the_baseline_and_the_others_stop_there(tmp_path,
         others = {"validation": validation, "seconds": 1.0, "best": None, "date": "2026-01-02"}
         return {"test": images.test_digest(), "last": figures, **others}
 
-    monkeypatch.setattr(StudyStage, "run", train)
+    monkeypatch.setattr(StudyStage, "run", pretend_to_train)
     monkeypatch.setattr("lit_distill.cli.study.result_of", measured)
     rates = {
         name: {"loss": "cross-entropy", "model.optimizer": "SGD", "model.optimizer.lr": rate}
