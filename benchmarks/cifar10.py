@@ -13,14 +13,12 @@ checkpoints lie in logs/benchmark_cifar10.
 
 import argparse
 import csv
-import hashlib
-import json
 from pathlib import Path
 import subprocess
 import sys
 from typing import Any
 
-from measure import ROOT, Report, options_of, part_of, scaled
+from measure import ROOT, Report, folder_of_runs, options_of, part_of, resumable, scaled
 
 TABLE = "last epoch"
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
@@ -142,9 +140,7 @@ def main() -> None:
         args.teacher_size, args.interval, args.seeds = min(32, args.teacher_size), 1, args.seeds[:1]
     # More seeds than before go on in the same file.
     report = Report(__file__, args, "run", place=("folder", "seeds"))
-    settings = {name: str(value) for name, value in vars(args).items() if name not in ("seeds", "output")}
-    digest = hashlib.sha256(json.dumps([settings, str(args.folder.resolve())]).encode()).hexdigest()[:8]
-    work = Path("logs", "benchmark_cifar10", digest).resolve()
+    work = folder_of_runs("benchmark_cifar10", args, ("seeds",))
     data = part_of(args.folder, {"train": args.images, "test": args.test_images}, work / "images")
     train_all(args, work, data, report)
     report.note(f"Last epoch, {args.test_images or 'all'} test images.")
@@ -152,9 +148,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("\nstopped: the same command goes on from here")
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    resumable(main)

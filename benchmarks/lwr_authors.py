@@ -16,7 +16,6 @@ CIFAR-100; these images are CIFAR-10.
 """
 
 import argparse
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -24,7 +23,7 @@ import subprocess
 import sys
 from typing import Any
 
-from measure import ROOT, Report, options_of, part_of, scaled
+from measure import ROOT, Report, folder_of_runs, options_of, part_of, resumable, scaled
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 import yaml
@@ -108,9 +107,7 @@ def main() -> None:
         args.epochs, args.seeds = scaled(args.epochs, args, 2), args.seeds[:1]
         images, test_images, held_out = scaled(50_000, args, 40), scaled(10_000, args, 20), 1
     report = Report(__file__, args, "loss", place=("folder", "jobs", "seeds"))
-    settings = {name: str(value) for name, value in vars(args).items() if name not in ("seeds", "jobs", "output")}
-    digest = hashlib.sha256(json.dumps([settings, str(args.folder.resolve())]).encode()).hexdigest()[:8]
-    work = Path("logs", "lwr_authors", digest).resolve()
+    work = folder_of_runs("lwr_authors", args, ("seeds", "jobs"))
     data = part_of(args.folder, {"train": images, "test": test_images}, work / "images")
     work.mkdir(parents=True, exist_ok=True)
     plan = work / "study.yaml"
@@ -147,9 +144,4 @@ def _columns(last: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("\nstopped: the same command goes on from here")
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    resumable(main)

@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -196,6 +197,23 @@ def hardware() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return facts
+
+
+def folder_of_runs(name: str, options: argparse.Namespace, unlike: Sequence[str]) -> Path:
+    """Return the folder below logs of a script's runs, another one for other options than those called ``unlike``."""
+    settings = {key: str(value) for key, value in vars(options).items() if key not in (*unlike, "output")}
+    digest = hashlib.sha256(json.dumps([settings, str(options.folder.resolve())]).encode()).hexdigest()[:8]
+    return Path("logs", name, digest).resolve()
+
+
+def resumable(main: Callable[[], None]) -> None:
+    """Run a script that goes on when it is started again; end with one line if it is stopped or fails."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\nstopped: the same command goes on from here")
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
 
 
 class Report:
