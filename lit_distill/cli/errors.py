@@ -160,7 +160,8 @@ def _failed_import(path: str, missing: str) -> str:
 def _unknown_argument(path: str, name: str) -> str:
     cls = resolve_name(path) if path.rpartition(".")[0] in sys.modules else None
     known = ArgumentParser().add_class_arguments(cls) if isinstance(cls, type) else []
-    return f"{path.rpartition('.')[2]} has no argument {name!r}: {did_you_mean(name, known, cutoff=0.0)}"
+    hint = did_you_mean(name, known, cutoff=0.0) or "it takes none"
+    return f"{path.rpartition('.')[2]} has no argument {name!r}: {hint}"
 
 
 def _wrong_key(problem: str, key: str) -> str:

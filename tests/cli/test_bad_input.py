@@ -81,6 +81,7 @@ CASES = {
     "--data=DigitDataModule": "no class 'DigitDataModule': did you mean 'DigitsDataModule'",
     "--model.aplha=0.5": "unknown option --model.aplha: did you mean '--model.alpha'?",
     "--retrospection.intervall=3": "has no argument 'intervall': did you mean 'interval'?",
+    "--model.distillation.nome=1": "HardDistillation has no argument 'nome': it takes none",
     "--model.alpha=half": "model.alpha: expected float, got half",
     "--config {class}": "no class 'lit_distill.HardDistilation': did you mean 'HardDistillation'",
     "--config {option}": "unknown option --model.alfa: did you mean '--model.alpha'?",
