@@ -1,23 +1,56 @@
 """Equal things have equal digests in every process; any part that changes changes them."""
 
+from collections import deque
+from enum import Enum
 from functools import partial
+from pathlib import Path
 import random
 import subprocess
 import sys
+import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
+from PIL import Image
 import pytest
 import torch
 from torch import nn
 
+from lit_distill import FrozenTeacher
 from lit_distill.datamodules import Augmentation
 from lit_distill.fingerprint import digest_of
+from lit_distill.models.teacher_base import Teacher
 
 
 class Holder:
     def __init__(self, value: object) -> None:
         self.value = value
         self.me = self
+
+
+class Slotted:
+    __slots__ = ("value",)
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+
+class Colour(Enum):
+    RED = 1
+    BLUE = 2
+
+
+class Scaled(nn.Module):
+    def __init__(self, scale: object) -> None:
+        super().__init__()
+        self.scale = scale
+        self._shift = scale
+
+
+class Asked(Teacher):
+    def __init__(self, scale: object) -> None:
+        super().__init__()
+        self._scale = scale
 
 
 def network(bias: float = 0.0) -> nn.Module:
@@ -56,6 +89,33 @@ DIFFERENT = [
     max,
     Holder(2).__eq__,
     Holder,
+    b"1",
+    bytearray(b"1"),
+    bytearray(b"2"),
+    np.float32(1),
+    np.float32(2),
+    np.array(["a", "b"]),
+    np.array(["a", "c"]),
+    np.array(["a", None], dtype=object),
+    np.array(["b", None], dtype=object),
+    deque([1]),
+    deque([2]),
+    range(3),
+    range(4),
+    Path("a"),
+    Path("b"),
+    Colour.RED,
+    Colour.BLUE,
+    SimpleNamespace(a=1),
+    SimpleNamespace(a=2),
+    Slotted(1),
+    Slotted(2),
+    Image.new("L", (2, 2)),
+    Image.new("L", (2, 2), 1),
+    lambda x, y=1: x + y,
+    lambda x, y=2: x + y,
+    lambda x: [1 for _ in x],
+    lambda x: [2 for _ in x],
 ]
 
 
@@ -63,6 +123,59 @@ def test_different_things_have_different_digests() -> None:
     digests = [digest_of(thing) for thing in DIFFERENT]
     assert len(set(digests)) == len(DIFFERENT)
     assert digests == [digest_of(thing) for thing in DIFFERENT]
+
+
+@pytest.mark.parametrize("kind", [Scaled, Asked])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"a": 0.9, "b": 0.1}, {"a": 0.1, "b": 0.9}),
+        (torch.ones(2), torch.zeros(2)),
+        (np.ones(2), np.zeros(2)),
+        ({1, 2}, {1, 3}),
+        (Path("a"), Path("b")),
+        (lambda x: x, lambda x: 2 * x),
+        (SimpleNamespace(t=1), SimpleNamespace(t=2)),
+        ([nn.Linear(1, 1)], [nn.Linear(2, 1)]),
+    ],
+)
+def test_a_network_of_ones_own_counts_with_settings_of_every_kind(
+    kind: type[nn.Module], one: object, other: object
+) -> None:
+    assert digest_of(kind(one)) == digest_of(kind(one)) != digest_of(kind(other))
+    assert digest_of(nn.Sequential(kind(one))) != digest_of(nn.Sequential(kind(other)))
+
+
+def test_a_teacher_counts_the_same_before_and_after_it_has_answered() -> None:
+    teacher = FrozenTeacher(nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2)))
+    before = teacher.identity()
+    teacher(torch.ones(2, 1, 2, 2))
+    assert teacher.identity() == before
+    # How it is run is no part of what it is, nor in a subclass.
+    assert FrozenTeacher(teacher.model, fast=False).identity() == before
+    own = type("Own", (FrozenTeacher,), {"__module__": "own"})(teacher.model)
+    before = own.identity()
+    own(torch.ones(2, 1, 2, 2))
+    assert own.identity() == before
+
+
+def test_code_of_ones_own_counts() -> None:
+    def with_code(text: str) -> object:
+        space: dict[str, type] = {"__name__": "own"}
+        exec(text, space)  # noqa: S102  # as a notebook does
+        return space["Own"]()
+
+    text = "class Own:\n    def __call__(self, x):\n        return {} * x"
+    assert digest_of(with_code(text.format(2))) == digest_of(with_code(text.format(2)))
+    assert digest_of(with_code(text.format(2))) != digest_of(with_code(text.format(3)))
+
+
+def test_images_in_memory_are_not_held_twice() -> None:
+    images = [Image.new("RGB", (500, 500), number) for number in range(20)]
+    tracemalloc.start()
+    digest_of(images)
+    assert tracemalloc.get_traced_memory()[1] < 6 * 750_000  # each has so many bytes
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("place", ["parameter", "buffer", "setting"])

@@ -81,8 +81,11 @@ class Teacher(nn.Module):
         return {}
 
     def identity(self) -> str:
-        """Return a digest of all that decides its answers: weights, statistics, layers and settings."""
-        return digest_of(self)
+        """Return a digest of all that decides its answers: weights, statistics, layers, settings, and code of one's own.
+
+        How its networks are run is no part of it.
+        """
+        return digest_of(self, without=(FastNetwork,))
 
     def evaluating(self, loader: int) -> AbstractContextManager[None]:
         """Answer, inside the block, to the batches of the validation set's loader of this number, counted from 0."""
