@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+import math
 from pathlib import Path
+from typing import NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -25,6 +27,9 @@ from lit_distill.models.output_rows import OutputRows
 from lit_distill.models.taps import check_features
 from lit_distill.models.teacher_base import Teacher
 from lit_distill.models.teacher_cache import Source, TeacherCache
+from lit_distill.tuning import fast_networks, precision_of, tune
+
+_LARGE = 256  # logits; float16 has steps of a quarter above it
 
 
 class TeacherCaching(Callback):
@@ -91,14 +96,19 @@ class TeacherCaching(Callback):
         self._train: Source | None = None
         self._time: TeacherTime | None = None
         self._sampler: KeyedSampler | None = None
+        self._sets: list[_Set] = []
+        self._stays = False  # the teacher, in memory, for want of room on disk
         self._epoch = -1  # whose views the source has
-        self._error_is_told = False
+        self._error_is_told = self._size_is_told = False
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
         teacher, distillation = getattr(pl_module, "teacher", None), getattr(pl_module, "distillation", None)
+        if isinstance(teacher, TeacherCache):  # of a run that had no chance to give its teacher back
+            teacher.take_back()
+            teacher = teacher.asked
         if not isinstance(teacher, Teacher) or distillation is None:
             raise ValueError("teacher_cache needs a teacher and a distillation loss: give both, or leave it out")
         self._layers = self._layers_to_keep(distillation)
@@ -108,6 +118,7 @@ class TeacherCaching(Callback):
                 raise ValueError(f"teacher_cache.views={self.views}, but data.views={data.views}: give the first alone")
             data.views = self.views
         self._cache, self._train, self._epoch = TeacherCache(teacher), None, -1
+        self._stays = False
         self._time = TeacherTime(self._cache)
         pl_module.teacher = self._cache
 
@@ -123,26 +134,28 @@ class TeacherCaching(Callback):
                 "IndexedDataset(..., with_view=True), as a data module's without overfit_batches; got "
                 f"{type(sampler).__name__} and {type(data).__name__}"
             )
-        common = {"teacher": self._cache.asked.identity(), "precision": str(trainer.precision)}
+        teacher = self._cache.asked.identity()  # before it is asked, which may change what it holds
         rows = self._rows_with_features(trainer, self._cache, data) if self.features else self._rows(trainer)
-        common["rows"] = "no logits" if rows.logits is None else str(rows.logits)
-        made_of = {**common, "features": str(OutputRows(None, rows.features)) or "none"}
+        common = {"teacher": teacher, "rows": "no logits" if rows.logits is None else str(rows.logits)}
+        parts = {"features": str(OutputRows(None, rows.features)) or "none", **training_parts(data, sampler.repeats)}
         self._sampler = sampler
-        self._train = self._open(trainer, "train", {**made_of, **training_parts(data, sampler.repeats)}, data, rows)
+        self._sets = [_Set(None, data, rows, common | parts)]
         for number, each in enumerate([] if rows.logits is None else loaders_of(trainer, "val")):
             dataset = getattr(each, "dataset", None)
-            parts = evaluation_parts(dataset) if isinstance(dataset, IndexedDataset) else None
-            if parts is not None and isinstance(dataset, IndexedDataset):
-                made_of, validated_rows = {**common, **parts}, OutputRows(rows.logits)
-                self._cache.evaluated[number] = self._open(trainer, "val", made_of, dataset, validated_rows)
-        self._finish(trainer, self._train, [*range(self.views)])
-        self._finish_evaluated(trainer)
-        self._tell(self._train.answers)
+            evaluated = evaluation_parts(dataset) if isinstance(dataset, IndexedDataset) else None
+            if evaluated is not None and isinstance(dataset, IndexedDataset):
+                self._sets.append(_Set(number, dataset, OutputRows(rows.logits), common | evaluated))
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        if self._cache is None:
+            return
+        if self._train is None:
+            tune(trainer, self._cache, batch)  # with a batch, a teacher can choose how to be fast
+            self._open_all(trainer, self._cache)
+            self._cache.reopen = lambda: self._reopen(trainer)
         # Lightning has no hook at the start of an epoch that it resumes.
-        if self._train is not None and trainer.current_epoch != self._epoch:
+        if trainer.current_epoch != self._epoch:
             self._epoch = trainer.current_epoch
             self._begin(trainer)
         if self._time is not None and not self._time.is_over and self._time.begin_step(pl_module.device):
@@ -179,19 +192,22 @@ class TeacherCaching(Callback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         with suppress(RuntimeError):  # of a device that has failed
-            self._flush()
+            self.teardown(trainer, pl_module, "fit")  # which Lightning leaves out after an error
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self._cache is None:
+        cache = self._cache
+        if cache is None:
             return
         self._flush()
-        self._cache.take_back()
-        pl_module.teacher = self._cache.asked
+        pl_module.teacher = cache.asked
+        cache.take_back()
+        cache.reopen = None
         self._cache = self._train = self._time = self._sampler = None
+        self._sets = []
 
     def _flush(self) -> None:
-        """Write what is still in memory of a run that was stopped."""
+        """Write what is still in memory, as of a run that was stopped."""
         evaluated = {} if self._cache is None else self._cache.evaluated
         for source in (self._train, *evaluated.values()):
             if source is not None:
@@ -229,11 +245,31 @@ class TeacherCaching(Callback):
         logits = None if answer.logits is None else AnswerRows(answer.logits.shape[1], self.top_k)
         return OutputRows(logits, {name: tuple(answer.features[name].shape[1:]) for name in names})
 
-    def _open(
-        self, trainer: Trainer, kind: str, made_of: dict[str, str], data: IndexedDataset, rows: OutputRows
-    ) -> Source:
+    def _open_all(self, trainer: Trainer, cache: TeacherCache) -> None:
+        """Open the source of each data set for the precision that the teacher answers in now."""
+        precision = precision_of(trainer, fast_networks(cache).values())
+        for each in self._sets:
+            source = self._open(trainer, each, precision)
+            if each.loader is None:
+                self._train = source
+                self._finish(trainer, source, [*range(self.views)])
+            else:
+                cache.evaluated[each.loader] = source
+        self._finish_evaluated(trainer)
+        if self._train is not None:
+            self._tell(self._train.answers)
+
+    def _reopen(self, trainer: Trainer) -> None:
+        """Leave what the teacher has answered so far, and open what it would answer now."""
+        self._flush()
+        if self._cache is not None:
+            self._open_all(trainer, self._cache)
+            self._begin(trainer)
+
+    def _open(self, trainer: Trainer, described: "_Set", precision: str) -> Source:
         """Return a source; all ranks take what the first says it is made of."""
-        made_of = trainer.strategy.broadcast(made_of)
+        kind, data, rows = "train" if described.loader is None else "val", described.data, described.rows
+        made_of = trainer.strategy.broadcast({"precision": precision, **described.made_of})
         wanted = None
         if data.rows is not None:
             wanted = data.rows.new_zeros(data.num_rows, dtype=torch.bool).index_fill_(0, data.rows, True)
@@ -256,10 +292,11 @@ class TeacherCaching(Callback):
             return
         train.begin(self._current_views(), trainer.strategy.root_device)
         cache.source = train
-        if train.is_warm and not cache.is_away and self._is_complete(trainer, cache):
+        if train.is_warm and not cache.is_away and not self._stays and self._is_complete(trainer, cache):
             try:
                 cache.put_away(self.folder)
             except OSError as error:
+                self._stays = True  # until the run ends
                 rank_zero_info(f"the teacher stays in memory: {error}")
 
     def _is_complete(self, trainer: Trainer, cache: TeacherCache) -> bool:
@@ -270,8 +307,7 @@ class TeacherCaching(Callback):
     def _finish_evaluated(self, trainer: Trainer) -> None:
         for source in () if self._cache is None else self._cache.evaluated.values():
             self._finish(trainer, source, [0])  # whether warm or not, for all ranks must come here
-            if not source.is_warm:
-                source.begin([0], trainer.strategy.root_device)
+            source.begin([0], trainer.strategy.root_device)  # looks again if the file has changed
 
     def _finish(self, trainer: Trainer, source: Source, views: list[int]) -> None:
         """Write what is noted, and merge what all ranks have written."""
@@ -280,6 +316,13 @@ class TeacherCaching(Callback):
         if trainer.is_global_zero:
             source.merge(views)
         trainer.strategy.barrier("teacher_cache merged")
+        if _LARGE < source.largest < math.inf and not self._size_is_told:
+            self._size_is_told = True
+            rank_zero_warn(
+                f"the teacher's logits reach {source.largest:.0f}, where float16, which the cache keeps them in, has "
+                f"steps of {2 ** (math.frexp(source.largest)[1] - 11):g}: subtract a constant from them in the "
+                "teacher, or leave the cache out"
+            )
         if source.error is not None and not self._error_is_told:
             self._error_is_told = True
             rank_zero_warn(
@@ -309,12 +352,23 @@ class TeacherCaching(Callback):
         missing = self.views - self._views_there()
         epochs = (trainer.max_epochs or -1) - trainer.current_epoch  # that are left; < 0 of a run without an end
         saved = f"an epoch that need not ask is shorter by {duration(measured.asking * steps)}"
-        if epochs > missing:  # each missing view is the work of one epoch
+        if steps < len(trainer.train_dataloader or ()):
+            saved += ", but limit_train_batches takes other images in each epoch, so views do not become whole"
+        elif epochs > missing:  # each missing view is the work of one epoch
             seconds = [measured.asking * steps * (epochs - missing), measured.step * steps * epochs]
             saved = (
                 f"{epochs - missing} of {epochs} epochs need not ask, which saves {' of '.join(map(duration, seconds))}"
             )
         rank_zero_info(f"teacher cache: asking takes {measured.asking / measured.step:.0%} of a step; {saved}")
+
+
+class _Set(NamedTuple):
+    """A data set with a source: that of training, or of the validation set's loader of this number."""
+
+    loader: int | None
+    data: IndexedDataset
+    rows: OutputRows
+    made_of: dict[str, str]
 
 
 def _note_difference(answers: Answers) -> None:

@@ -14,6 +14,7 @@ from typing_extensions import override
 from lit_distill.batch import Batch
 from lit_distill.evaluation import loaders_of
 from lit_distill.models.teacher_base import Teacher
+from lit_distill.models.teacher_cache import TeacherCache
 from lit_distill.padding import SampleCounter
 from lit_distill.tuning import fast_networks, tune
 
@@ -77,6 +78,8 @@ class TeacherCheck(Callback):
             )
             for network in fast_networks(teacher).values():
                 network.switch_back(trainer.strategy.root_device)
+            if isinstance(teacher, TeacherCache) and teacher.reopen is not None:
+                teacher.reopen()
             counts = _Counts(counts.plain, counts.plain_broken, None, 0, counts.classes)
         if counts.broken:
             raise ValueError(
@@ -174,7 +177,10 @@ def _count_answers(trainer: Trainer, teacher: nn.Module) -> _Counts:
     side = classes if classes is not None and classes <= _MOST_CLASSES else 2
     loaders = cast(list[Iterable[object]], loaders_of(trainer, "val"))
     has_table, counter, runs = side == classes, SampleCounter(), fast_networks(teacher).values()
+    asked = teacher.asked if isinstance(teacher, TeacherCache) else teacher
     answered = 0
+    for run in runs:
+        run.was_fast = False  # it may not be asked at all, if there is a cache
     # The last two places count the images whose logits are not finite, and those that were asked about plainly.
     answers, plain = (
         torch.zeros(side * side + 2, dtype=torch.int64, device=trainer.strategy.root_device) for _ in range(2)
@@ -201,11 +207,11 @@ def _count_answers(trainer: Trainer, teacher: nn.Module) -> _Counts:
                 answered = logits.shape[1]
                 count = counter.count(loader, number, len(batch.target), loader_number)
                 count_up(answers, logits[:count], batch.target[:count])
-                if any(run.was_fast for run in runs):
+                if any(run.was_fast or run.is_rough(batch.image.device) for run in runs):
                     with ExitStack() as stack:
                         for run in runs:
                             stack.enter_context(run.plainly())
-                        plain_logits = _ask(teacher, batch, loader_number)
+                        plain_logits = _ask(asked, batch, loader_number)
                     if plain_logits is not None:
                         count_up(plain, plain_logits[:count], batch.target[:count])
     answers, plain = (trainer.strategy.reduce(counts, reduce_op="sum") for counts in (answers, plain))

@@ -119,7 +119,8 @@ class _Digester:
     def _settings(self, module: nn.Module) -> dict[str, object]:
         """Return the attributes of a network that say what it computes.
 
-        Names with an underscore are the business of a library's class that may have set them.
+        Names with an underscore are the business of a library's class that may have set them; whole numbers of such
+        names, and nothing, are taken for counts and marks of what the network has done.
         """
         is_of_library = _is_of_library(type(module))
         bases = {*type(module).__mro__} - {object, nn.Module}
@@ -129,7 +130,7 @@ class _Digester:
             for key, value in vars(module).items()
             if key not in _OF_EVERY_MODULE
             and not isinstance(value, self.without)
-            and not (has_secrets and key.startswith("_"))
+            and not (key.startswith("_") and (has_secrets or value is None or isinstance(value, int)))
             and (not is_of_library or isinstance(value, (*_PLAIN, bytes, list, tuple)))
         }
 

@@ -1,6 +1,6 @@
 """When a run has its teacher choose how to be fast, and how its checkpoints keep the choice."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import math
 from typing import Any
 
@@ -38,6 +38,17 @@ def tune(trainer: Trainer, teacher: nn.Module | None, batch: object) -> None:
     with trainer.precision_plugin.forward_context():
         for part in parts.values():
             part.tune(Batch.of(batch), calls)
+
+
+def precision_of(trainer: Trainer, runs: Iterable[FastNetwork]) -> str:
+    """Return in words the precision that a teacher answers in: the trainer's, unless its networks have another one."""
+    as_is, device = str(trainer.precision), trainer.strategy.root_device
+    # Its weights are float32 while the trainer's autocast is on.
+    words = {"trainer": as_is, "own": "32-true" if as_is.endswith("-mixed") else as_is}
+    found = {
+        words.get(run.precision_on(device), "bf16") if run.precision is None else str(run.precision) for run in runs
+    }
+    return " and ".join(sorted(found or {as_is}))
 
 
 def choices_of(teacher: nn.Module | None) -> dict[str, dict[str, dict[str, str]]]:

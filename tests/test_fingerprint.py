@@ -162,7 +162,7 @@ def test_a_teacher_counts_the_same_before_and_after_it_has_answered() -> None:
 def test_code_of_ones_own_counts() -> None:
     def with_code(text: str) -> object:
         space: dict[str, type] = {"__name__": "own"}
-        exec(text, space)  # noqa: S102  # as a notebook does
+        exec(text, space)  # as a notebook does
         return space["Own"]()
 
     text = "class Own:\n    def __call__(self, x):\n        return {} * x"

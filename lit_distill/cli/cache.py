@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from inspect import getdoc
 from pathlib import Path
+import re
 import time
 from typing import Any
 
@@ -23,6 +25,7 @@ from lit_distill.models.teacher_cache import TeacherCache
 from lit_distill.module import LitDistiller
 
 _USAGE = "lit-distill cache info|fill|prune FOLDER"
+_HELP = ("-h", "--help")
 # What a cache has written; nothing else is ever removed.
 _OWN_FILES = ("*.answers", "*.shard", ".*.part", ".lock", MADE_OF)
 
@@ -35,6 +38,12 @@ def run(args: Sequence[str]) -> None:
     """
     commands: dict[str, Callable[[Path, Sequence[str]], None]] = {"info": info, "fill": fill, "prune": prune}
     command, folder = [*args, "", ""][:2]
+    if command in _HELP:
+        texts = [__doc__, *(f"{name}: {getdoc(each)}" for name, each in commands.items())]
+        print(f"usage: {_USAGE}", *(text.replace("``", "").strip() for text in texts), sep="\n\n")
+        return
+    if command in commands and folder in _HELP:
+        folder, args = "FOLDER", [command, "FOLDER", "--help"]
     if command not in commands or folder.startswith("-") or not folder:
         raise ValueError(f"expected {_USAGE}, got lit-distill cache {' '.join(args)}")
     commands[command](Path(folder), args[2:])
@@ -44,7 +53,7 @@ def info(folder: Path, args: Sequence[str] = ()) -> None:
     """Print what the caches in a folder hold, those used last first."""
     parse(command_parser("cache info", "Print what the caches in a folder hold: cache info FOLDER."), args)
     caches = _caches(folder)
-    size = sum(_size(answers) for answers in caches)
+    size = sum(_size(answers.folder) for answers in caches)
     print(f"{folder}: {len(caches)} caches, {size / 1e6:.3g} MB")
     for answers in caches:
         views = answers.views()
@@ -53,29 +62,36 @@ def info(folder: Path, args: Sequence[str] = ()) -> None:
         damaged = f", {answers.damaged} damaged shards" if answers.damaged else ""
         print(
             f"\n{answers.folder.name}: {len(views)} views of {answers.num_rows} images, {whole} of them whole, "
-            f"{_size(answers) / 1e6:.3g} MB, used {used}{damaged}"
+            f"{_size(answers.folder) / 1e6:.3g} MB, used {used}{damaged}"
         )
         for name, value in answers.made_of.items():
             print(f"  {name:<18}{value}")
 
 
 def prune(folder: Path, args: Sequence[str] = ()) -> None:
-    """Throw away the caches that were not used last, and damaged files of the others."""
+    """Throw away the caches that were not used last, and damaged files of the others; --keep=0 throws away all."""
     parser = command_parser("cache prune", "Throw away caches but those used last: cache prune FOLDER --keep=1.")
     parser.add_argument("--keep", type=int, default=1, help="Caches of training, and of validation, to keep.")
     keep: int = parse(parser, args).keep
     check_at_least(0, keep=keep)
-    freed = 0
-    for kind in ("train", "val"):
-        for place, answers in enumerate(caches_in(folder, kind)):
-            before = _size(answers)
-            if place < keep:
-                _remove_damaged(answers)
-            else:
-                _remove(answers.folder)
-                print(f"removed {answers.folder}")
-            freed += before - _size(answers)
+    freed, kept = 0, []
+    sound = {kind: [answers.folder for answers in caches_in(folder, kind)] for kind in ("train", "val")}
+    for kind, found in sound.items():
+        damaged = [path for path in folder.glob(f"{kind}-*") if re.fullmatch(r"\w+-[0-9a-f]{12}", path.name)]
+        for path in [*found[keep:], *sorted({*damaged} - {*found})]:
+            freed += _size(path)
+            _remove(path)
+            print(f"removed {path}")
+        for path in found[:keep]:
+            before = _size(path)
+            _remove_damaged(Answers.at(path))
+            freed += before - _size(path)
+            kept.append(path.name)
+    if not freed and not kept:
+        _caches(folder)  # says that there is none
     print(f"{freed / 1e6:.3g} MB are free again")
+    if kept:
+        print(f"kept {', '.join(kept)}, used last; --keep=0 removes all")
 
 
 def fill(folder: Path, args: Sequence[str] = ()) -> None:
@@ -84,6 +100,9 @@ def fill(folder: Path, args: Sequence[str] = ()) -> None:
     What is there already is not asked again, so a command that was stopped goes on. ``--trainer.devices`` shares the
     work among devices.
     """
+    if {*_HELP} & {*args}:
+        about = "Ask the teacher of a run of fit about all views ahead: cache fill FOLDER, and the flags of that run."
+        parse(command_parser("cache fill", about), ["--help"])
     views = [arg for arg in args if arg.startswith(("--teacher_cache.views=", "--config", "-c", "--ckpt_path"))]
     if not views:
         raise ValueError(
@@ -100,9 +119,9 @@ def _caches(folder: Path) -> list[Answers]:
     return found
 
 
-def _size(answers: Answers) -> int:
+def _size(folder: Path) -> int:
     size = 0
-    for path in answers.folder.glob("*"):
+    for path in folder.glob("*"):
         with suppress(OSError):  # merged meanwhile
             size += path.stat().st_size
     return size
@@ -142,6 +161,10 @@ class _Asking(LitDistiller):
     def on_train_batch_start(self, batch: object, batch_idx: int) -> int | None:  # type: ignore[override]  # as Lightning
         """Leave an epoch out if everything is there; its images need not be made."""
         super().on_train_batch_start(batch, batch_idx)
+        if isinstance(self.teacher, TeacherCache) and self.teacher.source is not None:
+            error = self.teacher.source.error
+            if error is not None:  # a run would go on without its cache; here there is nothing else to do
+                raise error
         return -1 if isinstance(self.teacher, TeacherCache) and self.teacher.is_warm else None
 
     @override
@@ -177,8 +200,11 @@ class _FillCLI(DistillCLI):
             "logger": False,
             "enable_checkpointing": False,
             "num_sanity_val_steps": 0,
+            "enable_model_summary": False,
+            "check_val_every_n_epoch": 1,
+            "gradient_clip_val": None,
+            "accumulate_grad_batches": 1,
         }
-        chosen["enable_model_summary"] = False
         limits = {"max_epochs": made.teacher_cache.views, "max_steps": -1, "max_time": None}
         return LightningCLI.instantiate_trainer(self, **{**kwargs, **chosen, **limits})
 

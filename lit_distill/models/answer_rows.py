@@ -92,8 +92,9 @@ class AnswerRows:
 
 
 def as_half(values: Tensor) -> Tensor:
-    """Return finite values in float16, those beyond its range as its end."""
-    return values.float().clamp(-_MOST, _MOST).to(torch.float16)
+    """Return values in float16, finite ones beyond its range as its end."""
+    values = values.float()
+    return torch.where(values.isfinite(), values.clamp(-_MOST, _MOST), values).to(torch.float16)
 
 
 def as_bytes(values: Tensor) -> Tensor:

@@ -104,7 +104,8 @@ class Answers:
             OSError: If it cannot be written.
         """
         path = self.folder / MADE_OF
-        if path.exists():
+        with suppress(ValueError):  # there is none, or it is damaged
+            Answers.at(self.folder)
             os.utime(path)
             return
         described = {"made_of": self.made_of, "num_rows": self.num_rows, "stride": self.stride}

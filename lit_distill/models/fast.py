@@ -113,6 +113,16 @@ class FastNetwork:
         """Run the network as it is from now on, also in a run that resumes this one."""
         self.chosen = {"variant": str(PLAIN), "device": _name(device)}
 
+    def precision_on(self, device: torch.device) -> str:
+        """Return what it computes in on a device, as a variant's ``precision`` says it."""
+        chosen = Variant.parse(self.chosen["variant"]) if self.chosen.get("device") == _name(device) else self.simplest
+        return PLAIN.precision if self.is_plain else chosen.precision
+
+    def is_rough(self, device: torch.device) -> bool:
+        """Tell whether it computes on a device in less than the precision of the network's weights."""
+        precision = self.precision_on(device)
+        return precision in ("autocast", "bf16") or (precision == "trainer" and torch.is_autocast_enabled(device.type))
+
     def is_due(self, device: torch.device) -> bool:
         """Tell whether `tune` has anything to choose."""
         return self.fast and not self.is_tuned and is_measured_on(device)

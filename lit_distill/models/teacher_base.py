@@ -81,7 +81,7 @@ class Teacher(nn.Module):
         return {}
 
     def identity(self) -> str:
-        """Return a digest of all that decides its answers: weights, statistics, layers, settings, and code of one's own.
+        """Return a digest of all that decides its answers: weights, statistics, layers, settings, code of your own.
 
         How its networks are run is no part of it.
         """

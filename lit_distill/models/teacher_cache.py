@@ -34,6 +34,8 @@ class Source:
         self.error: OSError | None = None
         self.is_warm = False
         """Whether all answers of these views are there."""
+        self.largest = 0.0
+        """The largest absolute value of a logit that was written."""
         self._first_view = 0
         self._table: Tensor | None = None
         self._known: Tensor | None = None  # rows of the table that are there; None if all that are asked for are
@@ -94,6 +96,8 @@ class Source:
         keys = torch.cat([keys for keys, _ in self._noted], dim=1).cpu()
         rows = torch.cat([rows for _, rows in self._noted]).cpu()
         self._noted, self._count = [], 0
+        if self.rows.logits is not None and (logits := self.rows.unpack(rows).logits) is not None:
+            self.largest = max(self.largest, float(logits.abs().max()))
         try:
             for view in sorted(set(keys[0].tolist())):
                 chosen = keys[0] == view
@@ -146,6 +150,8 @@ class TeacherCache(Teacher):
         self.is_timed = True
         self.asks: list[tuple[Mark, Mark]] = []
         """When the other teacher was asked about a batch of training, and when it had answered, while `is_timed`."""
+        self.reopen: Callable[[], None] | None = None
+        """To be called by all ranks once the teacher behind runs in another precision, if sources are open."""
         self._away: PutAway | None = None
 
     @property

@@ -1,5 +1,6 @@
 """A cache changes what is computed, never what is learned."""
 
+from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 import random
@@ -19,6 +20,7 @@ from lit_distill import DigitsCNN, DistillableViT, FrozenTeacher, HardDistillati
 from lit_distill.batch import Batch
 from lit_distill.callbacks import TeacherCaching, TeacherCheck
 from lit_distill.datamodules import DigitsDataModule, IndexedDataset, KeyedSampler, Mixing
+from lit_distill.models.answers import caches_in
 from lit_distill.models.output import TeacherOutput
 from lit_distill.models.teacher_base import Teacher
 from lit_distill.models.teacher_cache import TeacherCache
@@ -497,3 +499,123 @@ def test_a_sanity_check_and_a_test_ask_the_live_teacher(tmp_path) -> None:
     assert network._asked == 200
     assert run.test(module, datamodule=DigitsDataModule(seed=3), verbose=False)
     assert network._asked == 200 + 360
+
+
+class Fails(Callback):
+    """Raises an error at the start of an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.current_epoch == self.epoch:
+            raise RuntimeError("as a search for hyper-parameters does")
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 4])  # while the cache fills, and when the teacher is away
+def test_after_an_error_the_module_and_its_teacher_are_as_they_were(tmp_path, epoch: int) -> None:
+    network = Counting()
+    before = weights(network)
+    module = LitDistiller(student(), FrozenTeacher(network, fast=False), distillation=SoftDistillation(2.0))
+    teacher = module.teacher
+
+    def run(seed: int, *callbacks: Callback) -> None:
+        caching = TeacherCaching(views=2, folder=tmp_path)
+        options = {"max_epochs": 5, "num_sanity_val_steps": 0, "callbacks": [caching, *callbacks]}
+        trainer(**options).fit(module, datamodule=FewDigits(batch_size=16, seed=seed))
+
+    with pytest.raises(RuntimeError, match="as a search"):
+        run(3, Fails(epoch))
+    assert module.teacher is teacher
+    assert torch.equal(weights(network), before)
+    answers = Answers(Counting())
+    run(4, answers)
+    assert answers.compared == 5 * 48
+
+
+class Coarse(nn.Module):
+    """A network whose answers are lost in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.num_classes = DigitsCNN(pretrained=True), 10
+        self.register_buffer("unit", torch.eye(10))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return nn.functional.linear(self.net(image) + 3000, self.unit) - 3000
+
+
+def stored(folder: Path) -> list[tuple[str, int, Tensor]]:
+    """Return kind, view and logits of each view that is whole."""
+    return [
+        (cache.kind, view, rows.contiguous().view(torch.float16).float())
+        for cache in caches_in(folder)
+        for view in cache.views()
+        if (rows := cache.table(view)) is not None
+    ]
+
+
+def test_a_teacher_that_must_not_be_fast_fills_its_cache_plainly_in_each_run(tmp_path) -> None:
+    learned = []
+    for epochs in (2, 4, 4, 4):
+        teacher = FrozenTeacher(Coarse())
+        module = LitDistiller(student(), teacher, distillation=SoftDistillation(2.0))
+        callbacks = [TeacherCaching(views=4, folder=tmp_path), TeacherCheck()]
+        options = {"max_epochs": epochs, "num_sanity_val_steps": 0, "precision": "bf16-mixed", "callbacks": callbacks}
+        with pytest.warns(UserWarning, match="which it does from now on"):
+            trainer(**options).fit(module, datamodule=FewDigits(batch_size=16, seed=3))
+        assert teacher.fast_network.chosen["variant"] == "own precision"
+        learned.append(weights(module.student))
+    views = [(view, logits) for kind, view, logits in stored(tmp_path) if kind == "train" and logits.any(dim=1).sum()]
+    assert [view for view, _ in views] == [0, 1, 2, 3]
+    for _, logits in views:
+        assert not (logits % 8 == 0).all()  # as all are in bfloat16 near 3000
+    assert torch.equal(learned[2], learned[3])
+
+
+def test_validation_answers_are_those_that_are_given(tmp_path) -> None:
+    teacher = FrozenTeacher(Counting(net=DigitsCNN(pretrained=True)))
+    module = LitDistiller(student(), teacher, distillation=SoftDistillation(2.0))
+    callbacks = [TeacherCaching(views=2, folder=tmp_path), TeacherCheck()]
+    options = {"max_epochs": 3, "num_sanity_val_steps": 0, "precision": "bf16-mixed", "callbacks": callbacks}
+    trainer(**options).fit(module, datamodule=FewDigits(batch_size=16, seed=3))
+    for _, _, logits in stored(tmp_path):
+        assert torch.equal(logits.bfloat16().float(), logits)  # not those of the plain network beside it
+
+
+def test_answers_that_are_infinite_are_found_out_with_a_cache_too(tmp_path) -> None:
+    network = Counting()
+    network.net[1].bias.data[3] = torch.inf
+    with pytest.raises(ValueError, match="outputs are NaN or infinite on 360 of 360"):
+        fit(tmp_path, network, TeacherCheck())
+
+
+def test_a_line_says_when_epochs_are_cut_short(tmp_path, caplog) -> None:
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        fit(tmp_path, Counting(), limit_train_batches=2)
+    assert "limit_train_batches takes other images in each epoch, so views do not become whole" in caplog.text
+    assert "need not ask, which saves" not in caplog.text
+
+
+def test_a_teacher_for_which_there_is_no_room_on_disk_stays_and_that_is_said_once(
+    tmp_path, caplog, monkeypatch
+) -> None:
+    def is_full(*_: object) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(TeacherCache, "put_away", is_full)
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        fit(tmp_path, Counting(), max_epochs=6)
+    assert caplog.text.count("the teacher stays in memory: no room") == 1
+
+
+@pytest.mark.parametrize(("offset", "warned"), [(0, False), (3000, True)])
+def test_logits_that_float16_holds_badly_are_said(tmp_path, offset: int, warned: bool, recwarn) -> None:
+    network = Counting()
+    network.net[1].bias.data += offset / 3
+    with (
+        pytest.warns(UserWarning, match=r"logits reach 30\d\d, .* has steps of 2: subtract")
+        if warned
+        else nullcontext()
+    ):
+        fit(tmp_path, network)

@@ -1,5 +1,6 @@
 """The command that looks at caches, fills them ahead and throws them away."""
 
+from contextlib import suppress
 import os
 from pathlib import Path
 import signal
@@ -14,7 +15,7 @@ from lit_distill import FrozenTeacher, TeacherOutput
 from lit_distill.batch import Batch
 from lit_distill.cli.app import DistillCLI
 from lit_distill.cli.cache import run
-from lit_distill.models.answers import Answers, caches_in
+from lit_distill.models.answers import MADE_OF, Answers, caches_in
 
 FLAGS = ["--config=digits", "--num_threads=1", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
 FLAGS += ["--model.student.depth=1", "--data.batch_size=256", "--teacher_cache.views=2"]
@@ -143,6 +144,7 @@ def test_prune_keeps_the_last_and_removes_nothing_of_anybody_else(filled, capsys
     content[3] ^= 1  # its header: no row can be used
     file.write_bytes(content)
     run(["prune", str(filled)])
+    assert "used last; --keep=0 removes all" in capsys.readouterr().out
     assert not file.exists()
     assert [answers.views() for answers in caches_in(filled, "train")] == [[0]]
     (caches_in(filled, "val")[0].folder / "mine.txt").write_text("mine")
@@ -160,6 +162,7 @@ def test_prune_keeps_the_last_and_removes_nothing_of_anybody_else(filled, capsys
         (["info"], r"expected lit-distill cache info\|fill\|prune FOLDER"),
         (["look", "cache"], "got lit-distill cache look cache"),
         (["info", "nowhere"], "there is no cache of a teacher's answers in nowhere"),
+        (["prune", "nowhere"], "there is no cache of a teacher's answers in nowhere"),
         (["prune", "nowhere", "--keep=-1"], "keep must be >= 0, got -1"),
         (["fill", "cache"], "needs the flags of the run of fit whose teacher is to be asked"),
         (["fill", "cache", "--config=digits"], "teacher_cache: required: views"),
@@ -173,3 +176,50 @@ def test_what_is_missing_is_said(args: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(args)
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]"])
+def test_a_cache_whose_description_is_damaged_is_described_again_or_pruned(filled, content: bytes, capsys) -> None:
+    (train,) = caches_in(filled, "train")
+    (train.folder / MADE_OF).write_bytes(content)
+    assert not caches_in(filled, "train")
+    train.describe()
+    assert [answers.folder for answers in caches_in(filled, "train")] == [train.folder]
+    (train.folder / MADE_OF).write_bytes(content)
+    run(["prune", str(filled)])
+    assert f"removed {train.folder}" in capsys.readouterr().out
+    assert not train.folder.exists()
+
+
+def test_a_fill_takes_the_flags_of_a_run_that_accumulates_and_clips(tmp_path) -> None:
+    flags = ["--trainer.gradient_clip_val=1.0", "--trainer.accumulate_grad_batches=2"]
+    run(["fill", "cache", *FLAGS, *flags, "--trainer.check_val_every_n_epoch=5"])
+    train, val = (caches_in(Path("cache"), kind)[0] for kind in ("train", "val"))
+    assert [train.share(view) for view in (0, 1)] == [1, 1] == [val.share(0), val.num_rows / 360]
+
+
+def test_a_fill_without_room_on_disk_ends(tmp_path, monkeypatch) -> None:
+    def is_full(*_: object) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(Answers, "write", is_full)
+    asked = Asked(monkeypatch)
+    with pytest.raises(OSError, match="no room"), pytest.warns(UserWarning, match="no longer written"):
+        run(["fill", "cache", *FLAGS])
+    assert asked.images < 2 * 1437
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["--help"], "prune: Throw away the caches that were not used last"),
+        (["info", "--help"], "Print what the caches in a folder hold"),
+        (["prune", "--help"], "--keep KEEP"),
+        (["fill", "--help"], "and the flags of that run"),
+        (["fill", "cache", "--help"], "and the flags of that run"),
+    ],
+)
+def test_help_is_there(args: list[str], text: str, capsys) -> None:
+    with suppress(SystemExit):
+        run(args)
+    assert text in " ".join(capsys.readouterr().out.split())

@@ -46,3 +46,10 @@ def test_extreme_logits_stay_what_they_are(top_k: int | None) -> None:
 def test_sizes_are_at_least_one() -> None:
     with pytest.raises(ValueError, match="top_k must be >= 1, got 0"):
         AnswerRows(3, top_k=0)
+
+
+def test_what_is_not_finite_stays_so_and_what_is_beyond_the_range_becomes_its_end() -> None:
+    logits = torch.tensor([[torch.inf, -torch.inf, 7e4, -7e4], [torch.nan, 0, 1, 2]])
+    restored = AnswerRows(4).unpack(AnswerRows(4).pack(logits))
+    expected = torch.tensor([[torch.inf, -torch.inf, 65504, -65504], [torch.nan, 0, 1, 2]])
+    torch.testing.assert_close(restored, expected, rtol=0, atol=0, equal_nan=True)
