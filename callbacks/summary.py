@@ -46,6 +46,11 @@ class RunSummary(Callback):
         self.mode = mode
         self.last: dict[str, float] = {}
         self.best: dict[str, float] = {}
+        self._has_trained = False
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        self._has_trained = True
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -69,6 +74,11 @@ class RunSummary(Callback):
                     f"note: the last validation was at step {self.last['step']:.0f} of {trainer.global_step}: the "
                     "column 'last epoch' is of that moment, and the last checkpoint was not validated"
                 )
+        if trainer.ckpt_path and not self._has_trained and trainer.max_epochs == trainer.current_epoch:
+            parts.append(
+                f"note: nothing was trained, since {short_path(str(trainer.ckpt_path))} has all {trainer.max_epochs} "
+                "epochs: a larger max_epochs goes on"
+            )
         places = checkpoint_paths(trainer)
         if trainer.log_dir:
             places["logs"] = short_path(trainer.log_dir)

@@ -53,8 +53,8 @@ class Remembered(NamedTuple):
         state = next((state for state in states if {"rows", "epochs", "num_classes"} <= state.keys()), None)
         if state is None:
             raise ValueError(
-                f"{path} has no remembered soft labels: train with --retrospection.interval=5, which remembers them, "
-                "and audit that run"
+                f"{path} has no remembered soft labels: train with --retrospection.interval=5, which remembers them "
+                "(distill does from 10 epochs on), and audit that run"
             )
         memory = SoftLabelMemory.from_state_dict(cast(MemoryState, state))
         names = [str(name) for name in (checkpoint.get(ABOUT) or {}).get("class_names") or ()]

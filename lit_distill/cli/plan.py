@@ -138,6 +138,8 @@ def _known_groups(teacher: GivenTeacher, data: SizedData) -> dict[str, str]:
             f"({some_of(names)}): say which of them stand for each with --teacher_classes='{{{example}}}', NUMBERS "
             "such as 281-285"
         )
+    stand = some_of((f"{name} is {numbers}" for name, numbers in groups.items()), 10)
+    print(f"{teacher.model}: by their names, of its classes {stand}; --teacher_classes says otherwise", flush=True)
     return groups
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import ConcatDataset, Subset
 
-from lit_distill.checks import some_of
+from lit_distill.checks import did_you_mean, some_of
 
 
 def count_classes(model: nn.Module) -> int | None:
@@ -85,6 +85,8 @@ def match_names(own: Sequence[str], data: Sequence[str], owner: str, advice: str
     if set(own) != set(data) or len(own) != len(data):
         sides = {f"only the {owner} has": set(own) - set(data), "only the data has": set(data) - set(own)}
         lists = ", ".join(f"{side} {some_of(sorted(names))}" for side, names in sides.items() if names)
-        raise ValueError(f"the {owner} knows other classes than the data has: {lists}; {advice}")
+        closest = (did_you_mean(name, set(data) - set(own)) for name in sorted(set(own) - set(data)))
+        hint = next((f" ({words})" for words in closest if words), "")
+        raise ValueError(f"the {owner} knows other classes than the data has: {lists}{hint}; {advice}")
     places = {name: place for place, name in enumerate(own)}
     return [places[name] for name in data]

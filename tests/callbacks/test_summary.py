@@ -68,3 +68,15 @@ def test_says_when_the_last_weights_were_not_validated(capsys, cadence: dict[str
     out = capsys.readouterr().out
     assert ("note: the last validation was at step " in out) == bool(noted)
     assert f"at step {noted}" in out or not noted
+
+
+def test_a_run_that_has_all_its_epochs_says_that_nothing_was_trained(tmp_path, capsys) -> None:
+    run = trainer(max_epochs=2, callbacks=RunSummary())
+    run.fit(Scores(), toy_loader(), toy_loader(8))
+    assert "nothing was trained" not in capsys.readouterr().out
+    run.save_checkpoint(tmp_path / "all.ckpt")
+    for epochs, said in ((2, True), (3, False)):
+        trainer(max_epochs=epochs, callbacks=RunSummary()).fit(
+            Scores(), toy_loader(), toy_loader(8), ckpt_path=tmp_path / "all.ckpt", weights_only=True
+        )
+        assert ("all.ckpt has all 2 epochs: a larger max_epochs goes on" in capsys.readouterr().out) == said

@@ -324,6 +324,7 @@ def test_a_pretrained_network_teaches_by_its_name(tmp_path, monkeypatch, capfd) 
     PackagedNetwork(tmp_path, monkeypatch)
     photos(Path("my_photos"))
     folder = made(monkeypatch, "--data.root=my_photos", "--teacher=test_efficientnet")
+    assert "test_efficientnet: by their names, of its classes bird is " in capfd.readouterr().out
     assert folder.name.startswith("student-")
     teacher = {"model": "test_efficientnet", "classes": {name: imagenet_groups([name])[name] for name in KINDS}}  # type: ignore[index]
     config = yaml.safe_load((folder / "config.yaml").read_text())

@@ -196,3 +196,9 @@ def test_refuses_a_prior_that_is_zero_or_not_of_these_classes(priors: Any, messa
     with pytest.raises(ValueError, match=message) as error:
         ClassGroups({"cat": [0, 1], "dog": [2]}, 5, **priors)
     assert "\n" not in str(error.value)
+
+
+def test_a_name_that_is_nearly_one_of_the_data_is_pointed_out() -> None:
+    groups = ClassGroups({"cats": [0], "dog": [1]}, 2)
+    with pytest.raises(ValueError, match=r"only the data has cat \(did you mean 'cat'\?\); give it classes="):
+        groups.order(["cat", "dog"])
