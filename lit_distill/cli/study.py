@@ -23,6 +23,7 @@ from lit_distill.callbacks import TeacherCaching
 from lit_distill.checks import check_at_least
 from lit_distill.cli.app import DistillCLI
 from lit_distill.cli.arguments import command_parser, parse
+from lit_distill.cli.errors import one_line
 from lit_distill.cli.signals import Stopped, stop_signals
 from lit_distill.cli.study_measure import StudyImages, result_of
 from lit_distill.cli.study_plan import Description, Plan, Run, check_unequal, find_study, read_plan, with_seed
@@ -162,7 +163,7 @@ class Study:
         if self._failed:
             title, error = next(iter(self._failed.items()))
             count = f"{len(self._failed)} of {self._total()}"
-            raise ValueError(f"{count} runs have failed, and the table is without them; {title}: {error}")
+            raise ValueError(f"{count} runs have failed, and the table is without them; {title}: {one_line(error)}")
 
     def _due(self) -> list[Task]:
         """Return all tasks but the later seeds of rows that may still turn out not to be the baseline, or did."""
@@ -225,7 +226,7 @@ class Study:
 
     def _report(self, task: Task, error: BaseException | None, number: int, total: int, rest: float) -> None:
         result = None if error else task.result()
-        outcome = f"failed: {error}"
+        outcome = f"failed: {one_line(error)}" if error else ""
         if result is not None:
             outcome = f"{result['last']['accuracy']:.2%} on the test images, {duration(result['seconds'])}"
         left = f"; about {duration(rest)} left" if number < total else ""

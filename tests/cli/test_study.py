@@ -169,6 +169,17 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, capsys, monkey
     )
 
 
+@pytest.mark.parametrize("flag", ["--output", "--runs"])
+def test_a_file_in_the_place_of_its_folder_is_named(flag: str, tmp_path, capsys) -> None:
+    (tmp_path / "file").touch()
+    line = ["study", str(write(STUDY, tmp_path)), "--jobs=1", f"--output={tmp_path / 'out'}", *CPU]
+    with pytest.raises(SystemExit):
+        main([*line, f"{flag}={tmp_path / 'file'}"])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"cannot use {tmp_path / 'file'}" in error
+    assert error.endswith("a file is where a folder is needed: choose another folder")
+
+
 def pretend_to_train(stage: StudyStage, *_: object) -> None:
     stage.folder.mkdir(parents=True, exist_ok=True)
     (stage.folder / "last.ckpt").touch()
