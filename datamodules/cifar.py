@@ -110,8 +110,8 @@ class CIFAR10DataModule(ImageDataModule):
         self.class_names, parts = self._data
         train, evaluate = (make(self.image_size) for make in (self.augmentation.train, self.augmentation.evaluate))
         self.train_set = _Images(parts["train"], train)
-        self.val_set = _Images(parts.get("val", parts["test"]), evaluate)
         self.test_set = self.predict_set = _Images(parts["test"], evaluate)
+        self.val_set = _Images(parts["val"], evaluate) if "val" in parts else self.test_set
         self.choose_workers(in_memory=True)
 
     def _read(self) -> "_Data":

@@ -17,6 +17,19 @@ def check_at_least(least: float, **values: float | None) -> None:
     _check(values, lambda value: least <= value < math.inf, f">= {least}")
 
 
+def check_whole(least: int, **values: object) -> None:
+    """Raise ``ValueError`` unless each value is a whole number >= ``least``: no text, and neither true nor false.
+
+    Example:
+        >>> check_whole(1, epochs="2")
+        Traceback (most recent call last):
+        ValueError: epochs must be a whole number >= 1, got '2'
+    """
+    for name, value in values.items():
+        if type(value) is not int or value < least:
+            raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+
+
 def check_positive(**values: float) -> None:
     """Raise ``ValueError`` unless each value is a finite number > 0."""
     _check(values, lambda value: 0 < value < math.inf, "> 0")

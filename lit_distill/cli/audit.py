@@ -141,10 +141,17 @@ def _report(ranking: Ranking, names: Sequence[str], files: Sequence[str]) -> Ite
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     for line in texts:
         yield "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+    advice = "look at the first of the table, and stop where most are right"
+    if ranking.wrong is None:
+        yield (
+            "\nhow many are wrong is not known: self-adaptive training remembers averages that begin at the given "
+            f"label; {advice}"
+        )
+        return
     low, high = ranking.wrong
     yield (
         f"\nof {count} labels, about {low} to {high} are wrong ({low / count:.1%} to {high / count:.1%}), as confident "
-        "learning counts them: look at the first of the table, and stop where most are right"
+        f"learning counts them: {advice}"
     )
 
 

@@ -32,6 +32,9 @@ class Remembered(NamedTuple):
         identities: What identifies each row, or None.
         class_names: Of the run, or nothing.
         notes: What the user is to know about it.
+        are_averages: Whether the soft labels are moving averages that begin at the given label, as those of
+            self-adaptive training are. They still rank the labels, but most wrong labels stay the likeliest class of
+            theirs for many epochs, so the count of confident learning is far too small.
     """
 
     memory: SoftLabelMemory
@@ -41,6 +44,7 @@ class Remembered(NamedTuple):
     identities: Tensor | None
     class_names: list[str]
     notes: list[str]
+    are_averages: bool = False
 
     @classmethod
     def of(cls, checkpoint: Mapping[str, Any], path: Path) -> "Remembered":
@@ -49,8 +53,9 @@ class Remembered(NamedTuple):
         Raises:
             ValueError: If it has no soft labels of classes, or too few of each row.
         """
-        states = (state for state in checkpoint.get("callbacks", {}).values() if isinstance(state, dict))
-        state = next((state for state in states if {"rows", "epochs", "num_classes"} <= state.keys()), None)
+        states = ((key, state) for key, state in checkpoint.get("callbacks", {}).items() if isinstance(state, dict))
+        remembering = (item for item in states if {"rows", "epochs", "num_classes"} <= item[1].keys())
+        callback, state = next(remembering, ("", None))
         if state is None:
             raise ValueError(
                 f"{path} has no remembered soft labels: train with --retrospection.interval=5, which remembers them "
@@ -84,7 +89,8 @@ class Remembered(NamedTuple):
         epoch_under_way = state.get("epoch", 0)
         over = [epoch for epoch in state["epochs"].unique().tolist() if epoch not in (0, epoch_under_way)]
         latest = _summed(memory, labels, over[-1:], state)
-        return cls(memory, history, latest, labels, state.get("identities"), names, notes)
+        are_averages = str(callback).startswith("SelfAdaptiveTraining")
+        return cls(memory, history, latest, labels, state.get("identities"), names, notes, are_averages)
 
 
 def _history_of(state: Mapping[str, Any], memory: SoftLabelMemory, labels: Tensor) -> tuple[LabelHistory, list[str]]:
@@ -166,7 +172,7 @@ class Ranking(NamedTuple):
         epochs: How many epochs that is, ``(n,)``.
         wrong: How many of the labels are wrong, as confident learning counts them: the lower and the upper one of its
             counts on the latest epoch and on all of them. Late, a network has learned some wrong labels by heart;
-            early, it does not know the right ones.
+            early, it does not know the right ones. None if the soft labels are averages, which it cannot count on.
         left_out: Why rows are not ranked, and how many.
     """
 
@@ -177,7 +183,7 @@ class Ranking(NamedTuple):
     margin: Tensor
     confident: Tensor
     epochs: Tensor
-    wrong: tuple[int, int]
+    wrong: tuple[int, int] | None
     left_out: dict[str, int]
 
     @classmethod
@@ -209,7 +215,7 @@ class Ranking(NamedTuple):
             history.margin[rows],
             history.confident_share[rows],
             history.counts[rows],
-            (min(counts), max(counts)),
+            None if remembered.are_averages else (min(counts), max(counts)),
             left_out,
         )
 

@@ -99,6 +99,8 @@ def _system_error(error: OSError) -> str:
     mend = "for logs choose another folder with the logger's save_dir, or with --trainer.default_root_dir"
     if isinstance(error, FileNotFoundError):
         mend = f"looked in {Path.cwd()}"
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        mend = "a file is where a folder is needed: choose another folder"
     return f"cannot use {error.filename}: {error.strerror}; {mend}"
 
 

@@ -15,13 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
 from lit_distill.cli.app import DistillCLI
 from lit_distill.cli.checkpoints import FINISHED
-from lit_distill.cli.lock import Lock
+from lit_distill.cli.lock import Holder, Lock
 from lit_distill.cli.made_of import differences_in_words, identified
 from lit_distill.cli.signals import STAGE, Stopped, stop_signals
 from lit_distill.files import process_exists, remove_abandoned_parts, write_atomically
@@ -136,14 +136,11 @@ class Stage:
         while not self._lock.acquire():
             holder = self._lock.holder()
             if holder is not None:
-                process, host, since = holder
-                if host != socket.gethostname() or process_exists(process):
-                    place = f"{self.folder} since {since}"
-                    raise ValueError(f"process {process} on {host} is at work in {place}: wait for it, or stop it")
+                awaited = self._awaited(holder)
                 if not is_announced:
-                    left_behind = f"the {self.name}'s run that process {process} has left behind"
-                    print(f"waiting for {left_behind} to stop", flush=True)
+                    print(f"waiting for {awaited}", flush=True)
                 is_announced = True
+            stop_signals.check()
             time.sleep(0.1)
         try:
             yield
@@ -208,9 +205,21 @@ class Stage:
             self._train([*_FIT, "--config", str(self.config), *flags], stdout=subprocess.DEVNULL)
             last = self._last()
             self._mark_done(last)
-        measured = load_safely(last, "checkpoint", mmap=True)["callbacks"]["StepTimes"]
+        measured = load_last(last)["callbacks"]["StepTimes"]
         saved = max(0, self.epochs - measured["views"]) * float(measured["asking"]) if measured["views"] else 0.0
         return Estimate(float(measured["seconds"]) * self.epochs - saved, saved)
+
+    def _awaited(self, holder: Holder) -> str:
+        """Return what to wait for.
+
+        Raises:
+            ValueError: If the command that holds the folder is still there: it may be at work for long.
+        """
+        process, host, since = holder
+        if host != socket.gethostname() or process_exists(process):
+            place = f"{self.folder} since {since}"
+            raise ValueError(f"process {process} on {host} is at work in {place}: wait for it, or stop it")
+        return f"the {self.name}'s run that process {process} has left behind to stop"
 
     def _say(self, line: str) -> None:
         print(line, flush=True)
@@ -293,8 +302,23 @@ class Stage:
                     raise
 
 
+def load_last(checkpoint: Path) -> dict[str, Any]:
+    """Load the last checkpoint of a run.
+
+    Raises:
+        ValueError: If it cannot be read; names the file to delete.
+    """
+    try:
+        content: dict[str, Any] = load_safely(checkpoint, "checkpoint", mmap=True)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; delete {checkpoint}, and the same command goes on from the checkpoint before it, or begins anew"
+        ) from error
+    return content
+
+
 def _has_finished(checkpoint: Path) -> bool:
-    return bool(load_safely(checkpoint, "checkpoint", mmap=True).get(FINISHED, False))
+    return bool(load_last(checkpoint).get(FINISHED, False))
 
 
 def _write(path: Path, text: str) -> None:

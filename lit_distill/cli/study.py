@@ -23,12 +23,13 @@ from lit_distill.callbacks import TeacherCaching
 from lit_distill.checks import check_at_least
 from lit_distill.cli.app import DistillCLI
 from lit_distill.cli.arguments import command_parser, parse
+from lit_distill.cli.errors import one_line
 from lit_distill.cli.signals import Stopped, stop_signals
 from lit_distill.cli.study_measure import StudyImages, result_of
 from lit_distill.cli.study_plan import Description, Plan, Run, check_unequal, find_study, read_plan, with_seed
 from lit_distill.cli.study_plot import draw
 from lit_distill.cli.study_stage import RunFailedError, StudyStage
-from lit_distill.cli.study_table import Figures, choose_baseline, write_table
+from lit_distill.cli.study_table import Figures, are_finite, choose_baseline, write_table
 from lit_distill.files import write_atomically
 from lit_distill.models.marks import duration
 from lit_distill.models.trust import trusting
@@ -86,12 +87,15 @@ class Task(NamedTuple):
         return self.stage.folder / "result.json"
 
     def result(self) -> Figures | None:
-        """Return its result, or None if there is none of these test images, or none that can be read."""
+        """Return its result, or None if there is none of these test images, or none that can be used."""
         try:
             result: Figures = json.loads(self.result_file.read_text())
         except (OSError, ValueError):
             return None
-        return result if self.stage.done and result.get("test") == self.images.test_digest() else None
+        if not self.stage.done or result.get("test") != self.images.test_digest():
+            return None
+        # An earlier version kept the scores of a student that has diverged.
+        return result if are_finite(result["last"]) and are_finite(result["best"] or {}) else None
 
 
 class Study:
@@ -104,7 +108,8 @@ class Study:
         runs: The folder of the runs, and of the cache beside it; by default in ``output``.
 
     Raises:
-        ValueError: If a row's configuration is wrong, two rows are the same, or a seed's split lacks a class.
+        ValueError: If a row's configuration is wrong, two rows are the same, a seed's split lacks a class, or the
+            baseline would be chosen on the test images.
     """
 
     def __init__(self, plan: Plan, name: str, output: Path, runs: Path | None = None) -> None:
@@ -113,6 +118,7 @@ class Study:
         self.output = output
         self.runs = (runs or output / "runs").absolute()
         self._images: dict[str, StudyImages] = {}
+        self._failed: dict[str, BaseException] = {}  # by the task's title
         self._teachers = {
             key: self._task(f"teacher {key}", teacher.seed, teacher.run, teacher.epochs)
             for key, teacher in plan.teachers.items()
@@ -126,6 +132,12 @@ class Study:
             for seed in plan.seeds
             for row, run in plan.rows.items()
         ]
+        self._are_held_out = all(task.images.is_held_out for task in tasks)
+        if len(plan.baseline) > 1 and not self._are_held_out:
+            raise ValueError(
+                "choose needs validation images other than the test images, which are to choose nothing: set "
+                "data.val_fraction for digits or CIFAR, or for photos data.test_root or a folder test"
+            )
         # A teacher's students come last of their seed: by then it is trained.
         self.tasks = sorted(tasks, key=lambda task: (plan.seeds.index(task.seed), task.run.teacher is not None))
 
@@ -140,29 +152,30 @@ class Study:
         done = sum(task.result() is not None for task in self._due())
         print(f"{self.name}: {rows}, {self._total()} runs, {done} of them done, {jobs} at a time, in {self.output}")
         self._write()
-        failed: dict[str, BaseException] = {}
         # Again where the runs have decided which is the baseline, whose other seeds are then due.
-        while waiting := [task for task in self._due() if task.title not in failed and task.result() is None]:
-            failed |= self._work(waiting, jobs)
+        while waiting := [t for t in self._due() if t.title not in self._failed and t.result() is None]:
+            self._work(waiting, jobs)
         self._write()
         places = [self.output / "table.md", self.output / "table.json"]
         places += draw(self.output / "table.json", self.output / "plot.png")
         print((self.output / "table.md").read_text())
         print("\n".join(f"{'table' if path.suffix != '.png' else 'plot':<7}{path}" for path in places))
-        if failed:
-            title, error = next(iter(failed.items()))
-            raise ValueError(
-                f"{len(failed)} of {self._total()} runs have failed, and the table is without them; {title}: {error}"
-            )
+        if self._failed:
+            title, error = next(iter(self._failed.items()))
+            count = f"{len(self._failed)} of {self._total()}"
+            raise ValueError(f"{count} runs have failed, and the table is without them; {title}: {one_line(error)}")
 
     def _due(self) -> list[Task]:
         """Return all tasks but the later seeds of rows that may still turn out not to be the baseline, or did."""
         candidates = self.plan.baseline if self.plan.chooses_first else []
-        first = {task.name: {task.seed: task.result()} for task in self.tasks if task.seed == self.plan.seeds[0]}
-        is_decided = all(first[name][self.plan.seeds[0]] for name in candidates)
-        chosen = choose_baseline(first, candidates) if candidates and is_decided else None
+        chooser = self.plan.seeds[0]
+        firsts = {task.name: task for task in self.tasks if task.seed == chooser and task.name in candidates}
+        results = {name: {chooser: task.result()} for name, task in firsts.items()}
+        remaining = [name for name, task in firsts.items() if task.title not in self._failed]  # what failed has lost
+        is_decided = remaining and all(results[name][chooser] for name in remaining)
+        chosen = choose_baseline(results, remaining) if is_decided else None
         later = {name for name in candidates if name != chosen}
-        tasks = [task for task in self.tasks if task.name not in later or task.seed == self.plan.seeds[0]]
+        tasks = [task for task in self.tasks if task.name not in later or task.seed == chooser]
         return [*self._teachers.values(), *tasks]
 
     def _total(self) -> int:
@@ -170,8 +183,8 @@ class Study:
         others = len(self.plan.baseline) - 1 if self.plan.chooses_first else 0
         return len(self._teachers) + len(self.tasks) - others * (len(self.plan.seeds) - 1)
 
-    def _work(self, waiting: Sequence[Task], jobs: int) -> dict[str, BaseException]:
-        """Run the tasks, and return the error of each that failed, by its title."""
+    def _work(self, waiting: Sequence[Task], jobs: int) -> None:
+        """Run the tasks, and keep the error of each that failed."""
         for task in waiting:
             task.images.test_digest()  # reads them, which is done by processes: no process is forked from a thread
         began, total = time.monotonic(), self._total()
@@ -180,7 +193,6 @@ class Study:
         for slot in range(jobs):
             slots.put(slot)
         teachers_done = {key: threading.Event() for key in self._teachers}
-        failed: dict[str, BaseException] = {}
         stop_signals.listen(StudyStage.processes.forward, hears_all=True)
         # Its threads last until all runs have ended: to the system a thread is the parent that a run may not outlive.
         pool = ThreadPoolExecutor(jobs)
@@ -203,7 +215,7 @@ class Study:
                     if isinstance(error, Stopped):
                         continue
                     if error is not None:
-                        failed[task.title] = error
+                        self._failed[task.title] = error
                     rest = (time.monotonic() - began) / finished * (total - done - finished)
                     self._report(task, error, done + finished, total, rest)
                     self._write()
@@ -211,11 +223,10 @@ class Study:
             pool.shutdown(cancel_futures=True)
             stop_signals.listen(None)
         stop_signals.check()
-        return failed
 
     def _report(self, task: Task, error: BaseException | None, number: int, total: int, rest: float) -> None:
         result = None if error else task.result()
-        outcome = f"failed: {error}"
+        outcome = f"failed: {one_line(error)}" if error else ""
         if result is not None:
             outcome = f"{result['last']['accuracy']:.2%} on the test images, {duration(result['seconds'])}"
         left = f"; about {duration(rest)} left" if number < total else ""
@@ -227,7 +238,7 @@ class Study:
         stop_signals.check()
         if task.run.teacher is not None:
             teachers_done[task.run.teacher].wait()
-            if not self._teachers[task.run.teacher].stage.done:
+            if self._teachers[task.run.teacher].result() is None:
                 stop_signals.check()
                 raise RunFailedError(f"teacher {task.run.teacher!r} is not trained")
         slot = slots.get()
@@ -282,6 +293,7 @@ class Study:
             "seeds": self.plan.seeds,
             "hardware": _hardware(),
             "torch": torch.__version__,
+            "held_out": self._are_held_out,
         }
         chooser = self.plan.seeds[0] if self.plan.chooses_first else None
         write_table(self.output, about, results, teachers, self.plan.baseline, chooser)

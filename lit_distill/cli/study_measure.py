@@ -16,13 +16,17 @@ from torchmetrics.functional.classification import binary_calibration_error
 from typing_extensions import override
 
 from lit_distill.cli.from_checkpoint import instantiated
-from lit_distill.cli.study_table import Figures
+from lit_distill.cli.stage import load_last
+from lit_distill.cli.study_stage import RunFailedError
+from lit_distill.cli.study_table import Figures, are_finite
 from lit_distill.datamodules import FilesDataModule, ImageDataModule
 from lit_distill.datamodules.from_files import Split
 from lit_distill.datamodules.stacked import stack
-from lit_distill.models import load_safely, load_student
-from lit_distill.models.card import card_on
+from lit_distill.models import load_student
+from lit_distill.models.card import card_of, card_on
 from lit_distill.models.output import StudentOutput
+
+_HEAD = "mean_probs"  # of a student whose checkpoint names none
 
 
 class RunSeconds(Callback):
@@ -124,7 +128,7 @@ class StudyImages:
 def measure(checkpoint: Path, images: StudyImages, device: str) -> dict[str, float]:
     """Return accuracy, NLL, ECE and AURC of a checkpoint's student on the test images."""
     student = load_student(checkpoint).to(device)
-    head = cast(Any, card_on(student)).get("head", "mean_probs")
+    head = cast(Any, card_on(student)).get("head", _HEAD)
     log_probs, targets = [], []
     with torch.no_grad():
         for image, target in images.batches():
@@ -171,12 +175,17 @@ def result_of(last: Path, images: StudyImages, device: str) -> Figures:
         last: The last checkpoint of the run.
         images: The test images.
         device: Where to measure.
+
+    Raises:
+        RunFailedError: If the student has diverged.
     """
-    callbacks = load_safely(last, "checkpoint", mmap=True)["callbacks"]
+    checkpoint = load_last(last)
+    callbacks = checkpoint["callbacks"]
     summary = callbacks["RunSummary"]
     best = next((state["best_model_path"] for key, state in callbacks.items() if key.startswith("BestCheckpoint")), "")
     result: Figures = {
         "test": images.test_digest(),
+        "head": card_of(checkpoint, last).get("head", _HEAD),
         "validation": {name: values for name, values in summary.items() if values},
         "seconds": callbacks["RunSeconds"]["seconds"],
         "last": measure(last, images, device),
@@ -185,4 +194,9 @@ def result_of(last: Path, images: StudyImages, device: str) -> Figures:
     }
     if images.is_held_out and Path(best).is_file():
         result["best"] = measure(Path(best), images, device)
+    if not (are_finite(result["last"]) and are_finite(result["best"] or {})):
+        raise RunFailedError(
+            f"the run has diverged at its last step, and answers with NaN or infinity ({last}); lower the learning "
+            "rate or set trainer.gradient_clip_val to 1"
+        )
     return result

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from lit_distill.checks import check_at_least, did_you_mean, listed
+from lit_distill.checks import check_whole, did_you_mean, listed
 from lit_distill.cli.arguments import with_recipes
+from lit_distill.cli.changes import as_list
 
 Description = dict[str, Any]
 
@@ -22,6 +23,8 @@ _OF_BASELINE = {"baseline", "choose"}
 _OF_TEACHER = ("base", "epochs", "seed", "set")
 # What a row may not choose, since all rows have the same budget, and what a run's folder depends on.
 _FIXED = re.compile(r"trainer\.(max_\w+|min_\w+|limit_\w+|logger|overfit_batches|fast_dev_run)|seed_everything")
+# What nobody may choose but the study's ``epochs``: the table would name another budget than the runs had.
+_BUDGET = re.compile(r"trainer\.(max|min)_(epochs|steps)")
 _FLAG = re.compile(r"(model|data|trainer|retrospection|teacher_cache|checkpoint)\.[\w.]+\+?|num_threads")
 
 
@@ -109,21 +112,33 @@ def read_plan(path: Path, changed: Mapping[str, object], flags: Sequence[str] = 
         flags: Flags of ``fit`` for all runs, those of the teachers too.
 
     Raises:
-        ValueError: If it has an unknown key or loss, two equal rows or seeds, or rows of unequal budgets.
+        ValueError: If it has an unknown key or loss, a value of another kind than expected, two equal rows or seeds, or
+            if something else than its epochs sets the budget of a run.
     """
+    for flag in flags:
+        if _BUDGET.match(flag.removeprefix("--")):
+            raise ValueError(f"{flag} changes the budget of the runs, which the study's epochs set: use --epochs")
     study = _extended(path, [path.resolve()])
     study |= {key: value for key, value in changed.items() if value is not None}
     _check_keys(study, _OF_STUDY, f"{path}", required=("base", "epochs", "seeds", "rows"))
     epochs, seeds = study["epochs"], study["seeds"]
-    seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    check_at_least(1, epochs=epochs, seeds=len(seeds))
+    check_whole(1, epochs=epochs)
+    if not isinstance(seeds, list):
+        check_whole(1, seeds=seeds)
+        seeds = list(range(seeds))
+    elif not seeds:
+        raise ValueError("seeds has none: give a list of whole numbers, or how many")
+    for seed in seeds:
+        check_whole(0, seeds=seed)
     if len({*seeds}) < len(seeds):
         raise ValueError(f"seeds has one twice, which adds no run: {seeds}")
     teachers = {}
-    for name, teacher in (study.get("teachers") or {}).items():
+    for name, teacher in _mapping(study.get("teachers"), "teachers").items():
         _check_keys(teacher, _OF_TEACHER, f"teacher {name!r}", required=("base", "epochs"))
+        check_whole(1, **{f"epochs of teacher {name!r}": teacher["epochs"]})
+        check_whole(0, **{f"seed of teacher {name!r}": teacher.get("seed", 0)})
         config, of_trainer = _base(teacher["base"], path)
-        run = Run(config, [*of_trainer, *_flags(teacher.get("set"), f"teacher {name!r}"), *flags])
+        run = Run(config, [*of_trainer, *_flags(teacher.get("set"), f"set of teacher {name!r}"), *flags])
         teachers[name] = Teacher(run, teacher["epochs"], teacher.get("seed", 0))
     config, of_trainer = _base(study["base"], path)
     common = [*of_trainer, *_flags(study.get("set"), "set"), *flags]
@@ -133,11 +148,14 @@ def read_plan(path: Path, changed: Mapping[str, object], flags: Sequence[str] = 
     }
     if study.keys() >= _OF_BASELINE:
         raise ValueError("there are baseline and choose: name the baseline, or the rows to choose it from")
-    baseline = study.get("choose") or study.get("baseline") or next(iter(rows))
-    baseline = [baseline] if isinstance(baseline, str) else list(baseline)
+    key = "choose" if "choose" in study else "baseline"
+    baseline = [str(name) for name in as_list(study.get(key, next(iter(rows))))]
+    _check_once(baseline, key)
+    if not baseline:
+        raise ValueError(f"{key} has no row: name one, or several to choose the baseline from")
     for name in baseline:
         if name not in rows:
-            raise ValueError(f"baseline {name!r} is no row: {did_you_mean(name, rows, cutoff=0.0)}")
+            raise ValueError(f"{key}: {name!r} is no row: {did_you_mean(name, rows, cutoff=0.0)}")
     check_unequal({name: run._asdict() | {"flags": sorted(run.flags)} for name, run in rows.items()})
     asked = {run.teacher for run in rows.values()}
     teachers = {name: teacher for name, teacher in teachers.items() if name in asked}
@@ -170,7 +188,8 @@ def _extended(path: Path, extending: Sequence[Path]) -> Description:
     study = _load(path)
     if "extends" not in study:
         return study
-    extended_path = (path.parent / str(study["extends"])).resolve()
+    beside = path.parent / str(study["extends"])
+    extended_path = (beside if beside.is_file() else find_study(str(study["extends"]))).resolve()
     if extended_path in extending:
         raise ValueError(f"{path} extends {extended_path}, which extends it")
     extended = _extended(extended_path, [*extending, extended_path])
@@ -191,14 +210,14 @@ def _merged(old: Description, new: Description) -> Description:
 
 def _named(rows: object, path: Path) -> dict[str, Description]:
     """Return the rows by name; a list has short names of losses alone."""
-    if isinstance(rows, Mapping):
-        return {str(name): dict(chosen or {}) for name, chosen in rows.items()}
-    names = [str(name) for name in (rows if isinstance(rows, list) else [])]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice or not names:
-        what = f"row {twice[0]!r} is there twice: remove one" if twice else "there are no rows"
-        raise ValueError(f"{path}: {what}")
-    return {name: {} for name in names}
+    if isinstance(rows, list):
+        names = [str(name) for name in rows]
+        _check_once(names, "rows")
+        rows = dict.fromkeys(names)
+    named = {name: _mapping(chosen, f"row {name!r}") for name, chosen in _mapping(rows, "rows").items()}
+    if not named:
+        raise ValueError(f"{path}: there are no rows")
+    return named
 
 
 def _row(
@@ -214,11 +233,13 @@ def _row(
     if model["distillation"] is None:
         model["teacher"] = teacher = None
     elif teachers:
-        teacher = teacher or teachers[0]
+        teacher = str(teacher or teachers[0])
         if teacher not in teachers:
             raise ValueError(f"row {name!r} has no such teacher: {did_you_mean(teacher, teachers, cutoff=0.0)}")
-        module = model.get("teacher") or _module("lit_distill.FrozenTeacher")
-        model["teacher"] = {**module, "init_args": {**module["init_args"], "model": f"<teacher {teacher}>"}}
+        module = model.get("teacher") or "lit_distill.FrozenTeacher"
+        module = _module(module) if isinstance(module, str) else module
+        arguments = {**(module.get("init_args") or {}), "model": f"<teacher {teacher}>"}
+        model["teacher"] = {**module, "init_args": arguments}
     elif not model.get("teacher"):
         raise ValueError(f"row {name!r} needs a teacher: name one in teachers, or in the base as model.teacher")
     config["retrospection"] = _module(_LWR, interval=5 if epochs >= 10 else 1) if with_lwr else None
@@ -250,17 +271,17 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z]", "", name.lower().replace("iz", "is"))
 
 
-def _flags(chosen: Mapping[str, object] | None, place: str, refused: re.Pattern[str] | None = None) -> list[str]:
+def _flags(chosen: object, place: str, refused: re.Pattern[str] = _BUDGET) -> list[str]:
     """Return flags of ``fit``, given their names without dashes and their values."""
     flags = []
-    for key, value in (chosen or {}).items():
-        if refused is not None and refused.match(key):
-            raise ValueError(f"{place} sets {key}: all rows have the same budget, which the study sets")
+    for key, value in _mapping(chosen, place).items():
+        if refused.match(key):
+            raise ValueError(f"{place} sets {key}: all rows have the same budget, which the study sets: use epochs")
         if not _FLAG.fullmatch(key):
             beginnings = ["loss", "teacher", "model.", "data.", "trainer.", "retrospection.", "teacher_cache."]
             hint = did_you_mean(key, beginnings) or "expected loss, teacher, or an option of fit such as model.alpha"
             raise ValueError(f"{place} has an unknown key {key!r}: {hint}")
-        flags.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
+        flags.append(f"--{key}={value if isinstance(value, str) else json.dumps(value, default=str)}")
     return flags
 
 
@@ -272,11 +293,29 @@ def _base(source: object, path: Path) -> tuple[Description, list[str]]:
     if not isinstance(source, Mapping):
         raise ValueError(f"{path}: base must be a recipe, a file or a configuration, got {source!r}")
     config = copy.deepcopy(dict(source))
-    trainer = config.pop("trainer", None) or {}
+    config["model"] = _mapping(config.get("model"), "model of base")
+    trainer = _mapping(config.pop("trainer", None), "trainer of base")
     for key in ("seed_everything", "num_threads", "retrospection"):
         config.pop(key, None)
     kept = {f"trainer.{key}": value for key, value in trainer.items() if key not in ("max_epochs", "logger")}
     return config, _flags(kept, "base")
+
+
+def _mapping(content: object, place: str) -> Description:
+    """Return a mapping by the text of its names, which YAML may read as numbers; an empty one for nothing."""
+    if content is None:
+        return {}
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{place} must be a mapping of names to values, got {content!r}")
+    names = [str(name) for name in content]
+    _check_once(names, place)
+    return dict(zip(names, content.values(), strict=True))
+
+
+def _check_once(names: Sequence[str], place: str) -> None:
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"{place}: {twice[0]!r} is there twice: remove one")
 
 
 def _check_keys(content: object, known: Iterable[str], place: str, required: Iterable[str]) -> None:

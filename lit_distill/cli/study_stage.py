@@ -8,6 +8,7 @@ import subprocess
 
 from typing_extensions import override
 
+from lit_distill.cli.lock import Holder
 from lit_distill.cli.signals import STAGE, stop_signals
 from lit_distill.cli.stage import Stage
 
@@ -63,6 +64,11 @@ class StudyStage(Stage):
     @override
     def _difference(self) -> str:
         return ""
+
+    @override
+    def _awaited(self, holder: Holder) -> str:
+        """Wait for another study, which makes the same run: its result is used."""
+        return f"process {holder.process} on {holder.host}, which trains {self.name} since {holder.since}"
 
     @override
     def _say(self, line: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import json
+import math
 from pathlib import Path
 import statistics
 from typing import Any
@@ -16,6 +17,11 @@ Figures = dict[str, Any]  # as JSON has them
 Results = Mapping[str, Mapping[int, Figures | None]]  # by row and seed
 _METRICS = ("accuracy", "nll", "ece", "aurc")
 _CONFIDENCE = 0.95
+
+
+def are_finite(scores: Figures) -> bool:
+    """Tell whether no score is NaN or infinite, as those of a student that has diverged are."""
+    return all(map(math.isfinite, scores.values()))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -87,12 +93,19 @@ def summary_of(values: Sequence[float]) -> dict[str, float | None]:
 def choose_baseline(results: Results, candidates: Sequence[str], seed: int | None = None) -> str:
     """Return the candidate of the highest mean accuracy on the validation images, by the last epoch.
 
-    The test images have no part in it. With ``seed`` that seed alone chooses, by default all do.
+    The accuracy is that of the head that predicts. The test images have no part in it. With ``seed`` that seed alone
+    chooses, by default all do. A candidate without a result loses.
+
+    Raises:
+        ValueError: If a run was not validated.
     """
+    if len(candidates) == 1:
+        return candidates[0]
 
     def mean_validated(row: str) -> float:
         runs = results[row] if seed is None else {seed: results[row].get(seed)}
-        return _mean_of([_validated(result) for result in runs.values() if result])
+        values = [_validated(row, result) for result in runs.values() if result]
+        return statistics.fmean(values) if values else -1.0
 
     return max(candidates, key=mean_validated)
 
@@ -134,7 +147,8 @@ def write_table(
 
     Args:
         folder: Where to.
-        about: The study: its name, epochs, seeds, hardware.
+        about: The study: its name, epochs, seeds, hardware, and ``held_out``: whether the test images are no validation
+            images.
         results: Those of each run that is done; None of the others.
         teachers: Those of the teachers.
         candidates: Rows of which the best on the validation images is the baseline.
@@ -160,13 +174,14 @@ def write_table(
 def markdown(content: Figures) -> str:
     """Return the table as text, with what it was measured on."""
     rows, baseline = content["rows"], content["baseline"]
+    images = "which choose nothing" if content["held_out"] else "which are the validation images too"
     lines = [
         f"# {content['study']}",
         "",
         f"{content['epochs']} epochs, seeds {content['seeds']}. {content['hardware']}, torch {content['torch']}, "
         f"{content['date']}.",
         "",
-        "Accuracy in % on the test images, which choose nothing: mean ± standard deviation over the seeds. The best "
+        f"Accuracy in % on the test images, {images}: mean ± standard deviation over the seeds. The best "
         "epoch is the best on the validation images. Against the baseline: the difference in points with its interval "
         "of 95 % confidence, and p of a paired t test by Holm's correction. NLL in nats, ECE and AURC by the last "
         "epoch. Seconds are those of one run.",
@@ -205,12 +220,14 @@ def _values(runs: Mapping[int, Figures | None], epoch: str, metric: str) -> dict
     return {seed: result[epoch][metric] for seed, result in runs.items() if result and result[epoch]}
 
 
-def _validated(result: Figures) -> float:
-    return float(result["validation"].get("last", {}).get("val/accuracy_class", 0.0))
-
-
-def _mean_of(values: Sequence[float]) -> float:
-    return statistics.fmean(values) if values else 0.0
+def _validated(row: str, result: Figures) -> float:
+    name = f"val/accuracy_{result.get('head', 'class')}"  # earlier versions took this head's, and kept no other
+    last = result["validation"].get("last", {})
+    if name not in last:
+        raise ValueError(
+            f"row {row!r} has no {name} to choose the baseline by: have its runs validate, or name the baseline"
+        )
+    return float(last[name])
 
 
 def _spread(values: Mapping[str, float | None], scale: float, digits: int) -> str:

@@ -13,7 +13,12 @@ from torch.utils.data import Subset
 from torchvision.transforms.v2 import functional as F
 from toys import Foreign, make_photos, toy_loader, trainer
 
-from lit_distill.callbacks import LearningWithRetrospection, ProgressiveSelfDistillation, SoftLabelMemory
+from lit_distill.callbacks import (
+    LearningWithRetrospection,
+    ProgressiveSelfDistillation,
+    SelfAdaptiveTraining,
+    SoftLabelMemory,
+)
 from lit_distill.callbacks.label_history import LabelHistory
 from lit_distill.cli import main
 from lit_distill.cli.audit_sheet import picture, write_sheet
@@ -199,6 +204,16 @@ def test_a_checkpoint_of_an_older_version_is_ranked_by_what_it_has(tmp_path) -> 
     for epoch in (2, 3):
         expected.add(callback.memory, callback.targets.known, epoch, 3.0)
     assert torch.equal(remembered.history.probability, expected.probability)
+
+
+def test_averages_that_begin_at_the_given_label_are_ranked_and_not_counted(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint_of(Path("a.ckpt"), SelfAdaptiveTraining(start=0))
+    main(["audit", "a.ckpt"])
+    out = capsys.readouterr().out
+    assert "ranked 30 labels by their probability" in out
+    assert "\nhow many are wrong is not known: self-adaptive training remembers averages that begin at the g" in out
+    assert "are wrong (" not in out
 
 
 @pytest.mark.parametrize(

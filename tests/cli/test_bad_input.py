@@ -119,7 +119,7 @@ CASES = {
     "--data=ImageFolderDataModule --data.root={folder}":
         "has no folders of classes: expected train/<class>/ with val/<class>/, or <class>/",
     "--data=ImageFolderDataModule --data.root=x --data.split_seed=x": "data.split_seed: expected int, got x",
-    "--trainer.logger=CSVLogger --trainer.logger.save_dir={other}/logs": "Not a directory; for logs choose another",
+    "--trainer.logger=CSVLogger --trainer.logger.save_dir={other}/logs": "Not a directory; a file is where a folder is",
 }
 # fmt: on
 

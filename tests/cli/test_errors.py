@@ -46,3 +46,9 @@ def test_an_error_is_its_innermost_message(error: Exception, line: str) -> None:
 def test_a_folder_that_cannot_be_written_is_named_with_the_mend() -> None:
     line = one_line(PermissionError(13, "Permission denied", "/logs"))
     assert line.startswith("cannot use /logs: Permission denied; for logs choose another folder with")
+
+
+@pytest.mark.parametrize("kind", [FileExistsError, NotADirectoryError])
+def test_a_file_in_the_place_of_a_folder_is_named(kind: type[OSError]) -> None:
+    mend = "a file is where a folder is needed: choose another folder"
+    assert one_line(kind(1, "No", "out.txt")) == f"cannot use out.txt: No; {mend}"

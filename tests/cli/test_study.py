@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 import json
+import math
 import os
 from pathlib import Path
 import random
@@ -12,11 +13,15 @@ import time
 from typing import Any
 
 import pytest
+import torch
 from toys import make_photos
 import yaml
 
 from lit_distill.cli import main
+from lit_distill.cli.checkpoints import FINISHED
+from lit_distill.cli.lock import Lock
 from lit_distill.cli.study import Study
+from lit_distill.cli.study_measure import result_of
 from lit_distill.cli.study_plan import read_plan
 from lit_distill.cli.study_stage import RunFailedError, StudyStage
 from lit_distill.models.trust import build
@@ -164,10 +169,139 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, capsys, monkey
     )
 
 
+@pytest.mark.parametrize("flag", ["--output", "--runs"])
+def test_a_file_in_the_place_of_its_folder_is_named(flag: str, tmp_path, capsys) -> None:
+    (tmp_path / "file").touch()
+    line = ["study", str(write(STUDY, tmp_path)), "--jobs=1", f"--output={tmp_path / 'out'}", *CPU]
+    with pytest.raises(SystemExit):
+        main([*line, f"{flag}={tmp_path / 'file'}"])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"cannot use {tmp_path / 'file'}" in error
+    assert error.endswith("a file is where a folder is needed: choose another folder")
+
+
 def pretend_to_train(stage: StudyStage, *_: object) -> None:
-    stage.folder.mkdir(parents=True)
+    stage.folder.mkdir(parents=True, exist_ok=True)
     (stage.folder / "last.ckpt").touch()
     (stage.folder / "done.json").write_text('{"checkpoint": "last.ckpt"}')
+
+
+def pretend_to_measure(monkeypatch: pytest.MonkeyPatch, validated: dict[str, float]) -> None:
+    """Have runs train nothing and be validated as said, by row; one with NaN has diverged at its last step."""
+
+    def measured(last: Path, images: Any, device: str) -> dict[str, Any]:
+        value = validated.get(last.parent.name.rpartition("-seed")[0], 0.5)
+        if math.isnan(value):
+            raise RunFailedError("the run has diverged at its last step")
+        figures = {"accuracy": value, "nll": 1.0, "ece": 0.1, "aurc": 0.2}
+        validation = {"last": {"val/accuracy_class": value}}
+        others = {"validation": validation, "seconds": 1.0, "best": None, "date": "2026-01-02", "head": "class"}
+        return {"test": images.test_digest(), "last": figures, **others}
+
+    monkeypatch.setattr(StudyStage, "run", pretend_to_train)
+    monkeypatch.setattr("lit_distill.cli.study.result_of", measured)
+
+
+RATES = {
+    name: {"loss": "cross-entropy", "model.optimizer": "SGD", "model.optimizer.lr": rate}
+    for rate, name in enumerate(("low", "high", "middle"), 1)
+}
+
+
+def test_a_candidate_that_fails_loses_and_the_best_of_the_others_trains_with_all_seeds(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    pretend_to_measure(monkeypatch, {"low": 0.6, "high": float("nan"), "middle": 0.7})
+    study = STUDY | {"seeds": 2, "choose": [*RATES], "rows": {**RATES, "soft": {}}}
+    line = ["study", str(write(study, tmp_path)), "--jobs=1", f"--output={tmp_path / 'out'}", *CPU]
+    for _ in range(2):  # the failed run is tried again
+        with pytest.raises(SystemExit):
+            main(line)
+        assert capsys.readouterr().err.splitlines()[-1] == (
+            "error: 1 of 6 runs have failed, and the table is without them; high, seed 0: "
+            "the run has diverged at its last step"
+        )
+        table = json.loads((tmp_path / "out/table.json").read_text())
+        assert table["baseline"] == "middle"
+        assert {name: row["runs"] for name, row in table["rows"].items()} == {
+            **{"low": 1, "high": 0, "middle": 2},
+            "soft": 2,
+        }
+
+
+def test_scores_of_a_diverged_run_that_an_earlier_version_kept_are_not_used(tmp_path, monkeypatch, capsys) -> None:
+    pretend_to_measure(monkeypatch, {})
+    line = ["study", str(write(TWO_SEEDS, tmp_path)), "--jobs=1", f"--output={tmp_path / 'out'}", *CPU]
+    main(line)
+    kept = next((tmp_path / "out/runs").glob("soft*/result.json"))
+    kept.write_text(kept.read_text().replace('"nll": 1.0', '"nll": NaN'))
+    pretend_to_measure(monkeypatch, {"soft-lwr": float("nan")})
+    with pytest.raises(SystemExit):
+        main(line)
+    assert "1 of 4 runs have failed" in capsys.readouterr().err
+    assert numbers(tmp_path / "out")["rows"]["soft + LWR"]["runs"] == 1
+
+
+def test_a_teacher_that_has_diverged_teaches_nobody(tmp_path, monkeypatch, capsys) -> None:
+    pretend_to_measure(monkeypatch, {"teacher-net": float("nan")})
+    base: Any = {**STUDY["base"], "model": {"student": STUDY["base"]["model"]["student"]}}  # type: ignore[index]
+    path = write(STUDY | {"base": base, "teachers": {"net": {"base": base, "epochs": 1}}}, tmp_path)
+    with pytest.raises(SystemExit):
+        main(["study", str(path), "--jobs=2", f"--output={tmp_path / 'out'}", *CPU])
+    printed = capsys.readouterr().out
+    assert "soft + LWR, seed 0: failed: teacher 'net' is not trained" in printed
+    assert "cross-entropy, seed 0: 50.00% on the test images" in printed
+
+
+def test_the_test_images_do_not_choose_the_baseline(tmp_path, capsys) -> None:
+    base: Any = {**STUDY["base"], "data": {"class_path": "lit_distill.datamodules.DigitsDataModule"}}  # type: ignore[dict-item]
+    path = write(STUDY | {"base": base, "rows": RATES, "choose": [*RATES]}, tmp_path)
+    with pytest.raises(SystemExit):
+        main(["study", str(path), f"--output={tmp_path / 'out'}", *CPU])
+    assert capsys.readouterr().err == (
+        "error: choose needs validation images other than the test images, which are to choose nothing: set "
+        "data.val_fraction for digits or CIFAR, or for photos data.test_root or a folder test\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_another_study_trains_is_waited_for_and_its_result_is_used(tmp_path, monkeypatch, capsys) -> None:
+    study = Study(read_plan(write(STUDY, tmp_path), {}, CPU), "tiny", tmp_path / "out")
+    stage = study.tasks[0].stage
+    stage.folder.mkdir(parents=True)
+    other = Lock(stage.folder / ".lock")
+    assert other.acquire()
+    waited = []
+
+    def sleep(_: float) -> None:
+        waited.append(stage.done)
+        if len(waited) == 3:
+            (stage.folder / "version_0/checkpoints").mkdir(parents=True)
+            torch.save({FINISHED: True}, stage.folder / "version_0/checkpoints/last.ckpt")
+            other.release()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(StudyStage, "_train", lambda *_: pytest.fail("it was trained again"))
+    stage.run("cross-entropy", study.tasks[0].run.config)
+    assert waited == [False] * 3
+    assert stage.done
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"waiting for process {os.getpid()} on ")
+    assert ", which trains cross-entropy-seed0 since 2" in line
+
+
+def test_a_checkpoint_that_was_cut_off_is_said_with_the_file_to_delete(tmp_path) -> None:
+    study = Study(read_plan(write(STUDY, tmp_path), {}, CPU), "tiny", tmp_path / "out")
+    stage = study.tasks[0].stage
+    last = stage.folder / "version_0/checkpoints/last.ckpt"
+    last.parent.mkdir(parents=True)
+    torch.save({FINISHED: True}, last)
+    last.write_bytes(last.read_bytes()[:-100])
+    message = f"cannot read {last}, truncated or not a checkpoint file: .*; delete {last}, and the same command goes on"
+    with pytest.raises(ValueError, match=message):
+        stage.run("cross-entropy", study.tasks[0].run.config)
+    with pytest.raises(ValueError, match=message):
+        result_of(last, study.tasks[0].images, "cpu")
 
 
 def test_what_is_trusted_is_trusted_where_runs_are_measured(tmp_path, monkeypatch) -> None:

@@ -7,7 +7,8 @@ from sklearn.metrics import log_loss
 import torch
 from toys import make_photos
 
-from lit_distill.cli.study_measure import RunSeconds, StudyImages, scores
+from lit_distill.cli.study_measure import RunSeconds, StudyImages, result_of, scores
+from lit_distill.cli.study_stage import RunFailedError
 
 DIGITS = "lit_distill.datamodules.DigitsDataModule"
 FOLDER = "lit_distill.datamodules.ImageFolderDataModule"
@@ -37,6 +38,34 @@ def test_the_seconds_of_a_run_go_on_where_it_was_resumed() -> None:
     first.on_train_start(None, None)  # type: ignore[arg-type]
     second.load_state_dict(first.state_dict())
     assert second.state_dict()["seconds"] == pytest.approx(5.0, abs=0.5)
+
+
+@pytest.mark.parametrize("diverged", ["last", "best"])
+def test_a_student_that_has_diverged_at_its_last_step_is_no_result(diverged: str, tmp_path, monkeypatch) -> None:
+    images = StudyImages({"class_path": DIGITS, "init_args": {"val_fraction": 0.2}})
+    paths = {name: tmp_path / f"{name}.ckpt" for name in ("last", "best")}
+    callbacks = {
+        "RunSummary": {"last": {"val/accuracy_distill": 0.5}, "best": {}},
+        "BestCheckpoint{}": {"best_model_path": str(paths["best"])},
+        "RunSeconds": {"seconds": 1.0},
+    }
+    state = {
+        "callbacks": callbacks,
+        "state_dict": {"student.w": torch.zeros(1)},
+        "lit_distill_about": {"head": "distill"},
+    }
+    for path in paths.values():
+        torch.save(state, path)
+    values = {"accuracy": 0.1, "nll": 1.0}
+    monkeypatch.setattr("lit_distill.cli.study_measure.measure", lambda *_: values)
+    assert result_of(paths["last"], images, "cpu")["head"] == "distill"
+
+    def measured(path: Path, *_: object) -> dict[str, float]:
+        return values | {"nll": float("nan")} if path == paths[diverged] else values
+
+    monkeypatch.setattr("lit_distill.cli.study_measure.measure", measured)
+    with pytest.raises(RunFailedError, match=r"^the run has diverged at its last step, .*lower the learning rate"):
+        result_of(paths["last"], images, "cpu")
 
 
 def test_digits_are_held_out_only_with_validation_images_of_their_own() -> None:

@@ -9,6 +9,7 @@ import yaml
 from lit_distill.cli.study_plan import LOSSES, Plan, find_study, read_plan, with_seed
 
 BASE = {"base": "digits", "epochs": 20, "seeds": 2}
+TEACHER = {"base": "digits_teacher", "epochs": 1}
 
 
 def plan_of(tmp_path: Path, rows: Any, *flags: str, **study: Any) -> Plan:
@@ -73,7 +74,12 @@ def test_a_teacher_of_the_study_is_the_first_unless_a_row_names_another(tmp_path
         (["zzz"], "unknown loss 'zzz': expected 'cross-entropy'"),
         (["hard + soft"], "expected one loss, and perhaps"),
         (["SAT + LWR"], "SAT and LWR both replace the criterion"),
-        (["soft", "soft"], "row 'soft' is there twice"),
+        (["soft", "soft"], "rows: 'soft' is there twice: remove one"),
+        ({1: {"loss": "soft"}, "1": {"loss": "hard"}}, "rows: '1' is there twice: remove one"),
+        ("soft", "rows must be a mapping of names to values, got 'soft'"),
+        ({"soft": 5}, "row 'soft' must be a mapping of names to values, got 5"),
+        ({"soft": ["a"]}, r"row 'soft' must be a mapping of names to values, got \['a'\]"),
+        ({"soft": {1: 2}}, "row 'soft' has an unknown key '1': expected loss"),
         (["LWR", "cross-entropy + LWR"], "rows 'LWR' and 'cross-entropy \\+ LWR' are the same run"),
         ({"a": {"loss": "soft"}, "b": {"loss": "soft"}}, "rows 'a' and 'b' are the same run"),
         ([], "there are no rows"),
@@ -92,21 +98,67 @@ def test_what_is_wrong_with_rows_is_said(rows: Any, message: str, tmp_path) -> N
     ("study", "message"),
     [
         ({"seeds": [1, 1]}, "seeds has one twice"),
-        ({"seeds": 0}, "seeds must be >= 1"),
+        ({"seeds": 0}, "seeds must be a whole number >= 1, got 0"),
+        ({"seeds": []}, "seeds has none: give a list of whole numbers, or how many"),
+        ({"seeds": 2.5}, "seeds must be a whole number >= 1, got 2.5"),
+        ({"seeds": "3"}, "seeds must be a whole number >= 1, got '3'"),
+        ({"seeds": ["a"]}, "seeds must be a whole number >= 0, got 'a'"),
+        ({"seeds": [-1]}, "seeds must be a whole number >= 0, got -1"),
+        ({"epochs": "2"}, "epochs must be a whole number >= 1, got '2'"),
+        ({"epochs": True}, "epochs must be a whole number >= 1, got True"),
+        ({"set": ["a"]}, r"set must be a mapping of names to values, got \['a'\]"),
+        ({"set": {"trainer.max_epochs": 7}}, "set sets trainer.max_epochs: all rows have .*: use epochs"),
+        ({"set": {"trainer.min_steps": 7}}, "set sets trainer.min_steps: all rows have .*: use epochs"),
         ({"epochs": None}, "has no epochs"),
         ({"epoch": 3}, "unknown key 'epoch': did you mean 'epochs'"),
-        ({"baseline": "softt"}, "baseline 'softt' is no row: did you mean 'soft'"),
-        ({"choose": ["softt"]}, "baseline 'softt' is no row: did you mean 'soft'"),
+        ({"baseline": "softt"}, "baseline: 'softt' is no row: did you mean 'soft'"),
+        ({"choose": ["softt"]}, "choose: 'softt' is no row: did you mean 'soft'"),
+        ({"choose": []}, "choose has no row: name one, or several to choose the baseline from"),
+        ({"choose": ["soft", "soft"]}, "choose: 'soft' is there twice"),
+        ({"choose": {"soft": 1}}, "choose: .* is no row"),
         ({"choose": ["soft"], "baseline": "soft"}, "there are baseline and choose"),
         ({"base": "digitz"}, "no recipe of that name: did you mean 'digits'"),
         ({"base": 3}, "base must be a recipe"),
         ({"base": {"model": {}, "data": "DigitsDataModule"}}, "row 'soft' needs a teacher"),
+        ({"base": {"model": 3}}, "model of base must be a mapping of names to values, got 3"),
+        ({"base": {"trainer": "gpu"}}, "trainer of base must be a mapping of names to values, got 'gpu'"),
+        ({"base": {"trainer": {"max_steps": 9}}}, "base sets trainer.max_steps: all rows have .*: use epochs"),
+        ({"extends": "digitz"}, "no file digitz, and no study of that name: did you mean 'digits'"),
         ({"teachers": {"x": {"epochs": 3}}}, "teacher 'x' has no base"),
+        ({"teachers": ["x"]}, r"teachers must be a mapping of names to values, got \['x'\]"),
+        ({"teachers": {"x": TEACHER | {"epochs": "3"}}}, "epochs of teacher 'x' must be a whole number >= 1, got '3'"),
+        ({"teachers": {"x": TEACHER | {"seed": 0.5}}}, "seed of teacher 'x' must be a whole number >= 0, got 0.5"),
+        ({"teachers": {"x": TEACHER | {"set": ["a"]}}}, "set of teacher 'x' must be a mapping"),
+        (
+            {"teachers": {"x": TEACHER | {"set": {"trainer.max_epochs": 1}}}},
+            "set of teacher 'x' sets trainer.max_epochs",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_study_is_said(study: Any, message: str, tmp_path) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         plan_of(tmp_path, ["soft"], **study)
+    assert "\n" not in str(error.value)
+
+
+def test_flags_set_no_budget_but_may_shorten_the_epochs_of_all_rows(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"--trainer.max_epochs=3 changes the budget of the runs.*: use --epochs"):
+        plan_of(tmp_path, ["soft"], "--trainer.max_epochs=3")
+    short = "--trainer.limit_train_batches=2"
+    assert short in plan_of(tmp_path, ["soft"], short).rows["soft"].flags
+
+
+def test_a_study_of_the_package_is_extended_by_its_name(tmp_path) -> None:
+    (tmp_path / "study.yaml").write_text("extends: digits\nepochs: 3\n")
+    plan = read_plan(tmp_path / "study.yaml", {})
+    assert (plan.epochs, len(plan.seeds)) == (3, 10)
+
+
+def test_the_teacher_of_the_base_may_be_a_name(tmp_path) -> None:
+    base = {"model": {"student": "DigitsCNN", "teacher": "lit_distill.FrozenTeacher"}, "data": "DigitsDataModule"}
+    plan = plan_of(tmp_path, ["soft"], base=base, teachers={"x": TEACHER})
+    arguments = {"init_args": {"model": "<teacher x>"}}
+    assert plan.rows["soft"].config["model"]["teacher"] == {"class_path": "lit_distill.FrozenTeacher"} | arguments
 
 
 def test_a_study_that_names_its_baseline_does_not_choose_as_the_one_that_it_extends(tmp_path) -> None:

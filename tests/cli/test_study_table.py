@@ -9,7 +9,7 @@ from scipy import stats
 
 from lit_distill.cli.study_table import analyse, choose_baseline, holm, paired, summary_of, write_table
 
-ABOUT = {"study": "toy", "epochs": 3, "seeds": [0, 1, 2], "hardware": "abacus", "torch": "2.0"}
+ABOUT = {"study": "toy", "epochs": 3, "seeds": [0, 1, 2], "hardware": "abacus", "torch": "2.0", "held_out": True}
 
 
 def result(accuracy: float, validation: float = 0.5, best: float | None = None) -> dict[str, Any]:
@@ -71,6 +71,23 @@ def test_the_baseline_is_the_best_on_the_validation_images_whatever_the_test_say
     assert choose_baseline(rows, ["a", "b", "c"], seed=0) == "b"
 
 
+def test_a_distilled_row_is_judged_by_the_head_that_predicts() -> None:
+    def of_two_heads(by_class: float, by_mean: float) -> dict[str, Any]:
+        values = {"val/accuracy_class": by_class, "val/accuracy_mean_probs": by_mean}
+        return result(0.5) | {"head": "mean_probs", "validation": {"last": values}}
+
+    rows = {"a": {0: of_two_heads(0.6, 0.7)}, "b": {0: of_two_heads(0.5, 0.9)}}
+    assert choose_baseline(rows, ["a", "b"]) == "b"
+    rows["b"][0]["validation"] = {}
+    with pytest.raises(ValueError, match="row 'b' has no val/accuracy_mean_probs to choose the baseline by: have its"):
+        choose_baseline(rows, ["a", "b"])
+    assert choose_baseline(rows, ["b"]) == "b"
+
+
+def test_a_candidate_without_a_result_loses_even_to_one_that_is_always_wrong() -> None:
+    assert choose_baseline({"a": {0: None}, "b": {0: result(0.5, validation=0.0)}}, ["a", "b"]) == "b"
+
+
 def test_last_and_best_epoch_are_apart_and_each_corrected() -> None:
     rows = analyse(RESULTS, "plain")
     against = rows["better"]["last"]["accuracy"]["against_baseline"]
@@ -96,3 +113,7 @@ def test_the_files_say_the_same_and_are_whole(tmp_path) -> None:
     assert "Teacher other: not trained yet." in text
     assert "2026-01-02" in text
     assert {path.name for path in tmp_path.iterdir()} == {"table.json", "table.md"}
+    assert "Accuracy in % on the test images, which choose nothing: mean" in text
+    write_table(tmp_path, ABOUT | {"held_out": False}, RESULTS, teachers, ["plain"])
+    text = (tmp_path / "table.md").read_text()
+    assert "Accuracy in % on the test images, which are the validation images too: mean" in text

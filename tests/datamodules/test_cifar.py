@@ -32,6 +32,7 @@ def test_the_images_are_torchvisions(tmp_path: Path, monkeypatch: pytest.MonkeyP
         for (image, target), (expected, label) in zip(ours, theirs, strict=True):
             assert target == label
             assert np.array_equal(image.permute(1, 2, 0), np.asarray(expected))
+    assert data.val_set is data.test_set  # a study asks whether the test images are held out
     assert len(data.train_set) == 200
     batch = next(iter(data.train_dataloader()))
     assert (batch.image.shape, batch.image.dtype) == ((128, 3, 32, 32), torch.uint8)

@@ -35,7 +35,6 @@ def test_sums_alone_add_the_probabilities_of_a_group_and_share_out_the_rest(grou
     summing = ClassGroups(groups, 5, target_prior="teacher")
     combined = summing(logits)
     torch.testing.assert_close(torch.softmax(combined, dim=1).double(), expected, rtol=1e-5, atol=1e-7)
-    assert torch.equal(combined, torch.stack([logits[:, g].logsumexp(dim=1) for g in groups], dim=1))
     assert summing.sums_only
 
 
@@ -115,8 +114,34 @@ def test_the_frequencies_are_counted_when_they_are_asked_for() -> None:
 
 def test_extreme_logits_stay_finite() -> None:
     logits = torch.tensor([[1e4, -1e4, 0.0, -3e4]])
-    assert ClassGroups([[0], [1, 3], [2]], 4, target_prior="teacher")(logits).tolist() == [[1e4, -1e4, 0.0]]
+    assert ClassGroups([[0], [1, 3], [2]], 4, target_prior="teacher")(logits).tolist() == [[0.0, -2e4, -1e4]]
     assert ClassGroups([[0], [1, 3], [2]], 4)(logits).isfinite().all()
+
+
+@pytest.mark.parametrize(("spread", "shift"), [(50.0, 0.0), (1.0, 30.0), (5.0, -1000.0)])
+def test_logits_of_any_size_are_as_near_to_bayes_rule(spread: float, shift: float) -> None:
+    logits = (spread * torch.randn(64, 1000) + shift).requires_grad_()
+    same = logits.detach().double().requires_grad_()
+    members = torch.randperm(1000)[:900].split(300)  # a class in no group may be the likeliest
+    weight = torch.randn(64, 3)
+    probability = ClassGroups([group.tolist() for group in members], 1000)(logits).softmax(dim=1)
+    # By logarithms, since all groups together may have less than the smallest number.
+    expected = torch.stack([same[:, group].logsumexp(dim=1) for group in members], dim=1).softmax(dim=1)
+    torch.testing.assert_close(probability.double(), expected, rtol=0, atol=1e-6)
+    (probability * weight).sum().backward()
+    (expected * weight).sum().backward()
+    assert logits.grad is not None
+    assert same.grad is not None
+    torch.testing.assert_close(logits.grad.double(), same.grad, rtol=0, atol=1e-6)
+
+
+def test_a_group_whose_logits_are_all_minus_infinity_has_no_probability_and_no_gradient() -> None:
+    logits = torch.tensor([[1.0, -torch.inf, -torch.inf, 0.0]], requires_grad=True)
+    probability = ClassGroups([[0, 3], [1, 2]], 4)(logits).softmax(dim=1)
+    assert probability.tolist() == [[1.0, 0.0]]
+    probability[:, 0].sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.tolist() == [[0.0] * 4]
 
 
 def test_follows_the_datas_order_of_names() -> None:
@@ -172,11 +197,28 @@ def test_notes_overlaps_what_is_in_no_group_and_the_priors() -> None:
         ({"cat": "3-1"}, "classes: cat has no class of the teacher"),
         ({"cat": "0-9"}, r"classes: cat names class 5, but the teacher has classes 0..4"),
         ({"cat": "tabby"}, "classes: cat must be numbers, or text such as '7-24, 80-100', got 'tabby'"),
+        ([["1"]], r"classes: 0 must be numbers, or text such as '7-24, 80-100', got \['1'\]"),
+        ([[1.5]], r"classes: 0 must be numbers, .*, got \[1.5\]"),
+        ([[0], [True]], r"classes: 1 must be numbers, .*, got \[True\]"),
+        ({"cat": None}, "classes: cat must be numbers, .*, got None"),
+        ({"cat": 1.5}, "classes: cat must be numbers, .*, got 1.5"),
+        ({"cat": True}, "classes: cat must be numbers, .*, got True"),
+        ("0-1", "classes must be a list or a mapping with a group for each class, got '0-1'"),
+        (3, "classes must be a list or a mapping with a group for each class, got 3"),
     ],
 )
 def test_refuses_groups_that_name_what_is_not_there(groups: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ClassGroups(groups, 5)
+
+
+def test_numbers_of_other_libraries_and_in_quotes_are_numbers() -> None:
+    groups = ClassGroups({"cat": torch.tensor([0, 2]), "dog": range(1, 2)}, 3, torch.ones(3), ["0.3", "0.7"])  # type: ignore[dict-item, list-item, arg-type]
+    assert groups.grouping() == {
+        "classes": {"cat": [0, 2], "dog": [1]},
+        "teacher_shares": [2 / 3, 1 / 3],
+        "target_prior": [0.3, 0.7],
+    }
 
 
 @pytest.mark.parametrize(
@@ -189,6 +231,9 @@ def test_refuses_groups_that_name_what_is_not_there(groups: Any, message: str) -
         ({"target_prior": [1, 2, 3]}, "target_prior must have 2 values, one for each class, got 3"),
         ({"target_prior": {"cat": 1}}, "target_prior must have a number for each of cat, dog, got cat"),
         ({"target_prior": {"cat": 1, "dog": float("nan")}}, "target_prior must be > 0, got nan for dog"),
+        ({"target_prior": 0.5}, "target_prior must be numbers, one for each class, got 0.5"),
+        ({"target_prior": ["much", 1]}, r"target_prior must be numbers, one for each class, got \['much', 1\]"),
+        ({"teacher_prior": [1, 1, 1, 1, None]}, "teacher_prior must be numbers, one for each class, got"),
         ({"target_prior": "uniformly"}, "target_prior must be 'uniform', 'teacher' or 'frequencies', got 'uniformly'"),
     ],
 )
