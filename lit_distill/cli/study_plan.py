@@ -334,7 +334,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Construct a mapping."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if not key.tag.endswith(":merge")]
         twice = [key for key in keys if keys.count(key) > 1]
         if twice:
             raise ValueError(f"{twice[0]!r} is there twice (line {node.start_mark.line + 1} on): remove one")
