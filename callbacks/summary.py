@@ -49,6 +49,10 @@ class RunSummary(Callback):
         self._has_trained = False
 
     @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._has_trained = False
+
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         self._has_trained = True
 

@@ -128,9 +128,9 @@ def _report(teacher: nn.Module, counts: _Counts, class_names: Sequence[str] | No
     accuracy, chance = _accuracy(answers), 1 / counts.classes
     least = chance + 0.25 * (1 - chance)
     if counts.plain is not None:
-        ways = " or ".join(sorted({str(run.variant) for run in fast_networks(teacher).values()}))
+        ways = sorted({str(run.variant) for run in fast_networks(teacher).values() if run.was_fast})
         rank_zero_info(
-            f"teacher: runs {ways}: right on {accuracy:.2%} of the validation set, "
+            f"teacher: runs {' or '.join(ways) or 'as its cache says'}: right on {accuracy:.2%} of the validation set, "
             f"run plainly in {_precision(teacher)} on {_accuracy(counts.plain):.2%}"
         )
     rank_zero_info(f"teacher: accuracy {accuracy:.2%} on {images} images of the validation set")
@@ -177,7 +177,6 @@ def _count_answers(trainer: Trainer, teacher: nn.Module) -> _Counts:
     side = classes if classes is not None and classes <= _MOST_CLASSES else 2
     loaders = cast(list[Iterable[object]], loaders_of(trainer, "val"))
     has_table, counter, runs = side == classes, SampleCounter(), fast_networks(teacher).values()
-    asked = teacher.asked if isinstance(teacher, TeacherCache) else teacher
     answered = 0
     for run in runs:
         run.was_fast = False  # it may not be asked at all, if there is a cache
@@ -211,7 +210,10 @@ def _count_answers(trainer: Trainer, teacher: nn.Module) -> _Counts:
                     with ExitStack() as stack:
                         for run in runs:
                             stack.enter_context(run.plainly())
-                        plain_logits = _ask(asked, batch, loader_number)
+                        if isinstance(teacher, TeacherCache):  # which has other answers
+                            plain_logits = teacher.ask(batch).logits
+                        else:
+                            plain_logits = _ask(teacher, batch, loader_number)
                     if plain_logits is not None:
                         count_up(plain, plain_logits[:count], batch.target[:count])
     answers, plain = (trainer.strategy.reduce(counts, reduce_op="sum") for counts in (answers, plain))

@@ -53,8 +53,9 @@ def training_parts(data: IndexedDataset, repeats: int = 1) -> dict[str, str]:
 
 def evaluation_parts(data: IndexedDataset) -> dict[str, str] | None:
     """Return a digest of each part that images for evaluation depend on; None if they are not the same each time."""
+    source = digest_of(_parts(data))  # before it is read, which may change what it holds
     images = _images(data, views=())
-    return None if images is None else {"validation set": digest_of(_parts(data)), "validation images": images}
+    return None if images is None else {"validation set": source, "validation images": images}
 
 
 def _parts(data: IndexedDataset) -> tuple[str, str]:

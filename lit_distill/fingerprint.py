@@ -12,12 +12,15 @@ from types import CodeType, FunctionType, MethodType, ModuleType
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.jit import ScriptModule
 
 _PLAIN = (str, int, float, complex, bool, type(None), torch.dtype, torch.device)
-# Code of these counts by its name alone; a fingerprint has their versions where they matter.
-_LIBRARIES = {"torch", "torchvision", "timm", "lightning", "numpy", "PIL", "lit_distill", *sys.stdlib_module_names}
-_OF_EVERY_MODULE = {*vars(nn.Module())}
-_NO_CODE = {"__doc__", "__module__", "__qualname__", "__firstlineno__", "__static_attributes__", "__annotations__"}
+# Classes of these count with their names alone: their code and their version are no part of a digest.
+_LIBRARIES = {"torch", "torchvision", "timm", "lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics"}
+_LIBRARIES |= {"numpy", "PIL", "lit_distill", *sys.stdlib_module_names}
+_OF_EVERY_MODULE = {*vars(nn.Module()), "_compiled_call_impl"}
+_OF_CLASS = (FunctionType, *_PLAIN, bytes, list, tuple, dict, set, frozenset, Tensor, np.ndarray)
 
 
 def digest_of(thing: object, without: tuple[type, ...] = ()) -> str:
@@ -69,7 +72,8 @@ class _Digester:
             sha.update(thing)
         elif isinstance(thing, Tensor):
             sha.update(f"{thing.dtype}{tuple(thing.shape)}".encode())
-            sha.update(thing.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            strided = thing.detach().cpu().to_dense().resolve_conj().resolve_neg()
+            sha.update(strided.contiguous().flatten().view(torch.uint8).numpy().data)
         elif isinstance(thing, (np.ndarray, np.generic)):
             self._add_array(sha, np.asarray(thing))
         elif isinstance(thing, nn.Module):
@@ -81,11 +85,14 @@ class _Digester:
                 with suppress(ValueError):  # nothing is in it yet
                     self._add(sha, cell.cell_contents)
         elif isinstance(thing, CodeType):
-            constants = [value for value in thing.co_consts if isinstance(value, (*_PLAIN, bytes, tuple, CodeType))]
+            constants = [
+                value for value in thing.co_consts if isinstance(value, (*_PLAIN, bytes, tuple, frozenset, CodeType))
+            ]
             self._add(sha, thing.co_code, thing.co_names, constants)
         elif isinstance(thing, Mapping):
-            for name, value in sorted(thing.items(), key=lambda item: str(item[0])):
-                self._add(sha, str(name), value)
+            named = [(_without_address(str(key)), value) for key, value in thing.items()]
+            for name, value in sorted(named, key=lambda item: item[0]):
+                self._add(sha, name, value)
         elif isinstance(thing, (list, tuple)):
             self._add(sha, *thing)
         elif isinstance(thing, ModuleType):
@@ -109,28 +116,33 @@ class _Digester:
             sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
     def _add_network(self, sha: "hashlib._Hash", network: nn.Module) -> None:
-        sha.update(re.sub(r" at 0x[0-9a-f]+", "", repr(network)).encode())
+        sha.update(_without_address(repr(network)).encode())
         for parts in (network.named_parameters(), network.named_buffers()):
             for name, part in parts:
                 self._add(sha, name, part.data)
         for name, module in network.named_modules():
             self._add(sha, name, type(module), self._settings(module))
+            if isinstance(module, (GraphModule, ScriptModule)):
+                self._add(sha, getattr(module, "code", None))
 
     def _settings(self, module: nn.Module) -> dict[str, object]:
         """Return the attributes of a network that say what it computes.
 
-        Names with an underscore are the business of a library's class that may have set them; whole numbers of such
-        names, and nothing, are taken for counts and marks of what the network has done.
+        Names with an underscore are the business of a library's class that may have set them, but for the
+        hyper-parameters of Lightning; whole numbers of such names, and nothing, are taken for counts and marks of what
+        the network has done.
         """
         is_of_library = _is_of_library(type(module))
-        bases = {*type(module).__mro__} - {object, nn.Module}
+        bases = [base for base in type(module).__mro__ if not base.__module__.startswith(("torch.nn.", "builtins"))]
         has_secrets = any(_is_of_library(base) and "__init__" in vars(base) for base in bases)
         return {
             key: value
             for key, value in vars(module).items()
             if key not in _OF_EVERY_MODULE
             and not isinstance(value, self.without)
-            and not (key.startswith("_") and (has_secrets or value is None or isinstance(value, int)))
+            and not (
+                key.startswith("_") and (has_secrets or value is None or isinstance(value, int)) and key != "_hparams"
+            )
             and (not is_of_library or isinstance(value, (*_PLAIN, bytes, list, tuple)))
         }
 
@@ -138,17 +150,20 @@ class _Digester:
         for base in kind.__mro__:
             sha.update(_name(base))
             for key, value in () if _is_of_library(base) else vars(base).items():
-                code = getattr(value, "__func__", getattr(value, "fget", value))
-                if key not in _NO_CODE and isinstance(code, (FunctionType, *_PLAIN, bytes, list, tuple, dict, Tensor)):
+                wrappers = ("__func__", "fget", "func", "__wrapped__")  # of methods, properties and cached ones
+                code = next((getattr(value, name) for name in wrappers if hasattr(value, name)), value)
+                is_made_by_python = key.startswith("__") and not isinstance(code, FunctionType)
+                if not is_made_by_python and isinstance(code, _OF_CLASS):
                     self._add(sha, key, code)
 
     def _add_object(self, sha: "hashlib._Hash", thing: object) -> None:
         sha.update(f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', '')}".encode())
         attributes: dict[str, object] = getattr(thing, "__dict__", {})
+        self._add(sha, type(thing))
         try:
             reduced = thing.__reduce_ex__(4)
         except Exception:  # whatever an object raises that cannot be pickled
-            self._add(sha, type(thing), attributes)
+            self._add(sha, attributes)
             return
         if isinstance(reduced, str):  # the name of a function or of the only object of its kind
             sha.update(reduced.encode())
@@ -156,7 +171,11 @@ class _Digester:
         _, arguments, state, *items = (*reduced, None, None, None)[:5]
         # What is made for the moment, such as the bytes of an image, is not kept alive.
         inner = self if state is attributes else _Digester(self.without, ChainMap({}, self.memo))
-        inner._add(sha, type(thing), arguments, state, *([*each] for each in items if each is not None))
+        inner._add(sha, arguments, state, *([*each] for each in items if each is not None))
+
+
+def _without_address(text: str) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
 def _name(kind: type) -> bytes:

@@ -10,6 +10,7 @@ from torch import nn
 from lit_distill.batch import Batch
 from lit_distill.models.fast import FastNetwork
 from lit_distill.models.teacher_base import Teacher
+from lit_distill.models.variants import PLAIN
 
 _KEY = "teacher_variants"  # in a checkpoint
 
@@ -42,26 +43,34 @@ def tune(trainer: Trainer, teacher: nn.Module | None, batch: object) -> None:
 
 def precision_of(trainer: Trainer, runs: Iterable[FastNetwork]) -> str:
     """Return in words the precision that a teacher answers in: the trainer's, unless its networks have another one."""
-    as_is, device = str(trainer.precision), trainer.strategy.root_device
-    # Its weights are float32 while the trainer's autocast is on.
-    words = {"trainer": as_is, "own": "32-true" if as_is.endswith("-mixed") else as_is}
-    found = {
-        words.get(run.precision_on(device), "bf16") if run.precision is None else str(run.precision) for run in runs
-    }
+    as_is, found = str(trainer.precision), set()
+    for run in runs:
+        variant = run.variant_on(trainer.strategy.root_device)
+        # Its weights are float32 while the trainer's autocast is on.
+        own = "32-true" if as_is.endswith("-mixed") else as_is
+        word = {"trainer": as_is, "own": own}.get(variant.precision, "bf16")
+        word = word if run.precision is None else str(run.precision)
+        found.add(f"{word}, plainly" if run.chosen and variant == PLAIN else word)
     return " and ".join(sorted(found or {as_is}))
 
 
 def choices_of(teacher: nn.Module | None) -> dict[str, dict[str, dict[str, str]]]:
     """Return what a checkpoint keeps of the choices; nothing where a rule decides."""
-    chosen = {name: network.chosen for name, network in fast_networks(teacher).items() if network.chosen}
+    chosen = {name: network.chosen for name, network in fast_networks(_behind(teacher)).items() if network.chosen}
     return {_KEY: chosen} if chosen else {}
 
 
 def restore_choices(teacher: nn.Module | None, checkpoint: Mapping[str, Any]) -> None:
     """Have the teacher run as in the run of a checkpoint, if the device is of the same kind."""
     choices = checkpoint.get(_KEY, {})
-    for name, network in fast_networks(teacher).items():
+    for name, network in fast_networks(_behind(teacher)).items():
         network.chosen = dict(choices.get(name, {}))
+
+
+def _behind(teacher: nn.Module | None) -> nn.Module | None:
+    """Return the teacher behind a cache, so that names are the same with a cache and without."""
+    asked = getattr(teacher, "asked", None)
+    return asked if isinstance(asked, Teacher) else teacher
 
 
 def _parts(teacher: nn.Module | None) -> dict[str, Teacher]:

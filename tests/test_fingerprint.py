@@ -9,7 +9,9 @@ import subprocess
 import sys
 import tracemalloc
 from types import SimpleNamespace
+from unittest.mock import patch
 
+from lightning.pytorch import LightningModule, Trainer
 import numpy as np
 from PIL import Image
 import pytest
@@ -18,7 +20,7 @@ from torch import nn
 
 from lit_distill import FrozenTeacher
 from lit_distill.datamodules import Augmentation
-from lit_distill.fingerprint import digest_of
+from lit_distill.fingerprint import _Digester, digest_of
 from lit_distill.models.teacher_base import Teacher
 
 
@@ -125,7 +127,19 @@ def test_different_things_have_different_digests() -> None:
     assert digests == [digest_of(thing) for thing in DIFFERENT]
 
 
-@pytest.mark.parametrize("kind", [Scaled, Asked])
+class Shifted(nn.Identity):
+    def __init__(self, shift: object) -> None:
+        super().__init__()
+        self._shift = shift
+
+
+class Hyper(LightningModule):
+    def __init__(self, scale: object) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+
+@pytest.mark.parametrize("kind", [Scaled, Asked, Shifted, Hyper])
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -137,6 +151,7 @@ def test_different_things_have_different_digests() -> None:
         (lambda x: x, lambda x: 2 * x),
         (SimpleNamespace(t=1), SimpleNamespace(t=2)),
         ([nn.Linear(1, 1)], [nn.Linear(2, 1)]),
+        ({max: 1}, {max: 2}),
     ],
 )
 def test_a_network_of_ones_own_counts_with_settings_of_every_kind(
@@ -168,6 +183,37 @@ def test_code_of_ones_own_counts() -> None:
     text = "class Own:\n    def __call__(self, x):\n        return {} * x"
     assert digest_of(with_code(text.format(2))) == digest_of(with_code(text.format(2)))
     assert digest_of(with_code(text.format(2))) != digest_of(with_code(text.format(3)))
+
+
+def test_graphs_of_other_code_differ() -> None:
+    class Powered(nn.Module):
+        def __init__(self, power: int) -> None:
+            super().__init__()
+            self.power = power
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return image**self.power
+
+    for made in (torch.fx.symbolic_trace, lambda module: torch.jit.trace(module, torch.ones(1))):
+        assert digest_of(made(Powered(2))) == digest_of(made(Powered(2))) != digest_of(made(Powered(3)))
+
+
+def test_a_network_that_is_compiled_or_trained_by_lightning_counts_the_same() -> None:
+    network, module = Scaled(1.5), Hyper(1.5)
+    before = digest_of(network), digest_of(module)
+    network.compile()
+    module.trainer = Trainer(logger=False, accelerator="cpu")
+    assert (digest_of(network), digest_of(module)) == before
+
+
+def test_the_class_of_many_objects_is_looked_at_once() -> None:
+    one, many = ([Slotted(number) for number in range(count)] for count in (1, 1000))
+    digester = _Digester((), {})
+    with patch.object(_Digester, "_add_class", autospec=True, side_effect=_Digester._add_class) as looked:
+        digester.digest(one)
+        before = looked.call_count
+        _Digester((), {}).digest(many)
+    assert looked.call_count == 2 * before
 
 
 def test_images_in_memory_are_not_held_twice() -> None:

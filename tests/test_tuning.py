@@ -13,8 +13,9 @@ from lit_distill.batch import Batch
 from lit_distill.callbacks import TeacherCheck
 from lit_distill.datamodules import IndexedDataset
 from lit_distill.models.fast import FastNetwork
+from lit_distill.models.teacher_cache import TeacherCache
 from lit_distill.models.variants import PLAIN
-from lit_distill.tuning import choices_of, fast_networks, restore_choices, tune
+from lit_distill.tuning import choices_of, fast_networks, precision_of, restore_choices, tune
 
 
 def network() -> nn.Module:
@@ -144,3 +145,33 @@ def test_the_teacher_is_asked_before_the_student() -> None:
     module.student.register_forward_hook(lambda *_: asked.append("student"))
     trainer(max_epochs=1).fit(module, loader())
     assert asked == ["teacher", "student"] * 4
+
+
+def test_a_choice_is_the_same_with_a_cache_and_without() -> None:
+    teacher = FrozenTeacher(network())
+    teacher.fast_network.switch_back(torch.device("cpu"))
+    for one, other in ((teacher, TeacherCache(FrozenTeacher(network()))), (TeacherCache(teacher), None)):
+        again = FrozenTeacher(network())
+        restore_choices(other or again, choices_of(one))
+        restored = other.asked if other is not None else again
+        assert restored.fast_network.chosen == teacher.fast_network.chosen
+
+
+@pytest.mark.parametrize(
+    ("precision", "arguments", "before", "after"),
+    [
+        ("32-true", {}, "32-true", "32-true, plainly"),
+        ("bf16-mixed", {}, "bf16-mixed", "32-true, plainly"),
+        ("bf16-mixed", {"precision": "32"}, "torch.float32", "torch.float32, plainly"),
+        ("bf16-mixed", {"fast": False}, "bf16-mixed", "bf16-mixed"),
+    ],
+)
+def test_the_precision_of_its_answers_is_known(
+    precision: str, arguments: dict[str, Any], before: str, after: str
+) -> None:
+    teacher, run = FrozenTeacher(network(), **arguments), trainer(precision=precision)
+    runs = fast_networks(teacher).values()
+    assert precision_of(run, runs) == before
+    teacher.fast_network.switch_back(torch.device("cpu"))
+    assert precision_of(run, runs) == after
+    assert precision_of(run, ()) == precision

@@ -21,7 +21,7 @@ from lit_distill.cli.arguments import command_parser, parse
 from lit_distill.cli.stopping import Stopping
 from lit_distill.models.answers import MADE_OF, Answers, caches_in
 from lit_distill.models.teacher_base import Teacher
-from lit_distill.models.teacher_cache import TeacherCache
+from lit_distill.models.teacher_cache import Source, TeacherCache
 from lit_distill.module import LitDistiller
 
 _USAGE = "lit-distill cache info|fill|prune FOLDER"
@@ -77,8 +77,8 @@ def prune(folder: Path, args: Sequence[str] = ()) -> None:
     freed, kept = 0, []
     sound = {kind: [answers.folder for answers in caches_in(folder, kind)] for kind in ("train", "val")}
     for kind, found in sound.items():
-        damaged = [path for path in folder.glob(f"{kind}-*") if re.fullmatch(r"\w+-[0-9a-f]{12}", path.name)]
-        for path in [*found[keep:], *sorted({*damaged} - {*found})]:
+        named = {path for path in folder.glob(f"{kind}-*/") if re.fullmatch(r"\w+-[0-9a-f]{12}", path.name)}
+        for path in [*found[keep:], *sorted(named - {*found})]:  # those that nobody can tell what they are made of
             freed += _size(path)
             _remove(path)
             print(f"removed {path}")
@@ -150,6 +150,19 @@ class _Asking(LitDistiller):
         super().__init__(nn.Identity(), teacher, distillation=distillation)
         self.unused = nn.Parameter(torch.zeros(()))  # DDP wants one
         self.automatic_optimization = False
+        self.sources: dict[int, Source] = {}
+
+    def check_written(self) -> None:
+        """Raise what kept answers from being written: a run would go on without its cache, and this does nothing else.
+
+        Raises:
+            OSError: Such as a full disk.
+        """
+        if isinstance(self.teacher, TeacherCache):
+            self.sources |= {id(source): source for source in self.teacher.sources}
+        for source in self.sources.values():
+            if source.error is not None:
+                raise source.error
 
     @override
     def on_train_start(self) -> None:
@@ -161,10 +174,7 @@ class _Asking(LitDistiller):
     def on_train_batch_start(self, batch: object, batch_idx: int) -> int | None:  # type: ignore[override]  # as Lightning
         """Leave an epoch out if everything is there; its images need not be made."""
         super().on_train_batch_start(batch, batch_idx)
-        if isinstance(self.teacher, TeacherCache) and self.teacher.source is not None:
-            error = self.teacher.source.error
-            if error is not None:  # a run would go on without its cache; here there is nothing else to do
-                raise error
+        self.check_written()
         return -1 if isinstance(self.teacher, TeacherCache) and self.teacher.is_warm else None
 
     @override
@@ -217,5 +227,6 @@ class _FillCLI(DistillCLI):
         """Ask."""
         asking = _Asking(self.model.teacher, self.model.distillation)
         self.trainer.fit(**{**kwargs, "model": asking})
+        asking.check_written()
         if self.trainer.is_global_zero:
             info(self.config_init[self.subcommand].teacher_cache.folder)

@@ -232,9 +232,8 @@ def teacher_caches_for(epochs: int, data: SizedData, output: Path, flags: Sequen
     given = "\n".join(flags)
     views = re.findall(r"--teacher_cache\.(?:init_args\.)?views=(\d+)", given)
     if views:
-        TeacherCaching(
-            int(views[-1]), single_view="single_view=true" in given.lower()
-        )  # raises before a teacher is trained
+        # Raises before a teacher is trained.
+        TeacherCaching(int(views[-1]), single_view="single_view=true" in given.lower())
         return [CacheChoice(_caching(int(views[-1])))]
     is_asked_for = "--teacher_cache." in given
     if "--teacher_cache=" in given or epochs <= sizing.VIEWS or not _can_be_cached(data, given):

@@ -297,7 +297,12 @@ def _base(source: object, path: Path) -> tuple[Description, list[str]]:
     trainer = _mapping(config.pop("trainer", None), "trainer of base")
     for key in ("seed_everything", "num_threads", "retrospection"):
         config.pop(key, None)
-    kept = {f"trainer.{key}": value for key, value in trainer.items() if key not in ("max_epochs", "logger")}
+    # A run's own config.yaml has all options, those that are left open too.
+    kept = {
+        f"trainer.{key}": value
+        for key, value in trainer.items()
+        if key not in ("max_epochs", "logger") and not (_BUDGET.match(f"trainer.{key}") and value in (None, -1))
+    }
     return config, _flags(kept, "base")
 
 
@@ -331,6 +336,11 @@ def _check_keys(content: object, known: Iterable[str], place: str, required: Ite
 
 class _Loader(yaml.SafeLoader):
     """A loader that refuses a key that stands twice, of which YAML would keep the last."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Merge what ``<<`` names, of which PyYAML may leave a key twice."""
+        super().flatten_mapping(node)
+        node.value = [*{(key.tag, str(key.value)): (key, value) for key, value in node.value}.values()]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Construct a mapping."""

@@ -149,7 +149,8 @@ class ClassGroups(nn.Module):
     @property
     def sums_only(self) -> bool:
         """True if the priors change nothing, so that probabilities are only summed."""
-        return not self._offset.any()
+        pairs = zip(_normalised(self.weights or self.shares), _normalised(self.shares), strict=True)
+        return all(math.isclose(weight, share, rel_tol=1e-7) for weight, share in pairs)
 
     def _shares(self, prior: Sequence[float] | None) -> list[float]:
         """Return each group's share of the teacher's prior, in any unit."""

@@ -113,15 +113,16 @@ class FastNetwork:
         """Run the network as it is from now on, also in a run that resumes this one."""
         self.chosen = {"variant": str(PLAIN), "device": _name(device)}
 
-    def precision_on(self, device: torch.device) -> str:
-        """Return what it computes in on a device, as a variant's ``precision`` says it."""
-        chosen = Variant.parse(self.chosen["variant"]) if self.chosen.get("device") == _name(device) else self.simplest
-        return PLAIN.precision if self.is_plain else chosen.precision
+    def variant_on(self, device: torch.device) -> Variant:
+        """Return the variant that was chosen for a device, else the simplest, whose precision the rule keeps to."""
+        is_chosen = self.fast and self.chosen.get("device") == _name(device)
+        return Variant.parse(self.chosen["variant"]) if is_chosen else self.simplest
 
     def is_rough(self, device: torch.device) -> bool:
-        """Tell whether it computes on a device in less than the precision of the network's weights."""
-        precision = self.precision_on(device)
-        return precision in ("autocast", "bf16") or (precision == "trainer" and torch.is_autocast_enabled(device.type))
+        """Tell whether it is made to compute on a device in less than the precision of the network's weights."""
+        precision = self.variant_on(device).precision
+        autocasts = precision == "trainer" and torch.is_autocast_enabled(device.type)
+        return self.fast and (autocasts or precision in ("autocast", "bf16"))
 
     def is_due(self, device: torch.device) -> bool:
         """Tell whether `tune` has anything to choose."""

@@ -70,6 +70,12 @@ class OutputRows:
             parts.append(as_bytes(as_half(feature.reshape(len(feature), math.prod(shape)))))
         return torch.cat(parts, dim=1)
 
+    def largest_logit(self, rows: Tensor) -> float:
+        """Return the largest absolute value of a logit that packed rows hold; 0 if they hold none."""
+        if self.logits is None:
+            return 0.0
+        return float(rows[:, : 2 * self.logits.kept].contiguous().view(torch.float16).abs().max())
+
     def unpack(self, rows: Tensor) -> TeacherOutput:
         """Return the answer, float32, of packed rows."""
         packed_logits, *packed_features = rows.split_with_sizes(self._sizes, dim=1)

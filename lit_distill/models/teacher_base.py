@@ -83,7 +83,9 @@ class Teacher(nn.Module):
     def identity(self) -> str:
         """Return a digest of all that decides its answers: weights, statistics, layers, settings, code of your own.
 
-        How its networks are run is no part of it.
+        How its networks are run is no part of it, and neither are functions that its code calls by a global name, hooks
+        on its layers, nor whole numbers, True and False under names with an underscore. If such a thing changes what it
+        answers, extend this method.
         """
         return digest_of(self, without=(FastNetwork,))
 

@@ -96,8 +96,7 @@ class Source:
         keys = torch.cat([keys for keys, _ in self._noted], dim=1).cpu()
         rows = torch.cat([rows for _, rows in self._noted]).cpu()
         self._noted, self._count = [], 0
-        if self.rows.logits is not None and (logits := self.rows.unpack(rows).logits) is not None:
-            self.largest = max(self.largest, float(logits.abs().max()))
+        self.largest = max(self.largest, self.rows.largest_logit(rows))
         try:
             for view in sorted(set(keys[0].tolist())):
                 chosen = keys[0] == view
@@ -227,8 +226,12 @@ class TeacherCache(Teacher):
     @property
     def is_warm(self) -> bool:
         """Whether all answers of the current views, and to all that is evaluated, are there."""
-        sources = [self.source, *self.evaluated.values()]
-        return all(source is not None and source.is_warm for source in sources)
+        return self.source is not None and all(source.is_warm for source in self.sources)
+
+    @property
+    def sources(self) -> list[Source]:
+        """The current source, and those of all that is evaluated."""
+        return [*([] if self.source is None else [self.source]), *self.evaluated.values()]
 
     @property
     def is_away(self) -> bool:

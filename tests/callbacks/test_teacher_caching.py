@@ -619,3 +619,25 @@ def test_logits_that_float16_holds_badly_are_said(tmp_path, offset: int, warned:
         else nullcontext()
     ):
         fit(tmp_path, network)
+
+
+def test_a_whole_cache_in_mixed_precision_is_compared_with_the_plain_network_again(tmp_path) -> None:
+    learned = []
+    for _ in range(3):
+        network = Counting(net=DigitsCNN(pretrained=True))
+        module = LitDistiller(student(), FrozenTeacher(network), distillation=SoftDistillation(2.0))
+        callbacks = [TeacherCaching(views=2, folder=tmp_path), TeacherCheck()]
+        options = {"max_epochs": 3, "num_sanity_val_steps": 0, "precision": "bf16-mixed", "callbacks": callbacks}
+        trainer(**options).fit(module, datamodule=FewDigits(batch_size=16, seed=3))
+        learned.append(weights(module.student))
+    assert torch.equal(learned[0], learned[1])
+    assert torch.equal(learned[0], learned[2])
+
+
+def test_a_teacher_that_is_to_run_as_it_is_is_not_compared_with_another_precision(tmp_path, caplog) -> None:
+    module = LitDistiller(student(), FrozenTeacher(Coarse(), fast=False), distillation=SoftDistillation(2.0))
+    callbacks = [TeacherCaching(views=2, folder=tmp_path), TeacherCheck()]
+    options = {"max_epochs": 1, "num_sanity_val_steps": 0, "precision": "bf16-mixed", "callbacks": callbacks}
+    with pytest.warns(UserWarning, match="a student will learn little from it"):
+        trainer(**options).fit(module, datamodule=FewDigits(batch_size=16, seed=3))
+    assert {cache.made_of["precision"] for cache in caches_in(tmp_path)} == {"bf16-mixed"}

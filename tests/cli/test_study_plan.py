@@ -216,3 +216,19 @@ def test_the_packages_studies_are_found_by_name_and_can_be_read() -> None:
         assert {"--data.train_per_class=100", "--trainer.check_val_every_n_epoch=4"} <= set(run.flags)
     with pytest.raises(ValueError, match="no study of that name: did you mean 'digits'"):
         find_study("digit")
+
+
+def test_rows_may_be_merged_and_a_runs_own_configuration_is_a_base(tmp_path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "base:\n  model: {student: {class_path: lit_distill.DistillableViT}}\n"
+        "  trainer: {max_steps: -1, min_epochs: null}\n"
+        "epochs: 1\nseeds: 1\nrows:\n  one: &one {loss: cross-entropy, model.alpha: 0.1, model.head: class}\n"
+        "  two: &two {<<: *one, model.alpha: 0.2}\n  three: {<<: *two, model.head: distill}\n"
+    )
+    rows = read_plan(path, {}).rows
+    assert [run.flags[-2:] for run in rows.values()] == [
+        ["--model.alpha=0.1", "--model.head=class"],
+        ["--model.alpha=0.2", "--model.head=class"],
+        ["--model.alpha=0.2", "--model.head=distill"],
+    ]
