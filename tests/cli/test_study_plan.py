@@ -207,8 +207,8 @@ def test_the_packages_studies_are_found_by_name_and_can_be_read() -> None:
     assert pretrained.rows["soft, mixed, pretrained"].flags == [flag.replace("=120", "=40") for flag in live]
     views = read_plan(find_study("cifar10_views"), {}).rows
     assert views["soft, mixed"] == mixed.rows["soft, mixed"]
-    assert [run.flags for run in list(views.values())[1:4]] == [
-        [flag.replace("=120", f"={count}") for flag in live] for count in (30, 10, 3)
+    assert [run.flags for run in list(views.values())[1:5]] == [
+        [flag.replace("=120", f"={count}") for flag in live] for count in (40, 30, 10, 3)
     ]
     assert mixed.teachers == read_plan(find_study("cifar10"), {}).teachers
     few = read_plan(find_study("cifar10_few"), {})
