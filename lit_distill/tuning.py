@@ -47,10 +47,11 @@ def precision_of(trainer: Trainer, runs: Iterable[FastNetwork]) -> str:
     for run in runs:
         variant = run.variant_on(trainer.strategy.root_device)
         # Its weights are float32 while the trainer's autocast is on.
-        own = "32-true" if as_is.endswith("-mixed") else as_is
-        word = {"trainer": as_is, "own": own}.get(variant.precision, "bf16")
-        word = word if run.precision is None else str(run.precision)
-        found.add(f"{word}, plainly" if run.chosen and variant == PLAIN else word)
+        of_weights = "32-true" if as_is.endswith("-mixed") else as_is
+        precision = {"trainer": as_is, "own": of_weights}.get(variant.precision, "bf16")
+        if run.precision is not None:
+            precision = str(run.precision)
+        found.add(f"{precision}, plainly" if run.chosen and variant == PLAIN else precision)
     return " and ".join(sorted(found or {as_is}))
 
 

@@ -168,10 +168,10 @@ def test_a_teacher_counts_the_same_before_and_after_it_has_answered() -> None:
     assert teacher.identity() == before
     # How it is run is no part of what it is, nor in a subclass.
     assert FrozenTeacher(teacher.model, fast=False).identity() == before
-    own = type("Own", (FrozenTeacher,), {"__module__": "own"})(teacher.model)
-    before = own.identity()
-    own(torch.ones(2, 1, 2, 2))
-    assert own.identity() == before
+    of_subclass = type("Own", (FrozenTeacher,), {"__module__": "own"})(teacher.model)
+    before = of_subclass.identity()
+    of_subclass(torch.ones(2, 1, 2, 2))
+    assert of_subclass.identity() == before
 
 
 def test_code_of_ones_own_counts() -> None:

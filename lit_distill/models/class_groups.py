@@ -108,7 +108,7 @@ class ClassGroups(nn.Module):
         self.weights = self._weights()
         padded = pad_sequence([torch.tensor(members) for members in self.members], batch_first=True, padding_value=-1)
         self.register_buffer("index", padded, persistent=False)
-        self._offset = self._offsets()  # no buffer: it stays in float32, whatever the teacher computes in
+        self._set_offset()
 
     def forward(self, logits: Tensor) -> Tensor:
         """Return the groups' logits."""
@@ -136,7 +136,7 @@ class ClassGroups(nn.Module):
         counts = count() if self.target_prior == "frequencies" else None
         if counts is not None:
             self.weights = _positive(counts, self.names, "the number of training images of each class")
-            self._offset = self._offsets()
+            self._set_offset()
 
     def grouping(self) -> dict[str, object]:
         """Return in plain containers how the classes are combined."""
@@ -145,12 +145,6 @@ class ClassGroups(nn.Module):
             "teacher_shares": _normalised(self.shares),
             "target_prior": None if self.weights is None else _normalised(self.weights),
         }
-
-    @property
-    def sums_only(self) -> bool:
-        """True if the priors change nothing, so that probabilities are only summed."""
-        pairs = zip(_normalised(self.weights or self.shares), _normalised(self.shares), strict=True)
-        return all(math.isclose(weight, share, rel_tol=1e-7) for weight, share in pairs)
 
     def _shares(self, prior: Sequence[float] | None) -> list[float]:
         """Return each group's share of the teacher's prior, in any unit."""
@@ -182,11 +176,15 @@ class ClassGroups(nn.Module):
             prior = [values[name] for name in self.names]
         return _positive(prior, self.names, "target_prior")
 
-    def _offsets(self) -> Tensor:
+    def _set_offset(self) -> None:
         pairs = zip(self.weights or self.shares, self.shares, strict=True)
         offsets = [math.log(weight) - math.log(share) for weight, share in pairs]
         most = max(offsets)
-        return torch.tensor([offset - most for offset in offsets], dtype=torch.float32, device=self.index.device)
+        relative = [offset - most for offset in offsets]
+        # No buffer: it stays in float32, whatever the teacher computes in.
+        self._offset = torch.tensor(relative, dtype=torch.float32, device=self.index.device)
+        self.sums_only = min(relative) > -1e-7
+        """True if the priors change nothing, so that probabilities are only summed."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's has no types
