@@ -217,8 +217,8 @@ class CacheChoice(NamedTuple):
 def teacher_caches_for(epochs: int, data: SizedData, output: Path, flags: Sequence[str]) -> list[CacheChoice]:
     """Return how the student's run may keep the teacher's answers, the best way first.
 
-    Unless the flags say otherwise, it keeps those of `sizing.VIEWS` views if there are more epochs and the disk has
-    room.
+    Unless the flags say otherwise, it keeps those of `sizing.views_for` views if there are more epochs and the disk
+    has room.
 
     Args:
         epochs: Epochs of the run.
@@ -236,28 +236,29 @@ def teacher_caches_for(epochs: int, data: SizedData, output: Path, flags: Sequen
         TeacherCaching(int(views[-1]), single_view="single_view=true" in given.lower())
         return [CacheChoice(_caching(int(views[-1])))]
     is_asked_for = "--teacher_cache." in given
-    if "--teacher_cache=" in given or epochs <= sizing.VIEWS or not _can_be_cached(data, given):
+    kept_views = sizing.views_for(epochs, getattr(data, "repeats", 1))
+    if "--teacher_cache=" in given or epochs <= kept_views or not _can_be_cached(data, given):
         if is_asked_for:
             raise ValueError(
-                f"say how many views the teacher's cache keeps, such as --teacher_cache.views={sizing.VIEWS}"
+                f"say how many views the teacher's cache keeps, such as --teacher_cache.views={kept_views}"
             )
         return [CacheChoice({})]
     folder = re.findall(r"--teacher_cache\.(?:init_args\.)?folder=(.*)", given)
     place = Path(folder[-1]) if folder else output / "teacher_cache"
     images = [len(data.splits[split].files) for split in ("train", "val") if split in data.splits]
-    size = sizing.cache_bytes(images[0], sum(images[1:]), data.num_classes, sizing.VIEWS)
+    size = sizing.cache_bytes(images[0], sum(images[1:]), data.num_classes, kept_views)
     free = shutil.disk_usage(next(each for each in (place, *place.absolute().parents) if each.exists())).free
     free += sum(path.stat().st_size for path in place.glob("*/*.answers"))  # what is there is not needed again
-    kept = f"the teacher's answers to {sizing.VIEWS} views of each image"
+    kept = f"the teacher's answers to {kept_views} views of each image"
     cached = CacheChoice(
-        _caching(sizing.VIEWS),
+        _caching(kept_views),
         f"teacher cache: the student's run keeps {kept}, at most {size / 1e6:.3g} MB, in {place}, and asks the teacher "
-        f"in {sizing.VIEWS} of {epochs} epochs; --teacher_cache=null asks it in all of them",
+        f"in {kept_views} of {epochs} epochs; --teacher_cache=null asks it in all of them",
     )
     too_large = CacheChoice(
         {},
         f"no teacher cache: {kept} would take {size / 1e6:.3g} MB, and {place} has {free / 1e6:.3g} MB free; "
-        f"--teacher_cache.views={sizing.VIEWS} --teacher_cache.top_k=8 takes less",
+        f"--teacher_cache.views={kept_views} --teacher_cache.top_k=8 takes less",
     )
     return [cached, CacheChoice({})] if is_asked_for or 2 * size <= free else [too_large, cached]
 
@@ -271,7 +272,7 @@ def _can_be_cached(data: SizedData, flags: str) -> TypeGuard[FilesDataModule]:
     key = r"--model\.distillation(?:\.\w+\.loss)?(?:\.class_path)?="
     named = re.findall(f"{key}(.*)", flags)
     is_ours = all(hasattr(losses, name.rpartition(".")[2]) for name in named)
-    has_views = isinstance(data, FilesDataModule) and data.views is None and sizing.VIEWS % data.repeats == 0
+    has_views = isinstance(data, FilesDataModule) and data.views is None
     return has_views and is_ours and "--trainer.overfit_batches=" not in flags
 
 

@@ -1,5 +1,6 @@
 """Choose for a data set: how large its images are seen, and which networks suit them."""
 
+import math
 from typing import Any
 
 from lit_distill.datamodules import FilesDataModule
@@ -8,11 +9,6 @@ from lit_distill.photos import size_of
 
 Description = dict[str, Any]
 """A configuration, or a class in it: ``class_path`` and ``init_args``."""
-
-# Views of an image that the teacher's cache keeps by default. Few views cost accuracy, because the student sees the
-# same images again. On the digits, 30 of 60 views are as good as a live teacher (study digits_views: +.06 points, from
-# -.4 to +.5); fewer are worse.
-VIEWS = 30
 
 _SIZES = (32, 64, 96, 128, 160, 192, 224)  # of photos; larger ones are seen at 224 px
 
@@ -43,6 +39,24 @@ def augmentation_for(size: int) -> Description:
     if size <= 64:
         return {"crop": "padded", "policy": "trivial-wide", "crop_pct": 1.0}
     return {"crop": "resized", "scale": [0.35, 1.0], "policy": "trivial-wide"}
+
+
+def views_for(epochs: int, repeats: int = 1) -> int:
+    """Return how many views of an image the teacher's cache keeps by default: a third of the epochs, thirty at least.
+
+    Few views cost accuracy, because the student sees the same images again. The studies ``digits_views`` and
+    ``cifar10_views`` say how much.
+
+    Args:
+        epochs: Epochs of the run.
+        repeats: Views of an image in an epoch. The result is a multiple of it.
+
+    Example:
+        >>> views_for(40), views_for(240), views_for(240, repeats=3)
+        (30, 80, 81)
+    """
+    views = max(30, math.ceil(epochs / 3))
+    return math.ceil(views / repeats) * repeats
 
 
 def cache_bytes(images: int, validated: int, classes: int, views: int) -> int:

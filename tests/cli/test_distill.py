@@ -379,6 +379,7 @@ def test_more_epochs_than_views_are_cached_where_the_disk_has_room(tmp_path, mon
         "teacher cache: the student's run keeps the teacher's answers to 30 views of each image, at most 0.00445 MB, "
         f"in {folder}, and asks the teacher in 30 of 31 epochs; --teacher_cache=null asks it in all of them\n"
     ) in out
+    assert cache("--epochs=120")[0] == {"views": 40, "folder": folder}
     assert cache("--epochs=3", "--teacher_cache.views=10") == ({"views": 10, "folder": folder}, ANY)
     assert cache("--epochs=40", "--teacher_cache.folder=elsewhere", "--teacher_cache.top_k=2")[0] is not None
 
@@ -413,7 +414,8 @@ def test_what_is_not_keyed_by_views_or_not_on_logits_is_not_cached_unasked(tmp_p
     assert is_cached(31)
     assert is_cached(31, "--model.distillation=SoftDistillation", "--model.distillation.temperature=2", repeats=3)
     assert not is_cached(30)
-    assert not is_cached(31, repeats=4)
+    assert not is_cached(31, repeats=4)  # 32 views
+    assert is_cached(33, repeats=4)
     assert not is_cached(31, views=60)
     for flag in (
         "--teacher_cache=null",
