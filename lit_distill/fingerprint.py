@@ -19,7 +19,8 @@ _PLAIN = (str, int, float, complex, bool, type(None), torch.dtype, torch.device)
 # Classes of these count with their names alone: their code and their version are no part of a digest.
 _LIBRARIES = {"torch", "torchvision", "timm", "lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics"}
 _LIBRARIES |= {"numpy", "PIL", "lit_distill", *sys.stdlib_module_names}
-_OF_EVERY_MODULE = {*vars(nn.Module()), "_compiled_call_impl"}
+# What every module has, and by which of two ways timm's attention computes the same.
+_NO_SETTINGS = {*vars(nn.Module()), "_compiled_call_impl", "fused_attn"}
 _OF_CLASS = (FunctionType, *_PLAIN, bytes, list, tuple, dict, set, frozenset, Tensor, np.ndarray)
 
 
@@ -138,7 +139,7 @@ class _Digester:
         return {
             key: value
             for key, value in vars(module).items()
-            if key not in _OF_EVERY_MODULE
+            if key not in _NO_SETTINGS
             and not isinstance(value, self.without)
             and not (
                 key.startswith("_") and (has_secrets or value is None or isinstance(value, int)) and key != "_hparams"

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_distill import FrozenTeacher
+from lit_distill import FrozenTeacher, TimmStudent
 from lit_distill.datamodules import Augmentation
 from lit_distill.fingerprint import _Digester, digest_of
 from lit_distill.models.teacher_base import Teacher
@@ -236,6 +236,14 @@ def test_a_network_counts_with_all_that_it_answers_by(place: str) -> None:
     else:
         net.temperature = 2.0
     assert digest_of(net) != before
+
+
+def test_by_which_way_attention_is_computed_does_not_count() -> None:
+    teacher = TimmStudent("deit_tiny_distilled_patch16_224", 3, img_size=32, depth=1)
+    before = digest_of(teacher)
+    with torch.autocast("cpu", torch.bfloat16):
+        teacher(torch.rand(1, 3, 32, 32))
+    assert digest_of(teacher) == before
 
 
 def test_it_is_the_same_in_another_process() -> None:

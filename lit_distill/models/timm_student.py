@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_distill.checks import check_at_least
+from lit_distill.models.attention import is_faster_in_steps
 from lit_distill.models.output import StudentOutput
 from lit_distill.models.pixels import PixelInput, first_given
 from lit_distill.models.saved import origin_of
@@ -106,6 +107,8 @@ class TimmStudent(nn.Module):
             fresh = self.state_dict()
             kept = {name: value for name, value in token.items() if name in fresh and value.shape == fresh[name].shape}
             self.load_state_dict(fresh | kept)
+        self._attentions = [module for module in self.model.modules() if getattr(module, "fused_attn", False)]
+        self._attends_in_steps = False
         self.channels_last = channels_last
         self.to(memory_format=self._layout)
         self.train()
@@ -136,6 +139,7 @@ class TimmStudent(nn.Module):
     def forward(self, image: Tensor) -> StudentOutput | Tensor:
         """Return the logits of both heads, or of the only one."""
         image = self.pixels(image).to(memory_format=self._layout)
+        self._choose_attention(image)
         if self.distillation_head is None:
             output: StudentOutput | Tensor = self.model(image)
             return output if isinstance(output, Tensor) else StudentOutput(*output)
@@ -143,6 +147,19 @@ class TimmStudent(nn.Module):
         before, token, after = tokens.tensor_split([self._place, self._place + 1], dim=1)
         logits = self.model.forward_head(torch.cat([before, after], dim=1))
         return StudentOutput(logits, self.distillation_head(token.squeeze(1)))
+
+    def _choose_attention(self, image: Tensor) -> None:
+        """Have timm's attention use torch's fused kernel only where that is faster."""
+        tokens = getattr(getattr(self.model, "patch_embed", None), "num_patches", None)
+        if tokens is None:
+            return
+        device = image.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else image.dtype
+        in_steps = is_faster_in_steps(image.device, dtype, tokens)
+        if in_steps != self._attends_in_steps:
+            self._attends_in_steps = in_steps
+            for module in self._attentions:
+                module.fused_attn = not in_steps
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode, but keep timm's distilled models at two heads: in evaluation they would return the mean."""

@@ -4,7 +4,8 @@ from typing import Literal
 
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from lit_distill.models.attention import attend
 
 AttentionScale = Literal["dim_head", "dim"]
 
@@ -51,8 +52,7 @@ class Attention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Attend over ``(B, N, D)`` tokens."""
         q, k, v = rearrange(self.to_qkv(self.norm(tokens)), "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
-        dropout = self.dropout if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale)
+        x = attend(q, k, v, self.dropout if self.training else 0.0, self.scale)
         out: Tensor = self.to_out(rearrange(x, "b h n d -> b n (h d)"))
         return out
 

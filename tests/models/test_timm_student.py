@@ -280,3 +280,30 @@ def test_laid_out_by_pixel_it_answers_and_learns_the_same() -> None:
         output.square().sum().backward()
     plain, by_pixel = ([weight.grad for weight in student.parameters()] for student in students)
     torch.testing.assert_close(by_pixel, plain, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", [*TOKEN, "deit_tiny_distilled_patch16_224", "beit_base_patch16_224"])
+def test_in_bfloat16_on_a_cpu_attention_is_computed_in_steps(name) -> None:
+    torch.manual_seed(0)
+    student = TimmStudent(name, 3, **({**TOKEN, **TIMMS_TWO}.get(name) or {"img_size": 32, "depth": 2})).eval()
+    fused = [module for module in student.modules() if getattr(module, "fused_attn", False)]
+    assert fused
+    image = torch.rand(2, 3, *student.pixels.input_size)
+    exact = StudentOutput.of(student(image)).logits
+    assert all(module.fused_attn for module in fused)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = StudentOutput.of(student(image)).logits.float()
+    assert not any(module.fused_attn for module in fused)
+    assert (rounded - exact).abs().max() <= 0.05 * exact.abs().max() + 0.01
+    with torch.autocast("cpu", torch.bfloat16):  # a copy has a choice of its own
+        twin = copy.deepcopy(student)
+        assert torch.equal(StudentOutput.of(twin(image)).logits.float(), rounded)
+    assert torch.equal(StudentOutput.of(student(image)).logits, exact)
+    assert all(module.fused_attn for module in fused)
+
+
+def test_attention_that_somebody_has_chosen_stays() -> None:
+    student = TimmStudent("deit_tiny_distilled_patch16_224", 3, **TIMMS_TWO["deit_tiny_distilled_patch16_224"])
+    student.model.blocks[0].attn.fused_attn = False  # to see its weights
+    student(torch.rand(1, 3, 32, 32))
+    assert [block.attn.fused_attn for block in student.model.blocks] == [False, True]
