@@ -13,7 +13,9 @@ All stand in one process. A round is a few steps of each, in an order drawn anew
 the rounds with a 95 % bootstrap interval of the rounds. Each comes "as documented" (its README's example, float32), and
 "at its best": bfloat16 autocast, channels_last, BatchNorm folded into the teacher's convolutions, fused AdamW, and with
 ``--compile`` compiled; the floor, timm.task and this project also with bfloat16 weights in the teacher, and the faster
-one counts. The floor is a teacher's forward pass without gradient and a student's step on labels, nothing else.
+one counts. On a CPU those who train timm's student come with "attention in steps" too, which this project chooses by
+itself and timm does with ``fused_attn=False``: torch's fused kernel is slow in bfloat16 there. The floor is a teacher's
+forward pass without gradient and a student's step on labels, nothing else.
 
 This project runs in Lightning's Trainer with its data hooks and logging, and normalises ``uint8`` images for student
 and teacher; the others get images that are normalised already. torchdistill's loss takes one head, so its student has a
@@ -152,10 +154,13 @@ class Bench:
         self.steps = scaled(options.steps, options)
         self.notes: list[str] = []
 
-    def student(self, distilled: bool = True) -> nn.Module:
+    def student(self, distilled: bool = True, in_steps: bool = False) -> nn.Module:
         name = self.options.student if distilled else self.options.student.replace("_distilled", "")
         torch.manual_seed(self.options.seed)
         net = timm.create_model(name, num_classes=self.options.classes, img_size=self.options.size)
+        for module in net.modules():
+            if in_steps and hasattr(module, "fused_attn"):
+                module.fused_attn = False
         return net.to(self.device).train()
 
     def teacher(self, fast: bool = False, weights: torch.dtype = torch.float32) -> nn.Module:
@@ -194,8 +199,8 @@ class Bench:
         return step
 
 
-def floor(bench: Bench, fast: bool, weights: torch.dtype = torch.float32) -> Step:
-    student = bench.compiled(bench.student(), fast)
+def floor(bench: Bench, fast: bool, weights: torch.dtype = torch.float32, in_steps: bool = False) -> Step:
+    student = bench.compiled(bench.student(in_steps=in_steps), fast)
     student.set_distilled_training(True)
     teacher = bench.compiled(bench.teacher(fast, weights), fast)
     image = bench.channels_last if fast else bench.image
@@ -209,8 +214,8 @@ def floor(bench: Bench, fast: bool, weights: torch.dtype = torch.float32) -> Ste
     return bench.step(bench.optimizer(student.parameters(), fast), loss_of, fast)
 
 
-def student_alone(bench: Bench, fast: bool) -> Step:
-    student = bench.compiled(bench.student(), fast)
+def student_alone(bench: Bench, fast: bool, in_steps: bool = False) -> Step:
+    student = bench.compiled(bench.student(in_steps=in_steps), fast)
     student.set_distilled_training(True)
 
     def loss_of() -> Tensor:
@@ -219,8 +224,8 @@ def student_alone(bench: Bench, fast: bool) -> Step:
     return bench.step(bench.optimizer(student.parameters(), fast), loss_of, fast)
 
 
-def plain_pytorch(bench: Bench, fast: bool) -> Step:
-    student = bench.compiled(bench.student(), fast)
+def plain_pytorch(bench: Bench, fast: bool, in_steps: bool = False) -> Step:
+    student = bench.compiled(bench.student(in_steps=in_steps), fast)
     student.set_distilled_training(True)
     teacher = bench.compiled(bench.teacher(fast), fast)
     image = bench.channels_last if fast else bench.image
@@ -234,12 +239,12 @@ def plain_pytorch(bench: Bench, fast: bool) -> Step:
     return bench.step(bench.optimizer(student.parameters(), fast), loss_of, fast)
 
 
-def timm_task(bench: Bench, fast: bool, weights: torch.dtype = torch.float32) -> Step:
+def timm_task(bench: Bench, fast: bool, weights: torch.dtype = torch.float32, in_steps: bool = False) -> Step:
     from timm.task import TokenDistillationTask
 
     logging.getLogger("timm.task").setLevel(logging.ERROR)
     task = TokenDistillationTask(
-        student_model=bench.student(),
+        student_model=bench.student(in_steps=in_steps),
         teacher_model=bench.teacher(fast, weights),
         criterion=nn.CrossEntropyLoss(),
         distill_type="hard",
@@ -276,7 +281,7 @@ def distill_wrapper(bench: Bench, fast: bool) -> Step:
     return bench.step(bench.optimizer(wrapper.parameters(), fast), lambda: wrapper(image, bench.target), fast)
 
 
-def torch_distill(bench: Bench, fast: bool) -> Step:
+def torch_distill(bench: Bench, fast: bool, in_steps: bool = False) -> Step:
     logging.disable(logging.INFO)  # it logs both networks
     from torchdistill.core.distillation import get_distillation_box
 
@@ -290,7 +295,7 @@ def torch_distill(bench: Bench, fast: bool) -> Step:
         "optimizer": {"key": "AdamW", "kwargs": {"lr": 1e-3, "weight_decay": 0.05, "fused": True if fast else None}},
         "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"kd": {"criterion": kd, "weight": 1.0}}}},
     }
-    student, teacher = bench.student(distilled=False), bench.teacher(fast)
+    student, teacher = bench.student(distilled=False, in_steps=in_steps), bench.teacher(fast)
     place = torch.device(bench.device)
     box = get_distillation_box(teacher, student, {}, config, place, None, False, 1.0)
     bench.compiled(student, fast), bench.compiled(teacher, fast)
@@ -330,12 +335,25 @@ def this_project(
 
 
 DOCUMENTED, BEST, BF16 = "as documented", "at its best", "at its best, bf16 weights"
+STEPS = "at its best, attention in steps"
 
 
 def contestants(bench: Bench) -> dict[tuple[str, str], tuple[str, Callable[[], Any]]]:
     """Return the package that each needs and what makes it, by who and how."""
     half = torch.bfloat16
-    return {
+    trainers = {
+        "floor": ("torch", floor),
+        "student alone": ("torch", student_alone),
+        "plain PyTorch": ("torch", plain_pytorch),
+        "timm.task": ("timm.task", timm_task),
+        "torchdistill": ("torchdistill", torch_distill),
+    }
+    in_steps = {
+        (who, STEPS): (package, partial(make, bench, True, in_steps=True))
+        for who, (package, make) in trainers.items()
+        if bench.device == "cpu"
+    }
+    return in_steps | {
         ("floor", "float32"): ("torch", partial(floor, bench, False)),
         ("floor", BEST): ("torch", partial(floor, bench, True)),
         ("floor", BF16): ("torch", partial(floor, bench, True, half)),

@@ -439,12 +439,12 @@ def measure_steps(options: argparse.Namespace, report: Report) -> None:
         with warm_module(bench) as (module, batch):
             works[WARM] = peers.timed(bench, WARM, partial(warm_steps, bench, module, batch), peaks)
             timings = interleave(works, scaled(options.rounds, options, 2), options.seed, options.device)
-        best = {who: peers.fastest(timings, who) for who in others}
+        best = [peers.fastest(timings, who) for who in others]
+        shown = [name for name in timings if name in best or name.startswith("timm.task")]
         for name, measured in timings.items():
             columns: dict[str, Any] = {"ms": 1000 * min(wall(measured))}
-            for who, fastest in best.items():
-                if fastest is not None and name in (WARM, "student alone, at its best"):
-                    columns[f"times as fast as {who}, its best"] = ratio(wall(timings[fastest]), wall(measured))
+            for other in shown if name == WARM or name.startswith("student alone") else ():
+                columns[f"times as fast as {other}"] = ratio(wall(timings[other]), wall(measured))
             if options.device == "cuda":
                 columns["MB"] = peaks[name]
             report.row(table, name, **columns)

@@ -107,7 +107,9 @@ class TimmStudent(nn.Module):
             fresh = self.state_dict()
             kept = {name: value for name, value in token.items() if name in fresh and value.shape == fresh[name].shape}
             self.load_state_dict(fresh | kept)
-        self._attentions = [module for module in self.model.modules() if getattr(module, "fused_attn", False)]
+        self._attentions: list[Any] = [
+            module for module in self.model.modules() if getattr(module, "fused_attn", False)
+        ]
         self._attends_in_steps = False
         self.channels_last = channels_last
         self.to(memory_format=self._layout)
