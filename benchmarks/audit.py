@@ -20,7 +20,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from typing import Any
+from typing import Any, cast
 
 from measure import ROOT, Clock, Report, classes_of, options_of, quiet, scaled
 import numpy as np
@@ -68,16 +68,15 @@ class NoisyDigits(DigitsDataModule):
     """The digits with wrong labels; with a ``fold``, four fifths of them."""
 
     def __init__(self, wrong_labels: float = 0.2, fold: int | None = None) -> None:
-        super().__init__(batch_size=64)
-        self.wrong_labels, self.fold = wrong_labels, fold
+        super().__init__(batch_size=64, wrong_labels=wrong_labels)
+        self.fold = fold
 
     def setup(self, stage: str | None = None) -> None:
+        right = DigitsDataModule()
+        right.setup()
         super().setup(stage)
-        data: Any = self.train_set
-        self.truth = torch.tensor(data.targets)
-        self.given = with_wrong_labels(self.truth, self.wrong_labels)
-        self.images = data.images
-        data.targets = self.given.tolist()
+        data, right_data = cast(Any, self.train_set), cast(Any, right.train_set)
+        self.truth, self.given, self.images = torch.tensor(right_data.targets), torch.tensor(data.targets), data.images
         if self.fold is not None:
             data.rows = fold_of(self.given, self.fold)[0]
 
