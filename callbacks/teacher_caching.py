@@ -69,7 +69,7 @@ class TeacherCaching(Callback):
         2112.01528; Wu et al., "TinyViT", arXiv 2207.10666. Both store augmentations; keyed views need none.
 
     Example:
-        >>> trainer = Trainer(callbacks=TeacherCaching(views=10), logger=False)
+        >>> trainer = Trainer(callbacks=TeacherCaching(views=30), logger=False)
     """
 
     def __init__(

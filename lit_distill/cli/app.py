@@ -135,7 +135,7 @@ class DistillCLI(LightningCLI):
             "--teacher_cache",
             type=TeacherCaching | None,
             default=None,
-            help="Ask the teacher once for each view of an image; --teacher_cache.views=10 turns it on.",
+            help="Ask the teacher once for each view of an image; --teacher_cache.views=30 turns it on.",
         )
         parser.add_class_arguments(BestCheckpoint, "checkpoint", fail_untyped=False, sub_configs=True)
         parser.set_defaults(

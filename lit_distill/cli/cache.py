@@ -107,7 +107,7 @@ def fill(folder: Path, args: Sequence[str] = ()) -> None:
     if not views:
         raise ValueError(
             f"cache fill needs the flags of the run of fit whose teacher is to be asked, with --teacher_cache.views: "
-            f"lit-distill cache fill {folder} --config RUN.yaml --teacher_cache.views=10"
+            f"lit-distill cache fill {folder} --config RUN.yaml --teacher_cache.views=30"
         )
     _FillCLI(["fit", *args, f"--teacher_cache.folder={folder}"])
 
@@ -115,7 +115,7 @@ def fill(folder: Path, args: Sequence[str] = ()) -> None:
 def _caches(folder: Path) -> list[Answers]:
     found = caches_in(folder)
     if not found:
-        raise ValueError(f"there is no cache of a teacher's answers in {folder}: --teacher_cache.views=10 makes one")
+        raise ValueError(f"there is no cache of a teacher's answers in {folder}: --teacher_cache.views=30 makes one")
     return found
 
 
