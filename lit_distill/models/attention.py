@@ -35,7 +35,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, scal
 def is_faster_in_steps(device: torch.device, dtype: torch.dtype, tokens: int) -> bool:
     """Tell whether two products with a softmax between them are faster than torch's fused attention.
 
-    In bfloat16 on a CPU they are, two to six times with the backward pass, whose fused kernel multiplies slowly there.
+    In bfloat16 on a CPU they are, above all in the backward pass: the fused kernel multiplies slowly there.
     The products are then rounded to bfloat16, as autocast rounds those of any attention that is written out. The
     probabilities are kept for the backward pass, so many tokens would take too much memory.
 

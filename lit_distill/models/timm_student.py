@@ -107,10 +107,7 @@ class TimmStudent(nn.Module):
             fresh = self.state_dict()
             kept = {name: value for name, value in token.items() if name in fresh and value.shape == fresh[name].shape}
             self.load_state_dict(fresh | kept)
-        self._attentions: list[Any] = [
-            module for module in self.model.modules() if getattr(module, "fused_attn", False)
-        ]
-        self._attends_in_steps = False
+        self._in_steps: list[Any] = []  # timm's attentions that do without the fused kernel now
         self.channels_last = channels_last
         self.to(memory_format=self._layout)
         self.train()
@@ -157,11 +154,12 @@ class TimmStudent(nn.Module):
             return
         device = image.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else image.dtype
-        in_steps = is_faster_in_steps(image.device, dtype, tokens)
-        if in_steps != self._attends_in_steps:
-            self._attends_in_steps = in_steps
-            for module in self._attentions:
-                module.fused_attn = not in_steps
+        if is_faster_in_steps(image.device, dtype, tokens) == bool(self._in_steps):
+            return
+        changed: list[Any] = self._in_steps or [m for m in self.model.modules() if getattr(m, "fused_attn", False)]
+        self._in_steps = [] if self._in_steps else changed
+        for module in changed:
+            module.fused_attn = not module.fused_attn
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode, but keep timm's distilled models at two heads: in evaluation they would return the mean."""

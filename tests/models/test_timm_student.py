@@ -305,5 +305,7 @@ def test_in_bfloat16_on_a_cpu_attention_is_computed_in_steps(name) -> None:
 def test_attention_that_somebody_has_chosen_stays() -> None:
     student = TimmStudent("deit_tiny_distilled_patch16_224", 3, **TIMMS_TWO["deit_tiny_distilled_patch16_224"])
     student.model.blocks[0].attn.fused_attn = False  # to see its weights
+    with torch.autocast("cpu", torch.bfloat16):
+        student(torch.rand(1, 3, 32, 32))
     student(torch.rand(1, 3, 32, 32))
     assert [block.attn.fused_attn for block in student.model.blocks] == [False, True]
