@@ -372,7 +372,7 @@ def test_ctrl_c_ends_cleanly_and_prints_the_command_that_resumes() -> None:
     code, out, err = interrupt()
     assert code == 130
     assert err == ""
-    (command,) = re.findall(r"python \S+train.py (fit --ckpt_path \S+)", out)
+    (command,) = re.findall(r"python\S* \S+train.py (fit --ckpt_path \S+)", out)
     main([*command.split(), *QUIET, "--trainer.max_epochs=1"])  # loads; is already past its end
 
 
