@@ -38,10 +38,14 @@ def duration(seconds: float) -> str:
 
     Example:
         >>> [duration(seconds) for seconds in (45, 119, 150, 8000, 100000)]
-        ['45 seconds', '119 seconds', '2 minutes', '2 hours 13 minutes', '1 days 3 hours']
+        ['45 seconds', '119 seconds', '2 minutes', '2 hours 13 minutes', '1 day 3 hours']
     """
     if seconds >= 86400:
-        return f"{seconds // 86400:.0f} days {seconds % 86400 // 3600:.0f} hours"
+        return f"{_counted(seconds // 86400, 'day')} {_counted(seconds % 86400 // 3600, 'hour')}"
     if seconds >= 3600:
-        return f"{seconds // 3600:.0f} hours {seconds % 3600 // 60:.0f} minutes"
-    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
+        return f"{_counted(seconds // 3600, 'hour')} {_counted(seconds % 3600 // 60, 'minute')}"
+    return _counted(seconds / 60, "minute") if seconds >= 120 else _counted(seconds, "second")
+
+
+def _counted(number: float, unit: str) -> str:
+    return f"{number:.0f} {unit}" + ("" if round(number) == 1 else "s")

@@ -61,7 +61,7 @@ def test_writes_onnx_too(run: Path, tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "wrote student.safetensors, student.json, student.onnx to out" in done.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
 
 
 # fmt: off
