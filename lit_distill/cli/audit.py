@@ -1,6 +1,6 @@
 """``lit-distill audit``: which training labels are probably wrong, from the soft labels that a run has remembered."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import copy
 from itertools import islice
 import json
@@ -91,7 +91,8 @@ def audit(checkpoint: Path, description: Namespace | None, output: Path | None, 
     Raises:
         ValueError: As `run`.
     """
-    remembered = Remembered.of(load_safely(checkpoint, "checkpoint", mmap=True), checkpoint)
+    content = load_safely(checkpoint, "checkpoint", mmap=True)
+    remembered = Remembered.of(content, checkpoint)
     data_module = None if description is None else _data_module(description)
     run_folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     output = beside(output or run_folder / "audit", getattr(data_module, "root", None))
@@ -109,9 +110,10 @@ def audit(checkpoint: Path, description: Namespace | None, output: Path | None, 
     if data_module is not None:
         worst = ranking.rows[:_ON_SHEET].tolist()
         titles = zip(ranking.given.tolist(), ranking.suggested.tolist(), strict=True)
-        lines = ((f"{rank} given: {names[given]}", f"rather: {names[k]}") for rank, (given, k) in enumerate(titles, 1))
-        write_sheet(sheet, zip((picture(data.dataset, row) for row in worst), lines, strict=False))
-    print("\n".join([*_report(ranking, names, data.files), *_planted(ranking, description, data), ""]))
+        texts = ((f"{rank} given: {names[given]}", f"rather: {names[k]}") for rank, (given, k) in enumerate(titles, 1))
+        write_sheet(sheet, zip((picture(data.dataset, row) for row in worst), texts, strict=False))
+    lines = [*_report(ranking, names, data.files, _accuracy(content)), *_planted(ranking, description, data), ""]
+    print("\n".join(lines))
     print(f"{'all labels':<12}{table}")
     if data_module is not None:
         print(f"{f'worst {len(worst)}':<12}{sheet}")
@@ -130,7 +132,15 @@ def _data_module(description: Namespace, **changes: object) -> LightningDataModu
     return made
 
 
-def _report(ranking: Ranking, names: Sequence[str], files: Sequence[str]) -> Iterable[str]:
+def _accuracy(checkpoint: Mapping[str, Any]) -> float | None:
+    """Return the accuracy on the run's validation images, in 0..1, of its best head, if the checkpoint tells it."""
+    measured = ((checkpoint.get("callbacks") or {}).get("RunSummary") or {}).get("last") or {}
+    return max((value for name, value in measured.items() if name.startswith("val/accuracy")), default=None)
+
+
+def _report(
+    ranking: Ranking, names: Sequence[str], files: Sequence[str], accuracy: float | None = None
+) -> Iterable[str]:
     """Yield the lines of the table of the worst labels, and how many are probably wrong."""
     count, epochs = len(ranking.rows), int(ranking.epochs.max())
     left_out = "".join(f"; {number} {reason}" for reason, number in ranking.left_out.items())
@@ -149,9 +159,10 @@ def _report(ranking: Ranking, names: Sequence[str], files: Sequence[str]) -> Ite
         )
         return
     low, high = ranking.wrong
+    right = "" if accuracy is None else f"the network is right on {accuracy:.1%} of its validation images; "
     yield (
-        f"\nof {count} labels, about {low} to {high} are wrong ({low / count:.1%} to {high / count:.1%}), as confident "
-        f"learning counts them: {advice}"
+        f"\nconfident learning counts {low} to {high} of {count} labels as wrong ({low / count:.1%} to "
+        f"{high / count:.1%}); {right}the weaker the network, the more right labels are among them: {advice}"
     )
 
 

@@ -133,7 +133,9 @@ def _planned(
     stages = [Stage(output, "student", each, config.epochs, flags, inputs) for each in recipes]
     # A disk that is fuller or emptier than before is no reason to begin another run.
     chosen = next((number for number, stage in enumerate(stages) if stage.folder.exists()), 0)
-    title = f"student {config.student or 'DistillableViT'}, {parameters:,} parameters"
+    is_changed = any(flag.startswith(("--model=", "--model.student")) for flag in flags)
+    size = "as the flags change it" if is_changed else f"{parameters:,} parameters"
+    title = f"student {config.student or 'DistillableViT'}, {size}"
     runs.append(_Run(stages[chosen], title, recipes[chosen]))
     return runs, data, ways[chosen].note
 

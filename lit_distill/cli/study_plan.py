@@ -211,6 +211,12 @@ def _merged(old: Description, new: Description) -> Description:
 def _named(rows: object, path: Path) -> dict[str, Description]:
     """Return the rows by name; a list has short names of losses alone."""
     if isinstance(rows, list):
+        for row in rows:
+            if isinstance(row, Mapping):
+                raise ValueError(
+                    f"{path}: rows with options are no list: write rows: {{warm: {{loss: soft, "
+                    "model.distillation.temperature: 8}}"
+                )
         names = [str(name) for name in rows]
         _check_once(names, "rows")
         rows = dict.fromkeys(names)
@@ -224,7 +230,13 @@ def _row(
     name: str, chosen: Description, base: Description, common: Sequence[str], epochs: int, teachers: Sequence[str]
 ) -> Run:
     chosen = dict(chosen)
-    loss, with_lwr = _loss(str(chosen.pop("loss", name)), name)
+    names_loss = "loss" in chosen
+    try:
+        loss, with_lwr = _loss(str(chosen.pop("loss", name)), name)
+    except ValueError as error:
+        if names_loss or not chosen:
+            raise
+        raise ValueError(f"{error}; or say the loss of a row with options and a name of its own: loss: soft") from error
     config = copy.deepcopy(base)
     model: Description = config.setdefault("model", {})
     model |= {"criterion": _module("torch.nn.CrossEntropyLoss"), "distillation": None}

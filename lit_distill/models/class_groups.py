@@ -135,7 +135,8 @@ class ClassGroups(nn.Module):
         """
         counts = count() if self.target_prior == "frequencies" else None
         if counts is not None:
-            self.weights = _positive(counts, self.names, "the number of training images of each class")
+            what = "the number of training images of each class"
+            self.weights = _positive(counts, self.names, what, "give target_prior as numbers, or the class some images")
             self._set_offset()
 
     def grouping(self) -> dict[str, object]:
@@ -158,7 +159,7 @@ class ClassGroups(nn.Module):
                 f"{len(prior)}: {some_of(prior)}"
             )
         sums = [math.fsum(prior[member] for member in members) for members in self.members]
-        return _positive(sums, self.names, "teacher_prior summed over each group")
+        return _positive(sums, self.names, "teacher_prior summed over each group", "give one of its classes more than 0")
 
     def _weights(self) -> list[float] | None:
         """Return the target's prior of each group, in any unit; None until the frequencies are known."""
@@ -174,7 +175,7 @@ class ClassGroups(nn.Module):
                     f"target_prior must have a number for each of {some_of(self.names)}, got {some_of(values)}"
                 )
             prior = [values[name] for name in self.names]
-        return _positive(prior, self.names, "target_prior")
+        return _positive(prior, self.names, "target_prior", "give a small number, such as 0.001")
 
     def _set_offset(self) -> None:
         pairs = zip(self.weights or self.shares, self.shares, strict=True)
@@ -265,7 +266,7 @@ def _floats(values: Sequence[float], what: str) -> list[float]:
         raise ValueError(f"{what} must be numbers, one for each class, got {values!r}") from None
 
 
-def _positive(values: Sequence[float], names: Sequence[str], what: str) -> list[float]:
+def _positive(values: Sequence[float], names: Sequence[str], what: str, mend: str) -> list[float]:
     """Return the values as floats, if there is one for each name and all are > 0."""
     numbers = _floats(values, what)
     if len(numbers) != len(names):
@@ -273,7 +274,7 @@ def _positive(values: Sequence[float], names: Sequence[str], what: str) -> list[
     wrong = [name for name, number in zip(names, numbers, strict=True) if not 0 < number < math.inf]
     if wrong:
         value = dict(zip(names, values, strict=True))[wrong[0]]
-        raise ValueError(f"{what} must be > 0, got {value} for {wrong[0]}: leave the class out, or give it a number")
+        raise ValueError(f"{what} must be > 0, got {value} for {wrong[0]}: {mend}")
     return numbers
 
 

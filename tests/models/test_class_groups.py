@@ -227,7 +227,7 @@ def test_numbers_of_other_libraries_and_in_quotes_are_numbers() -> None:
         ({"teacher_prior": [1, 1, 0, 1, 1]}, r"teacher_prior summed over each group must be > 0, got 0.0 for dog"),
         ({"teacher_prior": [1, 1, 1]}, "teacher_prior must have a finite number >= 0 for each of .* 5 classes, got 3"),
         ({"teacher_prior": [1, 1, 1, 1, -1]}, "teacher_prior must have a finite number >= 0"),
-        ({"target_prior": [1, 0]}, "target_prior must be > 0, got 0 for dog: leave the class out, or give it a number"),
+        ({"target_prior": [1, 0]}, "target_prior must be > 0, got 0 for dog: give a small number, such as 0.001"),
         ({"target_prior": [1, 2, 3]}, "target_prior must have 2 values, one for each class, got 3"),
         ({"target_prior": {"cat": 1}}, "target_prior must have a number for each of cat, dog, got cat"),
         ({"target_prior": {"cat": 1, "dog": float("nan")}}, "target_prior must be > 0, got nan for dog"),
