@@ -22,7 +22,7 @@ from lit_distill.distillation import losses_of
 from lit_distill.evaluation import loaders_of
 from lit_distill.models.answer_rows import AnswerRows
 from lit_distill.models.answers import Answers, caches_in
-from lit_distill.models.marks import duration
+from lit_distill.models.marks import counted, duration
 from lit_distill.models.output_rows import OutputRows
 from lit_distill.models.taps import check_features
 from lit_distill.models.teacher_base import Teacher
@@ -273,13 +273,22 @@ class TeacherCaching(Callback):
         wanted = None
         if data.rows is not None:
             wanted = data.rows.new_zeros(data.num_rows, dtype=torch.bool).index_fill_(0, data.rows, True)
-        answers = Answers(self.folder, kind, made_of, data.num_rows, rows.stride, wanted)
+        about = trainer.strategy.broadcast(self._about(trainer))
+        answers = Answers(self.folder, kind, made_of, data.num_rows, rows.stride, wanted, about=about)
         if not answers.folder.exists():
             _note_difference(answers)
         elif trainer.is_global_zero:
             with suppress(OSError):  # read only
                 answers.describe()
         return Source(answers, rows, keyed=kind == "train")
+
+    def _about(self, trainer: Trainer) -> str:
+        """Return for people whose answers these are, and to which images."""
+        network = None if self._cache is None else self._cache.network
+        timms = getattr(network, "pretrained_cfg", None) or {}
+        name = timms.get("architecture") or type(network).__name__
+        root = getattr(getattr(trainer, "datamodule", None), "root", None)
+        return f"{name}, {type(trainer.datamodule).__name__ if root is None else Path(root).absolute()}"
 
     def _current_views(self) -> list[int]:
         first = 0 if self._sampler is None else self._sampler.first_view()
@@ -326,8 +335,8 @@ class TeacherCaching(Callback):
         if source.error is not None and not self._error_is_told:
             self._error_is_told = True
             rank_zero_warn(
-                f"the teacher's answers are no longer written to {self.folder} ({source.error}); training goes on, and "
-                "asks the teacher for what is not there"
+                f"the teacher's answers cannot be written to {self.folder} ({source.error}): training goes on, and "
+                "asks the teacher for what is not there; teacher_cache.folder=PLACE keeps them elsewhere"
             )
 
     def _views_there(self) -> int:
@@ -338,16 +347,16 @@ class TeacherCaching(Callback):
         """Say where the cache is and what it has."""
         views = self._views_there()
         size = answers.num_rows * answers.stride * self.views
-        damaged = f"; {answers.damaged} damaged shards are filled again" if answers.damaged else ""
+        damaged = f"; {counted(answers.damaged, 'damaged shard')} to be filled again" if answers.damaged else ""
         rank_zero_info(
-            f"teacher cache: {views} of {self.views} views are in {answers.folder}, which takes {size / 1e6:.3g} MB "
-            f"with all of them{damaged}"
+            f"teacher cache: {views} of {self.views} views are in {answers.folder}; all of them take "
+            f"{size / 1e6:.3g} MB{damaged}"
         )
 
     def _tell_saving(self, trainer: Trainer, teacher_time: TeacherTime) -> None:
         """Say what part of a step the teacher takes, and how much of this run the cache saves."""
         measured, steps = teacher_time.measure(), trainer.num_training_batches
-        if measured is None:
+        if measured is None or self._error_is_told:
             return
         missing = self.views - self._views_there()
         epochs = (trainer.max_epochs or -1) - trainer.current_epoch  # that are left; < 0 of a run without an end
@@ -356,9 +365,13 @@ class TeacherCaching(Callback):
             saved += ", but limit_train_batches takes other images in each epoch, so views do not become whole"
         elif epochs > missing:  # each missing view is the work of one epoch
             seconds = [measured.asking * steps * (epochs - missing), measured.step * steps * epochs]
+            left = " that are left" if trainer.current_epoch else ""
             saved = (
-                f"{epochs - missing} of {epochs} epochs need not ask, which saves {' of '.join(map(duration, seconds))}"
+                f"{epochs - missing} of {epochs} epochs{left} need not ask, which saves "
+                f"{' of '.join(map(duration, seconds))}"
             )
+        elif epochs > 0:
+            saved += f"; this run has none, for its {epochs} epochs only fill {missing} missing views"
         rank_zero_info(f"teacher cache: asking takes {measured.asking / measured.step:.0%} of a step; {saved}")
 
 

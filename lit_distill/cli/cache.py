@@ -20,6 +20,7 @@ from lit_distill.cli.app import DistillCLI
 from lit_distill.cli.arguments import command_parser, parse
 from lit_distill.cli.stopping import Stopping
 from lit_distill.models.answers import MADE_OF, Answers, caches_in
+from lit_distill.models.marks import counted
 from lit_distill.models.teacher_base import Teacher
 from lit_distill.models.teacher_cache import Source, TeacherCache
 from lit_distill.module import LitDistiller
@@ -54,16 +55,18 @@ def info(folder: Path, args: Sequence[str] = ()) -> None:
     parse(command_parser("cache info", "Print what the caches in a folder hold: cache info FOLDER."), args)
     caches = _caches(folder)
     size = sum(_size(answers.folder) for answers in caches)
-    print(f"{folder}: {len(caches)} caches, {size / 1e6:.3g} MB")
+    print(f"{folder}: {counted(len(caches), 'cache')}, {size / 1e6:.3g} MB")
     for answers in caches:
         views = answers.views()
         whole = sum(answers.share(view) == 1 for view in views)
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime((answers.folder / MADE_OF).stat().st_mtime))
-        damaged = f", {answers.damaged} damaged shards" if answers.damaged else ""
+        damaged = f", {counted(answers.damaged, 'damaged shard')}" if answers.damaged else ""
         print(
-            f"\n{answers.folder.name}: {len(views)} views of {answers.num_rows} images, {whole} of them whole, "
-            f"{_size(answers.folder) / 1e6:.3g} MB, used {used}{damaged}"
+            f"\n{answers.folder.name}: {counted(len(views), 'view')} of {counted(answers.num_rows, 'image')}, "
+            f"{whole} of them whole, {_size(answers.folder) / 1e6:.3g} MB, used {used}{damaged}"
         )
+        if answers.about:
+            print(f"  {'of':<18}{answers.about}")
         for name, value in answers.made_of.items():
             print(f"  {name:<18}{value}")
 
@@ -115,7 +118,9 @@ def fill(folder: Path, args: Sequence[str] = ()) -> None:
 def _caches(folder: Path) -> list[Answers]:
     found = caches_in(folder)
     if not found:
-        raise ValueError(f"there is no cache of a teacher's answers in {folder}: --teacher_cache.views=30 makes one")
+        below = next((path.parent.parent for path in sorted(folder.glob(f"**/{MADE_OF}"))), None)
+        mend = f"look in {below}" if below else "--teacher_cache.views=30 makes one"
+        raise ValueError(f"there is no cache of a teacher's answers in {folder}: {mend}")
     return found
 
 

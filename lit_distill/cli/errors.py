@@ -94,9 +94,14 @@ def _system_error(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT) and not isinstance(error, DiskFullError):
         place = f" for {error.filename}" if error.filename else ""
         return f"no space left on the disk{place}: free some and run the same command again"
+    if error.errno == errno.EFBIG:
+        place = f" {error.filename}" if error.filename else ""
+        return (
+            f"a file{place} becomes larger than is allowed here: raise ulimit -f, which shared memory obeys too"
+        )
     if not error.filename:
         return str(error)
-    mend = "for logs choose another folder with the logger's save_dir, or with --trainer.default_root_dir"
+    mend = "choose another folder; for logs with the logger's save_dir, or with --trainer.default_root_dir"
     if isinstance(error, FileNotFoundError):
         mend = f"looked in {Path.cwd()}"
     if isinstance(error, (FileExistsError, NotADirectoryError)):

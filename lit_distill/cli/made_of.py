@@ -6,7 +6,7 @@ import os
 import re
 from typing import Any
 
-from lit_distill.cli.changes import changes, map_leaves
+from lit_distill.cli.changes import Change, changes, map_leaves
 from lit_distill.datamodules.walk import printable
 
 # The flags of the command, where the configuration has other names.
@@ -57,8 +57,10 @@ def differences_in_words(now: Mapping[str, Any], then: Mapping[str, Any], name: 
     lines = list(_photos(now.get("photos", {}), then.get("photos", {})))
     if now.get("teacher") != then.get("teacher"):
         lines.append("the teacher is another")
+    changed: dict[str, Change] = {}  # a flag may set what the configuration has too
     for change in changes(_choices(then), _choices(now)):
-        flag = _FLAGS[name].get(change.flag, change.flag)
+        changed.setdefault(_FLAGS[name].get(change.flag, change.flag), change)
+    for flag, change in changed.items():
         lines.append(f"--{flag} is {_shown(change.new)} instead of {_shown(change.old)}")
     if now.get("version") != then.get("version"):
         lines.append(f"lit-distill is {now.get('version')} instead of {then.get('version')}")

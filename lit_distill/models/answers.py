@@ -66,8 +66,10 @@ class Answers:
         stride: int,
         wanted: Tensor | None = None,
         shard_rows: int | None = None,
+        about: str = "",
     ) -> None:
         self.made_of = dict(made_of)
+        self.about = about
         text = json.dumps({**self.made_of, "rows": f"{num_rows} of {stride} bytes"}, sort_keys=True)
         self._key = hashlib.sha256(text.encode()).digest()
         self.folder = folder / f"{kind}-{self._key.hex()[:12]}"
@@ -108,7 +110,7 @@ class Answers:
             Answers.at(self.folder)
             os.utime(path)
             return
-        described = {"made_of": self.made_of, "num_rows": self.num_rows, "stride": self.stride}
+        described = {"made_of": self.made_of, "num_rows": self.num_rows, "stride": self.stride, "about": self.about}
         with write_atomically(path) as part:
             part.write_text(json.dumps(described, indent=1))
 

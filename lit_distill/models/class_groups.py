@@ -159,7 +159,9 @@ class ClassGroups(nn.Module):
                 f"{len(prior)}: {some_of(prior)}"
             )
         sums = [math.fsum(prior[member] for member in members) for members in self.members]
-        return _positive(sums, self.names, "teacher_prior summed over each group", "give one of its classes more than 0")
+        return _positive(
+            sums, self.names, "teacher_prior summed over each group", "one class needs more than 0"
+        )
 
     def _weights(self) -> list[float] | None:
         """Return the target's prior of each group, in any unit; None until the frequencies are known."""

@@ -41,11 +41,17 @@ def duration(seconds: float) -> str:
         ['45 seconds', '119 seconds', '2 minutes', '2 hours 13 minutes', '1 day 3 hours']
     """
     if seconds >= 86400:
-        return f"{_counted(seconds // 86400, 'day')} {_counted(seconds % 86400 // 3600, 'hour')}"
+        return f"{counted(seconds // 86400, 'day')} {counted(seconds % 86400 // 3600, 'hour')}"
     if seconds >= 3600:
-        return f"{_counted(seconds // 3600, 'hour')} {_counted(seconds % 3600 // 60, 'minute')}"
-    return _counted(seconds / 60, "minute") if seconds >= 120 else _counted(seconds, "second")
+        return f"{counted(seconds // 3600, 'hour')} {counted(seconds % 3600 // 60, 'minute')}"
+    return counted(seconds / 60, "minute") if seconds >= 120 else counted(seconds, "second")
 
 
-def _counted(number: float, unit: str) -> str:
-    return f"{number:.0f} {unit}" + ("" if round(number) == 1 else "s")
+def counted(number: float, name: str) -> str:
+    """Return a number with the name of what it counts.
+
+    Example:
+        >>> counted(1, "view"), counted(0, "view"), counted(2.4, "hour")
+        ('1 view', '0 views', '2 hours')
+    """
+    return f"{number:.0f} {name}" + ("" if round(number) == 1 else "s")

@@ -203,7 +203,10 @@ def test_the_time_that_is_saved_is_measured_and_said(tmp_path, caplog) -> None:
     assert "asking takes" not in caplog.text  # there is nothing to measure
     with caplog.at_level("INFO", logger="lightning.pytorch"):
         fit(tmp_path / "other", Slow(), max_epochs=2)
-    assert "an epoch that need not ask is shorter by 0 seconds" in caplog.text
+    assert re.search(
+        r"an epoch that need not ask is shorter by \d+ seconds?; this run has none, for its 2 epochs only fill 2 missing v",
+        caplog.text,
+    )
 
 
 CHANGES: dict[str, Any] = {
@@ -278,7 +281,7 @@ def test_a_damaged_shard_is_filled_again(tmp_path, caplog, how: str) -> None:
     network, answers = Counting(), Answers(Counting())
     with caplog.at_level("INFO", logger="lightning.pytorch"):
         again = fit(tmp_path, network, answers)
-    assert "1 damaged shards are filled again" in caplog.text
+    assert "; 1 damaged shard to be filled again" in caplog.text
     assert network._asked == 2 * 48  # `Answers` asks too
     assert torch.equal(weights(again.student), weights(filled.student))
     warm = Counting()
@@ -405,9 +408,9 @@ def test_where_nothing_can_be_written_training_goes_on(tmp_path, monkeypatch, er
 
     network = Counting()
     monkeypatch.setattr("lit_distill.files.os.fsync", fails)
-    with pytest.warns(UserWarning, match="answers are no longer written to") as caught:
+    with pytest.warns(UserWarning, match="answers cannot be written to") as caught:
         uncached = fit(tmp_path / "full", network)
-    assert len([each for each in caught if "no longer written" in str(each.message)]) == 1
+    assert len([each for each in caught if "cannot be written" in str(each.message)]) == 1
     assert network._asked == 5 * (48 + 360)
     assert torch.equal(weights(uncached.student), weights(filled.student))
 

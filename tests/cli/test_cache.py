@@ -133,9 +133,12 @@ def test_info_says_what_is_there(filled, capsys) -> None:
     printed = capsys.readouterr().out
     assert f"{filled}: 2 caches, 0.0" in printed
     assert ": 2 views of 1437 images, 2 of them whole, 0.05" in printed
-    assert ": 1 views of 360 images, 1 of them whole, 0.00" in printed
+    assert ": 1 view of 360 images, 1 of them whole, 0.00" in printed
     for name in ("teacher", "seed", "augmentation", "training set", "validation set"):
         assert f"\n  {name} " in printed
+    assert printed.count("\n  of                DigitsCNN, DigitsDataModule\n") == 2
+    with pytest.raises(ValueError, match=f"no cache of a teacher's answers in {filled.parent}: look in {filled}$"):
+        run(["info", str(filled.parent)])
 
 
 def test_prune_keeps_the_last_and_removes_nothing_of_anybody_else(filled, capsys) -> None:
@@ -204,7 +207,7 @@ def test_a_fill_without_room_on_disk_ends(tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr(Answers, "write", is_full)
     asked = Asked(monkeypatch)
-    with pytest.raises(OSError, match="no room"), pytest.warns(UserWarning, match="no longer written"):
+    with pytest.raises(OSError, match="no room"), pytest.warns(UserWarning, match="cannot be written"):
         run(["fill", "cache", *FLAGS])
     assert asked.images < 2 * 1437
 

@@ -45,7 +45,13 @@ def test_an_error_is_its_innermost_message(error: Exception, line: str) -> None:
 
 def test_a_folder_that_cannot_be_written_is_named_with_the_mend() -> None:
     line = one_line(PermissionError(13, "Permission denied", "/logs"))
-    assert line.startswith("cannot use /logs: Permission denied; for logs choose another folder with")
+    assert line.startswith("cannot use /logs: Permission denied; choose another folder; for logs with")
+
+
+def test_a_limit_on_the_size_of_files_is_named() -> None:
+    assert one_line(OSError(27, "File too large")) == (
+        "a file becomes larger than is allowed here: raise ulimit -f, which shared memory obeys too"
+    )
 
 
 @pytest.mark.parametrize("kind", [FileExistsError, NotADirectoryError])

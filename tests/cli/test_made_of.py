@@ -34,6 +34,11 @@ def test_each_kind_of_difference_is_one_line() -> None:
         "flags": [],
         "teacher": "u",
     }
+    cached = {"config": {"teacher_cache": {"class_path": "C", "init_args": {"views": 30}}}}
+    fewer = {"config": {"teacher_cache": {"class_path": "C", "init_args": {"views": 9}}}}
+    assert differences_in_words({**fewer, "flags": ["--teacher_cache.views=9"]}, cached, "student") == [
+        "--teacher_cache.views is 9 instead of 30"
+    ]
     lines = differences_in_words(now, then, "student")
     assert lines == [
         "2 photos are new (such as w)",
