@@ -85,7 +85,7 @@ class TeacherCaching(Callback):
         if views == 1 and not single_view:
             raise ValueError(
                 "views=1 shows the student every image in one form only, and it overfits: take more views, or set "
-                "single_view=True if that is meant"
+                "teacher_cache.single_view=true (single_view=True in Python) if that is meant"
             )
         self.views = views
         self.folder = Path(folder)
@@ -285,10 +285,12 @@ class TeacherCaching(Callback):
     def _about(self, trainer: Trainer) -> str:
         """Return for people whose answers these are, and to which images."""
         network = None if self._cache is None else self._cache.network
-        timms = getattr(network, "pretrained_cfg", None) or {}
-        name = timms.get("architecture") or type(network).__name__
-        root = getattr(getattr(trainer, "datamodule", None), "root", None)
-        return f"{name}, {type(trainer.datamodule).__name__ if root is None else Path(root).absolute()}"
+        timms = getattr(network, "pretrained_cfg", None)
+        name = (isinstance(timms, Mapping) and timms.get("architecture")) or type(network).__name__
+        data = getattr(trainer, "datamodule", None)
+        root = getattr(data, "root", None)
+        images = Path(root).absolute() if root is not None else "images" if data is None else type(data).__name__
+        return f"{name}, {images}"
 
     def _current_views(self) -> list[int]:
         first = 0 if self._sampler is None else self._sampler.first_view()

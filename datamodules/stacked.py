@@ -51,5 +51,5 @@ def stack(dataset: Any) -> StackedImages | str:
         place = rows if whole.place is None else whole.place[rows]
         return whole._replace(targets=whole.targets[rows], place=place)
     if not isinstance(dataset, Stackable):
-        return f"a {type(dataset).__name__} gives them so"
+        return f"{type(dataset).__name__} gives them so"
     return dataset.stacked()

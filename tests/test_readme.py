@@ -1,4 +1,4 @@
-"""The variant that the README shows as an example is the published method."""
+"""What the README shows as an example does what it says."""
 
 from pathlib import Path
 import re
@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 from toys import Foreign, toy_loader, trainer, weights
+
+from lit_distill.cli.study_plan import read_plan
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 EPOCHS = 5
@@ -55,3 +57,11 @@ def test_the_export_of_the_readme_answers_as_its_student(tmp_path: Path, monkeyp
     for ours, theirs in zip(names["student"].eval()(image)[:2], names["again"](image)[:2], strict=True):
         assert torch.equal(ours, theirs)
     assert names["again"].card["class_names"] == list("0123456789")
+
+
+def test_the_study_of_the_readme_can_be_read(tmp_path: Path) -> None:
+    (text,) = (block for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "lit-distill study" in block)
+    (tmp_path / "temperatures.yaml").write_text(text)
+    plan = read_plan(tmp_path / "temperatures.yaml", {})
+    assert [*plan.rows] == ["cross-entropy", "soft", "soft, T = 8"]
+    assert plan.rows["soft, T = 8"].flags[-1] == "--model.distillation.temperature=8"

@@ -96,9 +96,7 @@ def _system_error(error: OSError) -> str:
         return f"no space left on the disk{place}: free some and run the same command again"
     if error.errno == errno.EFBIG:
         place = f" {error.filename}" if error.filename else ""
-        return (
-            f"a file{place} becomes larger than is allowed here: raise ulimit -f, which shared memory obeys too"
-        )
+        return f"a file{place} becomes larger than is allowed here: raise ulimit -f, which shared memory obeys too"
     if not error.filename:
         return str(error)
     mend = "choose another folder; for logs with the logger's save_dir, or with --trainer.default_root_dir"
@@ -182,6 +180,9 @@ _EXPLANATIONS: dict[str, Callable[..., str]] = {
     r"Expected a dot import path string: (\S+)": _unknown_class,
     r"(?s).*class_path '([\w.]+)':\s+(?:Option|Key) ['\"]([^'\"]+)['\"] is not (?:accepted|expected)": (
         _unknown_argument
+    ),
+    r"Subclasses are disabled for (\w+), thus '([\w.]+)'": (
+        "expected the arguments of {0}, not {1}: your own transforms need an ImageDataModule of your own".format
     ),
     r"class_path '([\w.]+)':\s+No module named '([\w.]+)'": _failed_import,
     r"module '([\w.]+)' has no attribute '(\w+)'": _unknown_class,

@@ -230,7 +230,7 @@ def teacher_caches_for(epochs: int, data: SizedData, output: Path, flags: Sequen
         ValueError: If the flags ask for too few views, or for a cache without a number of views.
     """
     given = "\n".join(flags)
-    views = re.findall(r"--teacher_cache\.(?:init_args\.)?views=(\d+)", given)
+    views = re.findall(r"--teacher_cache\.(?:init_args\.)?views=(-?\d+)", given)
     if views:
         # Raises before a teacher is trained.
         TeacherCaching(int(views[-1]), single_view="single_view=true" in given.lower())

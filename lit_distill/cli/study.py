@@ -31,7 +31,7 @@ from lit_distill.cli.study_plot import draw
 from lit_distill.cli.study_stage import RunFailedError, StudyStage
 from lit_distill.cli.study_table import Figures, are_finite, choose_baseline, write_table
 from lit_distill.files import write_atomically
-from lit_distill.models.marks import duration
+from lit_distill.models.marks import counted, duration
 from lit_distill.models.trust import trusting
 
 _FOR_ALL = re.compile(r"--(data|trainer)\.")  # flags that are passed on to all runs
@@ -148,7 +148,9 @@ class Study:
             SystemExit: If it is stopped.
             ValueError: If runs have failed; the table then has the others.
         """
-        rows = f"{len(self.plan.rows)} rows of {self.plan.epochs} epochs, {len(self.plan.seeds)} seeds"
+        plan = self.plan
+        counts = (counted(len(plan.rows), "row"), counted(plan.epochs, "epoch"), counted(len(plan.seeds), "seed"))
+        rows = "{} of {}, {}".format(*counts)
         done = sum(task.result() is not None for task in self._due())
         print(f"{self.name}: {rows}, {self._total()} runs, {done} of them done, {jobs} at a time, in {self.output}")
         self._write()

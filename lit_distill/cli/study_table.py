@@ -205,6 +205,8 @@ def markdown(content: Figures) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
+    if all(row["best"]["accuracy"]["mean"] is None for row in rows.values()):
+        lines += ["No best epoch was chosen: no row has validation images beside the test images.", ""]
     if len(content["baseline_candidates"]) > 1:
         chooser = content["baseline_chosen_by_seed"]
         by = "" if chooser is None else f", by seed {chooser} alone"

@@ -215,6 +215,8 @@ MISTAKES = {
     "--data.augmentation.policy=rnd": "unknown policy 'rnd': did you mean 'rand'?",
     "--data.root=nope": "nope does not exist: expected train/<class>/",
     "--data.val=nope": "val must be 'bird', 'cat' or 'dog', got 'nope'",
+    "--teacher_cache.views=-2": "views must be >= 1, got -2",
+    "--teacher_cache.views=1": "the student every image in one form only, and it overfits",
     "--epochs=0": "epochs must be >= 1, got 0",
     "--teacher_epochs=0": "teacher_epochs must be >= 1, got 0",
     "--data.max_damaged=2": "max_damaged must be in [0, 1], got 2",

@@ -131,7 +131,7 @@ def test_a_study_that_is_killed_again_and_again_has_the_same_table(
 
 def test_it_prints_progress_and_where_the_table_is(whole: Path) -> None:
     printed = (whole / "printed.txt").read_text()
-    assert "2 rows of 2 epochs, 1 seeds, 2 runs, 0 of them done, 2 at a time" in printed
+    assert "2 rows of 2 epochs, 1 seed, 2 runs, 0 of them done, 2 at a time" in printed
     assert "[2/2] " in printed
     assert f"table  {whole / 'out/table.md'}" in printed
     assert (whole / "out/table.md").read_text() in printed

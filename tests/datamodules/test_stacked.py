@@ -21,7 +21,7 @@ def test_a_data_set_says_whether_its_images_are_one_tensor() -> None:
     assert stacked.images.shape == (1437, 1, 8, 8)
     assert stacked.transform is None
     assert stack(digits(nn.Flatten())) == "the transform Flatten has no form for batches"
-    assert stack(TensorDataset(torch.zeros(2))) == "a TensorDataset gives them so"
+    assert stack(TensorDataset(torch.zeros(2))) == "TensorDataset gives them so"
 
 
 @pytest.mark.parametrize("rows", [[4, 2, 9], range(3, 6)])

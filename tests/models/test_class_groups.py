@@ -194,7 +194,7 @@ def test_notes_overlaps_what_is_in_no_group_and_the_priors() -> None:
         ({"cat": [0], "dog": []}, "classes: dog has no class of the teacher, it needs one or more"),
         ({"cat": [0, 5]}, r"classes: cat names class 5, but the teacher has classes 0..4"),
         ([[0], [-1]], r"classes: 1 names class -1, but the teacher has classes 0..4"),
-        ({"cat": "3-1"}, "classes: cat has no class of the teacher"),
+        ({"cat": "5, 3-1"}, "classes: cat has a range that begins after its end, 3-1: write 1-3"),
         ({"cat": "0-9"}, r"classes: cat names class 5, but the teacher has classes 0..4"),
         ({"cat": "tabby"}, "classes: cat must be numbers, or text such as '7-24, 80-100', got 'tabby'"),
         ([["1"]], r"classes: 0 must be numbers, or text such as '7-24, 80-100', got \['1'\]"),
