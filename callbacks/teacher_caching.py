@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from lit_distill.batch import Batch
 from lit_distill.callbacks.teacher_time import TeacherTime
-from lit_distill.checks import check_at_least
+from lit_distill.checks import check_at_least, counted
 from lit_distill.datamodules.fingerprints import evaluation_parts, images_of, training_parts
 from lit_distill.datamodules.indexed import IndexedDataset
 from lit_distill.datamodules.sampler import KeyedSampler
@@ -22,7 +22,7 @@ from lit_distill.distillation import losses_of
 from lit_distill.evaluation import loaders_of
 from lit_distill.models.answer_rows import AnswerRows
 from lit_distill.models.answers import Answers, caches_in
-from lit_distill.models.marks import counted, duration
+from lit_distill.models.marks import duration
 from lit_distill.models.output_rows import OutputRows
 from lit_distill.models.taps import check_features
 from lit_distill.models.teacher_base import Teacher
@@ -273,7 +273,7 @@ class TeacherCaching(Callback):
         wanted = None
         if data.rows is not None:
             wanted = data.rows.new_zeros(data.num_rows, dtype=torch.bool).index_fill_(0, data.rows, True)
-        about = trainer.strategy.broadcast(self._about(trainer))
+        about = self._about(trainer)
         answers = Answers(self.folder, kind, made_of, data.num_rows, rows.stride, wanted, about=about)
         if not answers.folder.exists():
             _note_difference(answers)
@@ -373,7 +373,7 @@ class TeacherCaching(Callback):
                 f"{' of '.join(map(duration, seconds))}"
             )
         elif epochs > 0:
-            saved += f"; this run has none, for its {epochs} epochs only fill {missing} missing views"
+            saved += f"; this run has none: {counted(epochs, 'epoch')} for {counted(missing, 'missing view')}"
         rank_zero_info(f"teacher cache: asking takes {measured.asking / measured.step:.0%} of a step; {saved}")
 
 

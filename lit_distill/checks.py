@@ -105,3 +105,13 @@ def some_of(values: Iterable[object], count: int = 3) -> str:
     """
     texts = [str(value) for value in values]
     return ", ".join([*texts[:count], *["..."] * (len(texts) > count)])
+
+
+def counted(number: float, name: str) -> str:
+    """Return a number with the name of what it counts.
+
+    Example:
+        >>> counted(1, "view"), counted(0, "view"), counted(2.4, "hour")
+        ('1 view', '0 views', '2 hours')
+    """
+    return f"{number:.0f} {name}" + ("" if round(number) == 1 else "s")

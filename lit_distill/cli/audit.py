@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningDataModule
 import torch
 
+from lit_distill.checks import counted
 from lit_distill.cli.arguments import command_parser, parse, take
 from lit_distill.cli.audit_sheet import picture, write_sheet
 from lit_distill.cli.audit_table import Ranking, Remembered, TrainingData
@@ -21,6 +22,7 @@ from lit_distill.cli.outputs import beside
 from lit_distill.datamodules import FilesDataModule
 from lit_distill.datamodules.walk import printable
 from lit_distill.models import load_safely
+from lit_distill.models.card import ABOUT
 from lit_distill.models.trust import described_by, trusting
 
 _ON_SHEET, _SHOWN = 64, 10
@@ -133,18 +135,17 @@ def _data_module(description: Namespace, **changes: object) -> LightningDataModu
 
 
 def _accuracy(checkpoint: Mapping[str, Any]) -> float | None:
-    """Return the accuracy on the run's validation images, in 0..1, of its best head, if the checkpoint tells it."""
-    measured = ((checkpoint.get("callbacks") or {}).get("RunSummary") or {}).get("last") or {}
-    return max((value for name, value in measured.items() if name.startswith("val/accuracy")), default=None)
+    """Return the accuracy on the run's validation images, in 0..1, of the head that predicts, if it is known."""
+    measured = checkpoint.get("callbacks", {}).get("RunSummary", {}).get("last", {})
+    accuracy: float | None = measured.get(f"val/accuracy_{checkpoint.get(ABOUT, {}).get('head')}")
+    return accuracy
 
 
-def _report(
-    ranking: Ranking, names: Sequence[str], files: Sequence[str], accuracy: float | None = None
-) -> Iterable[str]:
+def _report(ranking: Ranking, names: Sequence[str], files: Sequence[str], accuracy: float | None) -> Iterable[str]:
     """Yield the lines of the table of the worst labels, and how many are probably wrong."""
     count, epochs = len(ranking.rows), int(ranking.epochs.max())
     left_out = "".join(f"; {number} {reason}" for reason, number in ranking.left_out.items())
-    yield f"ranked {count} labels by their probability, remembered in {epochs} epochs{left_out}\n"
+    yield f"ranked {count} labels by their probability, remembered in {counted(epochs, 'epoch')}{left_out}\n"
     head, rows = ranking.table(names, files)
     lines: list[Sequence[object]] = [head, *islice(rows, _SHOWN)]
     texts = [[printable(str(value))[-_WIDTH:] for value in line] for line in lines]

@@ -15,12 +15,11 @@ from torch import nn
 from typing_extensions import override
 
 from lit_distill.batch import Batch
-from lit_distill.checks import check_at_least
+from lit_distill.checks import check_at_least, counted
 from lit_distill.cli.app import DistillCLI
 from lit_distill.cli.arguments import command_parser, parse
 from lit_distill.cli.stopping import Stopping
 from lit_distill.models.answers import MADE_OF, Answers, caches_in
-from lit_distill.models.marks import counted
 from lit_distill.models.teacher_base import Teacher
 from lit_distill.models.teacher_cache import Source, TeacherCache
 from lit_distill.module import LitDistiller
@@ -118,7 +117,7 @@ def fill(folder: Path, args: Sequence[str] = ()) -> None:
 def _caches(folder: Path) -> list[Answers]:
     found = caches_in(folder)
     if not found:
-        below = next((path.parent.parent for path in sorted(folder.glob(f"**/{MADE_OF}"))), None)
+        below = next((path.parent.parent for path in sorted(folder.glob(f"*/*/{MADE_OF}"))), None)
         mend = f"look in {below}" if below else "--teacher_cache.views=30 makes one"
         raise ValueError(f"there is no cache of a teacher's answers in {folder}: {mend}")
     return found

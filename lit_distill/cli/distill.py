@@ -126,8 +126,7 @@ def _planned(
         digest = stage.folder.name
     model = plan.plan_student(config, data, teacher)
     parameters = sum(p.numel() for p in plan.make_network(model["student"], data).parameters())
-    retrospection = plan.retrospection_for(config.epochs)
-    recipe = {**common, "model": model, **retrospection}
+    recipe = {**common, "model": model, **plan.retrospection_for(config.epochs)}
     flags, inputs = [*both, *students], {**inputs, "teacher": digest}
     ways = plan.teacher_caches_for(config.epochs, data, output, flags)
     recipes = [{**recipe, **way.part} for way in ways]
@@ -136,7 +135,7 @@ def _planned(
     chosen = next((number for number, stage in enumerate(stages) if stage.folder.exists()), 0)
     is_changed = any(flag.startswith(("--model=", "--model.student")) for flag in flags)
     size = "as the flags change it" if is_changed else f"{parameters:,} parameters"
-    has_lwr = retrospection or any(flag.startswith("--retrospection") for flag in flags)
+    has_lwr = "retrospection" in recipe or any(flag.startswith("--retrospection") for flag in flags)
     without = "" if has_lwr else ", without LWR, which a run of 10 epochs or more has"
     title = f"student {config.student or 'DistillableViT'}, {size}{without}"
     runs.append(_Run(stages[chosen], title, recipes[chosen]))

@@ -91,12 +91,13 @@ def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
 
 
 def _system_error(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT) and not isinstance(error, DiskFullError):
-        place = f" for {error.filename}" if error.filename else ""
+    if isinstance(error, DiskFullError):
+        return str(error)
+    place = f" for {error.filename}" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left on the disk{place}: free some and run the same command again"
     if error.errno == errno.EFBIG:
-        place = f" {error.filename}" if error.filename else ""
-        return f"a file{place} becomes larger than is allowed here: raise ulimit -f, which shared memory obeys too"
+        return f"the largest size of a file is too small{place}: raise ulimit -f, which shared memory obeys too"
     if not error.filename:
         return str(error)
     mend = "choose another folder; for logs with the logger's save_dir, or with --trainer.default_root_dir"

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from lit_distill.checks import counted
 from lit_distill.cli.app import DistillCLI
 from lit_distill.cli.checkpoints import FINISHED
 from lit_distill.cli.lock import Holder, Lock
@@ -198,7 +199,7 @@ class Stage:
         Raises:
             SystemExit: If it fails, or is stopped; it has then said why.
         """
-        print(f"\n{title}: {steps} steps of its {self.epochs} epochs", flush=True)
+        print(f"\n{title}: {counted(steps, 'step')} of its {counted(self.epochs, 'epoch')}", flush=True)
         with self.held():
             _write(self.config, self._text(config))
             flags = [*self.flags, *_A_FEW, f"--trainer.max_steps={steps}"]

@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from lit_distill.callbacks import TeacherCaching
-from lit_distill.checks import check_at_least
+from lit_distill.checks import check_at_least, counted
 from lit_distill.cli.app import DistillCLI
 from lit_distill.cli.arguments import command_parser, parse
 from lit_distill.cli.errors import one_line
@@ -31,7 +31,7 @@ from lit_distill.cli.study_plot import draw
 from lit_distill.cli.study_stage import RunFailedError, StudyStage
 from lit_distill.cli.study_table import Figures, are_finite, choose_baseline, write_table
 from lit_distill.files import write_atomically
-from lit_distill.models.marks import counted, duration
+from lit_distill.models.marks import duration
 from lit_distill.models.trust import trusting
 
 _FOR_ALL = re.compile(r"--(data|trainer)\.")  # flags that are passed on to all runs
@@ -148,11 +148,10 @@ class Study:
             SystemExit: If it is stopped.
             ValueError: If runs have failed; the table then has the others.
         """
-        plan = self.plan
-        counts = (counted(len(plan.rows), "row"), counted(plan.epochs, "epoch"), counted(len(plan.seeds), "seed"))
-        rows = "{} of {}, {}".format(*counts)
+        rows = f"{counted(len(self.plan.rows), 'row')} of {counted(self.plan.epochs, 'epoch')}"
+        seeds, runs = counted(len(self.plan.seeds), "seed"), counted(self._total(), "run")
         done = sum(task.result() is not None for task in self._due())
-        print(f"{self.name}: {rows}, {self._total()} runs, {done} of them done, {jobs} at a time, in {self.output}")
+        print(f"{self.name}: {rows}, {seeds}, {runs}, {done} of them done, {jobs} at a time, in {self.output}")
         self._write()
         # Again where the runs have decided which is the baseline, whose other seeds are then due.
         while waiting := [t for t in self._due() if t.title not in self._failed and t.result() is None]:

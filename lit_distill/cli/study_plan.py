@@ -211,12 +211,9 @@ def _merged(old: Description, new: Description) -> Description:
 def _named(rows: object, path: Path) -> dict[str, Description]:
     """Return the rows by name; a list has short names of losses alone."""
     if isinstance(rows, list):
-        for row in rows:
-            if isinstance(row, Mapping):
-                raise ValueError(
-                    f"{path}: rows with options are no list: write rows: {{warm: {{loss: soft, "
-                    "model.distillation.temperature: 8}}"
-                )
+        if any(isinstance(row, Mapping) for row in rows):
+            example = "rows: {warm: {loss: soft, model.distillation.temperature: 8}}"
+            raise ValueError(f"{path}: rows with options are no list but names with options, such as {example}")
         names = [str(name) for name in rows]
         _check_once(names, "rows")
         rows = dict.fromkeys(names)
@@ -230,13 +227,7 @@ def _row(
     name: str, chosen: Description, base: Description, common: Sequence[str], epochs: int, teachers: Sequence[str]
 ) -> Run:
     chosen = dict(chosen)
-    names_loss = "loss" in chosen
-    try:
-        loss, with_lwr = _loss(str(chosen.pop("loss", name)), name)
-    except ValueError as error:
-        if names_loss or not chosen:
-            raise
-        raise ValueError(f"{error}; or say the loss of a row with options and a name of its own: loss: soft") from error
+    loss, with_lwr = _loss(str(chosen.pop("loss", name)), name)
     config = copy.deepcopy(base)
     model: Description = config.setdefault("model", {})
     model |= {"criterion": _module("torch.nn.CrossEntropyLoss"), "distillation": None}
@@ -268,6 +259,7 @@ def _loss(text: str, row: str) -> tuple[str, bool]:
             hint = did_you_mean(_plain(part), names)
             closest = [names[plain] for plain in names if f"'{plain}'" in hint]
             hint = f"did you mean {closest[0]!r}?" if closest else f"expected {listed(LOSSES)}"
+            hint += " (a row of any other name says its loss, such as loss: soft)" if text == row else ""
             raise ValueError(f"row {row!r} has an unknown loss {part!r}: {hint}")
     losses = [names[_plain(part)] for part in parts]
     with_lwr = "LWR" in losses

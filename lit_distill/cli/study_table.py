@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from lit_distill.checks import listed
+from lit_distill.checks import counted, listed
 from lit_distill.files import write_atomically
 
 Figures = dict[str, Any]  # as JSON has them
@@ -174,12 +174,12 @@ def write_table(
 def markdown(content: Figures) -> str:
     """Return the table as text, with what it was measured on."""
     rows, baseline = content["rows"], content["baseline"]
-    images = "which choose nothing" if content["held_out"] else "which are the validation images too"
+    images = "which choose nothing" if content["held_out"] else "which validate too: no epoch is the best"
     lines = [
         f"# {content['study']}",
         "",
-        f"{content['epochs']} epochs, seeds {content['seeds']}. {content['hardware']}, torch {content['torch']}, "
-        f"{content['date']}.",
+        f"{counted(content['epochs'], 'epoch')}, seeds {content['seeds']}. {content['hardware']}, "
+        f"torch {content['torch']}, {content['date']}.",
         "",
         f"Accuracy in % on the test images, {images}: mean ± standard deviation over the seeds. The best "
         "epoch is the best on the validation images. Against the baseline: the difference in points with its interval "
@@ -205,8 +205,6 @@ def markdown(content: Figures) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
-    if all(row["best"]["accuracy"]["mean"] is None for row in rows.values()):
-        lines += ["No best epoch was chosen: no row has validation images beside the test images.", ""]
     if len(content["baseline_candidates"]) > 1:
         chooser = content["baseline_chosen_by_seed"]
         by = "" if chooser is None else f", by seed {chooser} alone"

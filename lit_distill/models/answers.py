@@ -46,6 +46,7 @@ class Answers:
         stride: Bytes of a row.
         wanted: ``(N,)`` bool on the host, the rows that are ever asked for; None for all.
         shard_rows: Rows of a shard; by default a megabyte of them.
+        about: For people: whose answers these are, and to which images. Nothing depends on it.
 
     Example:
         >>> import tempfile

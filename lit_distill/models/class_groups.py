@@ -159,7 +159,7 @@ class ClassGroups(nn.Module):
                 f"{len(prior)}: {some_of(prior)}"
             )
         sums = [math.fsum(prior[member] for member in members) for members in self.members]
-        return _positive(sums, self.names, "teacher_prior summed over each group", "one class needs more than 0")
+        return _positive(sums, self.names, "teacher_prior summed over each group", "one of its classes needs > 0")
 
     def _weights(self) -> list[float] | None:
         """Return the target's prior of each group, in any unit; None until the frequencies are known."""
@@ -256,8 +256,11 @@ def _numbers(members: Members, name: object) -> Sequence[int]:
     if not re.fullmatch(r"\s*\d+(\s*-\s*\d+)?(\s*,\s*\d+(\s*-\s*\d+)?)*\s*", members):
         raise wrong
     ranges = [[int(number) for number in part.split("-")] for part in members.split(",")]
-    for first, last in (ends for ends in ranges if ends[0] > ends[-1]):
-        raise ValueError(f"classes: {name} has a range that begins after its end, {first}-{last}: write {last}-{first}")
+    for first, last in (ends for ends in ranges if len(ends) == 2):
+        if first > last:
+            raise ValueError(
+                f"classes: {name} has a range that begins after its end, {first}-{last}: write {last}-{first}"
+            )
     return [number for ends in ranges for number in range(ends[0], ends[-1] + 1)]
 
 

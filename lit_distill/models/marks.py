@@ -4,6 +4,8 @@ import time
 
 import torch
 
+from lit_distill.checks import counted
+
 
 class Mark:
     """A moment in the work of a device, on a GPU that in which it gets to what is asked of it now.
@@ -45,13 +47,3 @@ def duration(seconds: float) -> str:
     if seconds >= 3600:
         return f"{counted(seconds // 3600, 'hour')} {counted(seconds % 3600 // 60, 'minute')}"
     return counted(seconds / 60, "minute") if seconds >= 120 else counted(seconds, "second")
-
-
-def counted(number: float, name: str) -> str:
-    """Return a number with the name of what it counts.
-
-    Example:
-        >>> counted(1, "view"), counted(0, "view"), counted(2.4, "hour")
-        ('1 view', '0 views', '2 hours')
-    """
-    return f"{number:.0f} {name}" + ("" if round(number) == 1 else "s")

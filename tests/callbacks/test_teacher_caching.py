@@ -204,7 +204,7 @@ def test_the_time_that_is_saved_is_measured_and_said(tmp_path, caplog) -> None:
     with caplog.at_level("INFO", logger="lightning.pytorch"):
         fit(tmp_path / "other", Slow(), max_epochs=2)
     assert re.search(
-        r"an epoch that need not ask is shorter by \d+ seconds?; this run has none, for its 2 epochs only fill 2 ",
+        r"an epoch that need not ask is shorter by \d+ seconds?; this run has none: 2 epochs for 2 missing views",
         caplog.text,
     )
 

@@ -212,6 +212,7 @@ MISTAKES = {
     "--teacher=my_photos": "there is no teacher at my_photos",
     "--output=a_file": "a_file is a file: choose another folder with --output",
     "--epochs=many": "epochs: expected int, got many",
+    "--data.augmentation=torch.nn.Tanh": "expected the arguments of Augmentation, not torch.nn.Tanh: your own ",
     "--data.augmentation.policy=rnd": "unknown policy 'rnd': did you mean 'rand'?",
     "--data.root=nope": "nope does not exist: expected train/<class>/",
     "--data.val=nope": "val must be 'bird', 'cat' or 'dog', got 'nope'",
@@ -297,7 +298,7 @@ def test_a_dry_run_takes_a_few_steps_of_each_run_and_says_how_long_the_whole_tak
     before = sorted(Path("my_photos").rglob("*.png"))
     distill("--trainer.fast_dev_run=3", "--data.batch_size=4")
     out = capfd.readouterr().out
-    assert re.search(r"1 of 2: teacher resnet10t, .*: 3 steps of its 1 epochs", out)
+    assert re.search(r"1 of 2: teacher resnet10t, .*: 3 steps of its 1 epoch\n", out)
     assert re.search(r"2 of 2: student DistillableViT, .*: 3 steps of its 2 epochs", out)
     last = out.strip().splitlines()[-1]
     times = r"about \d+ \w+.*: the teacher \d+ seconds?, the student \d+ seconds?$"

@@ -30,7 +30,10 @@ UNION = """Parser key "model.distillation":
          "no space left on the disk for logs/metrics.csv: free some and run the same command again"),
         (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
          "no space left on the disk: free some and run the same command again"),
-        (DiskFullError(28, "File too large: a.ckpt was not written"), "File too large: a.ckpt was not written"),
+        (OSError(27, "File too large"),
+         "the largest size of a file is too small: raise ulimit -f, which shared memory obeys too"),
+        (DiskFullError(28, "No space: a.ckpt was not written"), "No space: a.ckpt was not written"),
+        (DiskFullError(27, "File too large: a.ckpt was not written"), "File too large: a.ckpt was not written"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
          "worker 7 of the data loader was killed: out of memory? Fewer --data.num_workers or a smaller "
          "--data.batch_size need less"),
@@ -46,12 +49,6 @@ def test_an_error_is_its_innermost_message(error: Exception, line: str) -> None:
 def test_a_folder_that_cannot_be_written_is_named_with_the_mend() -> None:
     line = one_line(PermissionError(13, "Permission denied", "/logs"))
     assert line.startswith("cannot use /logs: Permission denied; choose another folder; for logs with")
-
-
-def test_a_limit_on_the_size_of_files_is_named() -> None:
-    assert one_line(OSError(27, "File too large")) == (
-        "a file becomes larger than is allowed here: raise ulimit -f, which shared memory obeys too"
-    )
 
 
 @pytest.mark.parametrize("kind", [FileExistsError, NotADirectoryError])

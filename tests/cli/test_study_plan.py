@@ -75,8 +75,11 @@ def test_a_teacher_of_the_study_is_the_first_unless_a_row_names_another(tmp_path
         (["hard + soft"], "expected one loss, and perhaps"),
         (["SAT + LWR"], "SAT and LWR both replace the criterion"),
         (["soft", "soft"], "rows: 'soft' is there twice: remove one"),
-        ({"warm": {"model.alpha": 1}}, "row 'warm' has an unknown loss 'warm'.* say the loss of a row .*: loss: soft"),
-        (["soft", {"warm": {"loss": "soft"}}], r"rows with options are no list: write rows: \{warm: \{loss: soft, "),
+        (
+            {"warm": {"model.alpha": 1}},
+            "row 'warm' has an unknown loss 'warm': .*any other name says its loss, such as loss: soft",
+        ),
+        (["soft", {"warm": {"loss": "soft"}}], r"rows with options are no list but .* rows: \{warm: \{loss: soft, "),
         ({1: {"loss": "soft"}, "1": {"loss": "hard"}}, "rows: '1' is there twice: remove one"),
         ("soft", "rows must be a mapping of names to values, got 'soft'"),
         ({"soft": 5}, "row 'soft' must be a mapping of names to values, got 5"),
