@@ -1,5 +1,7 @@
 """What the README shows as an example does what it says."""
 
+from collections.abc import Iterator
+import json
 from pathlib import Path
 import re
 from typing import Any
@@ -11,7 +13,9 @@ from toys import Foreign, toy_loader, trainer, weights
 
 from lit_distill.cli.study_plan import read_plan
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+RESULTS = (ROOT / "benchmarks" / "RESULTS.md").read_text()
 EPOCHS = 5
 
 
@@ -65,3 +69,33 @@ def test_the_study_of_the_readme_can_be_read(tmp_path: Path) -> None:
     plan = read_plan(tmp_path / "temperatures.yaml", {})
     assert [*plan.rows] == ["cross-entropy", "soft", "soft, T = 8"]
     assert plan.rows["soft, T = 8"].flags[-1] == "--model.distillation.temperature=8"
+
+
+def numbers(content: Any) -> Iterator[float]:
+    """Yield the numbers of a JSON file; a share as percent too."""
+    if isinstance(content, dict):
+        for value in content.values():
+            yield from numbers(value)
+    elif isinstance(content, int | float):
+        yield from (content, 100 * content)
+
+
+@pytest.mark.parametrize("text", [README, RESULTS], ids=["README", "RESULTS"])
+def test_each_figure_of_a_study_is_one_that_the_study_wrote(text: str) -> None:
+    marked = re.findall(r"<!-- lit-distill study (\w+) -->\n\|.*\n\|.*\n((?:\|.*\n)+)", text)
+    assert marked
+    for study, table in marked:
+        rows = json.loads((ROOT / "benchmarks" / "studies" / study / "table.json").read_text())["rows"]
+        for line in table.splitlines():
+            _, _, cells = line.removeprefix("|").partition("|")
+            figures = re.findall(r"[+-]?\d*\.\d+", cells)
+            wrong = {
+                name: [
+                    figure
+                    for figure in figures
+                    if all(abs(float(figure) - n) > 0.5001 * 0.1 ** len(figure.split(".")[1]) for n in numbers(row))
+                ]
+                for name, row in rows.items()
+            }
+            closest = min(wrong, key=lambda name: len(wrong[name]))
+            assert not wrong[closest], f"{study}: {line}: not in row {closest!r}: {wrong[closest]}"
