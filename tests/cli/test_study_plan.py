@@ -192,7 +192,7 @@ def test_a_row_that_stands_twice_is_refused_where_yaml_would_keep_the_last(tmp_p
 
 def test_the_packages_studies_are_found_by_name_and_can_be_read() -> None:
     names = sorted(path.stem for path in find_study("cifar10").parent.glob("*.yaml"))
-    assert names[:3] == ["cifar10", "cifar10_few", "cifar10_long"]
+    assert names[:4] == ["cifar10", "cifar10_few", "cifar10_long", "cifar10_losses"]
     for name in names:
         plan = read_plan(find_study(name), {})
         assert set(plan.baseline) <= set(plan.rows)
