@@ -34,7 +34,6 @@ SCRIPTS: dict[str, tuple[str, list[str], bool]] = {
     "shrinking": ("shrinking.py", [], True),
     "served": ("served.py", [], True),
     "stops": ("stops.py", [], False),
-    "digits": ("digits.py", [], False),
     "digits_choices": ("digits_choices.py", [], False),
     "audit": ("audit.py", [], True),
     "cifar10": (
