@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lit_distill.batch import Batch
+from lit_distill.checks import counted
 from lit_distill.evaluation import loaders_of
 from lit_distill.models.teacher_base import Teacher
 from lit_distill.models.teacher_cache import TeacherCache
@@ -245,7 +246,7 @@ def _advice(teacher: nn.Module) -> str:
     trained = card.get("trained") if isinstance(card, dict) else None
     if trained and trained.get("epochs"):  # it brings its own statistics and size
         return (
-            f"it was trained for {trained['epochs']} epochs: train it longer (--teacher_epochs of distill), from "
+            f"it was trained for {counted(trained['epochs'], 'epoch')}: train it longer (--teacher_epochs of distill), from "
             "pretrained weights or on more images, or take another teacher"
         )
     groups = "" if getattr(teacher, "groups", None) is None else ", each with the right numbers of the teacher's"

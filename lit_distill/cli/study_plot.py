@@ -6,6 +6,7 @@ from pathlib import Path
 import statistics
 import sys
 
+from lit_distill.checks import counted
 from lit_distill.files import write_atomically
 
 
@@ -44,11 +45,11 @@ def draw(table: Path, plot: Path) -> list[Path]:
     for axes in (left, right):
         axes.grid(axis="x", linewidth=0.4, alpha=0.6)
         axes.tick_params(axis="y", length=0)
-    seeds = len(content["seeds"])
     teachers = "".join(
         f"; teacher {name} {teacher['accuracy']:.1%}" for name, teacher in content["teachers"].items() if teacher
     )
-    head = f"{content['study']}: {content['epochs']} epochs, {seeds} seed{'s' if seeds != 1 else ''}{teachers}"
+    length = f"{counted(content['epochs'], 'epoch')}, {counted(len(content['seeds']), 'seed')}"
+    head = f"{content['study']}: {length}{teachers}"
     figure.suptitle(head, fontsize=11)
     with write_atomically(plot) as part:
         figure.savefig(part, format="png", dpi=150)
