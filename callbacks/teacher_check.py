@@ -246,8 +246,8 @@ def _advice(teacher: nn.Module) -> str:
     trained = card.get("trained") if isinstance(card, dict) else None
     if trained and trained.get("epochs"):  # it brings its own statistics and size
         return (
-            f"it was trained for {counted(trained['epochs'], 'epoch')}: train it longer (--teacher_epochs of distill), from "
-            "pretrained weights or on more images, or take another teacher"
+            f"it was trained for {counted(trained['epochs'], 'epoch')}: train it longer (--teacher_epochs of distill), "
+            "from pretrained weights or on more images, or take another teacher"
         )
     groups = "" if getattr(teacher, "groups", None) is None else ", each with the right numbers of the teacher's"
     return f"check the teacher's weights, its mean, std and input_size, and that its classes are the data's{groups}"
