@@ -142,7 +142,8 @@ def _report(teacher: nn.Module, counts: _Counts, class_names: Sequence[str] | No
     finding = f"the teacher is right on {accuracy:.1%} of the validation set, where chance is {chance:.1%}"
     answered_as = answers.argmax(dim=1)
     reordered_accuracy = float(answers.gather(1, answered_as[:, None]).sum() / images)
-    is_permutation = has_table and len(answers) == len(set(answered_as.tolist()))
+    every_class_is_there = has_table and bool(answers.any(dim=1).all())
+    is_permutation = every_class_is_there and len(answers) == len(set(answered_as.tolist()))
     if is_permutation and reordered_accuracy >= least:
         rank_zero_warn(
             f"{finding}: its classes look permuted, in another order it would be right on {reordered_accuracy:.1%}; "

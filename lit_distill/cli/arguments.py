@@ -31,6 +31,7 @@ def command_parser(command: str, description: str) -> ArgumentParser:
         prog=f"lit-distill {command}",
         description=description,
         exit_on_error=False,
+        allow_abbrev=False,  # a misspelt flag is no other one
         formatter_class=DefaultHelpFormatter,
     )
     add_common_flags(parser)

@@ -75,9 +75,14 @@ def test_calls_out_a_teacher_that_knows_nothing() -> None:
         fit(DigitsCNN(), TeacherCheck())
 
 
-@pytest.mark.parametrize("classes", [10, 2])
-def test_chance_follows_from_the_logits_of_a_teacher_that_does_not_say_how_many_classes_it_has(classes: int) -> None:
+@pytest.mark.parametrize(("classes", "says_so"), [(10, False), (2, False), (2, True)])
+def test_a_teacher_of_images_of_one_class_is_measured_by_chance_and_not_called_permuted(
+    classes: int, says_so: bool
+) -> None:
     class Wrong(nn.Module):
+        if says_so:
+            num_classes = classes
+
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             return torch.eye(classes)[torch.full((len(image),), classes - 1)]
 

@@ -212,6 +212,7 @@ MISTAKES = {
     "--teacher=my_photos": "there is no teacher at my_photos",
     "--output=a_file": "a_file is a file: choose another folder with --output",
     "--epochs=many": "epochs: expected int, got many",
+    "--epoch=4": "unknown option --epoch: did you mean '--epochs'?",
     "--data.augmentation=torch.nn.Tanh": "expected the arguments of Augmentation, not torch.nn.Tanh: your own ",
     "--data.augmentation.policy=rnd": "unknown policy 'rnd': did you mean 'rand'?",
     "--data.root=nope": "nope does not exist: expected train/<class>/",
