@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lit_distill.batch import Batch
-from lit_distill.checks import counted
+from lit_distill.checks import counted, knows_little_below
 from lit_distill.evaluation import loaders_of
 from lit_distill.models.teacher_base import Teacher
 from lit_distill.models.teacher_cache import TeacherCache
@@ -127,7 +127,7 @@ def _report(teacher: nn.Module, counts: _Counts, class_names: Sequence[str] | No
     has_table = len(answers) == _num_classes(teacher)
     bias = _bias(teacher, answers, class_names) if has_table else ""
     accuracy, chance = _accuracy(answers), 1 / counts.classes
-    least = chance + 0.25 * (1 - chance)
+    least = knows_little_below(chance)
     if counts.plain is not None:
         ways = sorted({str(run.variant) for run in fast_networks(teacher).values() if run.was_fast})
         rank_zero_info(

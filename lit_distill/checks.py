@@ -115,3 +115,13 @@ def counted(number: float, name: str) -> str:
         ('1 view', '0 views', '2 hours')
     """
     return f"{number:.0f} {name}" + ("" if round(number) == 1 else "s")
+
+
+def knows_little_below(chance: float) -> float:
+    """Return the accuracy below which a network knows little, given that of chance: a quarter of the way to all.
+
+    Example:
+        >>> knows_little_below(0.5), round(knows_little_below(0.1), 3)
+        (0.625, 0.325)
+    """
+    return chance + 0.25 * (1 - chance)

@@ -10,16 +10,14 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningDataModule
-import torch
 
-from lit_distill.checks import counted
+from lit_distill.checks import counted, knows_little_below
 from lit_distill.cli.arguments import command_parser, parse, take
 from lit_distill.cli.audit_sheet import picture, write_sheet
 from lit_distill.cli.audit_table import Ranking, Remembered, TrainingData
 from lit_distill.cli.csv_table import write_csv
 from lit_distill.cli.from_checkpoint import from_checkpoint, instantiated
 from lit_distill.cli.outputs import beside
-from lit_distill.datamodules import FilesDataModule
 from lit_distill.datamodules.walk import printable
 from lit_distill.models import load_safely
 from lit_distill.models.card import ABOUT
@@ -112,7 +110,7 @@ def audit(checkpoint: Path, description: Namespace | None, output: Path | None, 
     if data_module is not None:
         worst = ranking.rows[:_ON_SHEET].tolist()
         titles = zip(ranking.given.tolist(), ranking.suggested.tolist(), strict=True)
-        texts = ((f"{rank} given: {names[given]}", f"rather: {names[k]}") for rank, (given, k) in enumerate(titles, 1))
+        texts = ((f"{rank}. given {names[given]}", f"rather {names[k]}") for rank, (given, k) in enumerate(titles, 1))
         write_sheet(sheet, zip((picture(data.dataset, row) for row in worst), texts, strict=False))
     lines = [*_report(ranking, names, data.files, _accuracy(content)), *_planted(ranking, description, data), ""]
     print("\n".join(lines))
@@ -159,6 +157,13 @@ def _report(ranking: Ranking, names: Sequence[str], files: Sequence[str], accura
             f"label; {advice}"
         )
         return
+    chance = 1 / len(names)
+    if accuracy is not None and accuracy < knows_little_below(chance):
+        yield (
+            f"\nwarning: the network is right on {accuracy:.1%} of its validation images, where chance is "
+            f"{chance:.1%}: what it thinks of a label says little; train it for longer, on more images or from weights"
+        )
+        return
     low, high = ranking.wrong
     right = "" if accuracy is None else f"the network is right on {accuracy:.1%} of its validation images; "
     yield (
@@ -170,19 +175,16 @@ def _report(ranking: Ranking, names: Sequence[str], files: Sequence[str], accura
 def _planted(ranking: Ranking, description: Namespace | None, data: TrainingData) -> Iterable[str]:
     """Yield how many of the labels that the data module itself has made wrong are where they belong."""
     share = 0 if description is None else description.get("init_args", {}).get("wrong_labels", 0)
-    clean = _data_module(description, wrong_labels=0.0) if description is not None and share else None
-    if not isinstance(clean, FilesDataModule):
+    if description is None or not share:
         return
-    photos, labels = clean.splits["train"]
-    true = dict(zip(photos, labels.tolist(), strict=True))
-    is_wrong = torch.tensor(
-        [
-            true[data.files[row]] != label
-            for row, label in zip(ranking.rows.tolist(), ranking.given.tolist(), strict=True)
-        ]
-    )
-    count = int(is_wrong.sum())
-    found = int(is_wrong[:count].sum())
+    clean = TrainingData.of(_data_module(description, wrong_labels=0.0), data.num_rows)
+    if clean.labels is None:
+        return
+    true = dict(zip(clean.files or range(clean.num_rows), clean.labels.tolist(), strict=True))
+    samples = [data.files[row] if data.files else row for row in ranking.rows.tolist()]
+    is_wrong = [true[sample] != label for sample, label in zip(samples, ranking.given.tolist(), strict=True)]
+    count = sum(is_wrong)
+    found = sum(is_wrong[:count])
     yield (
         f"--data.wrong_labels={share} has planted {count} wrong labels: {found} of them are among the first {count} "
         f"({found / max(1, count):.1%})"

@@ -167,7 +167,7 @@ def _train(runs: Sequence[_Run], steps: int) -> dict[str, Estimate]:
     for number, (stage, title, config) in enumerate(runs, start=1):
         title = f"{number} of {len(runs)}: {title}"
         if steps:
-            seconds[stage.name] = stage.try_out(title, config, steps)
+            seconds[stage.name] = stage.try_out(title, config, steps, check_teacher=len(runs) == 1)
         else:
             stage.run(title, config)
         if stage.name == "teacher":

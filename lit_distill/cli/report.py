@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from lightning.pytorch import Trainer
 
+from lit_distill.checks import knows_little_below
 from lit_distill.cli.plan import SizedData
 from lit_distill.cli.stage import Stage
 from lit_distill.datamodules import FilesDataModule
@@ -52,6 +53,12 @@ def table(teachers: Sequence[Stage], student: Stage, exported: Path, data: Sized
     places |= {teacher.name: teacher.checkpoint for teacher in teachers}
     places["of photos"] = f"lit-distill predict {shlex.quote(str(exported))} photo.jpg"
     places["in Python"] = f"lit_distill.load_student({str(exported)!r})"
+    accuracy, chance = validated[f"val/accuracy_{head}"], 1 / data.num_classes
+    warning = (
+        f"\nwarning: the student is right on {accuracy:.1%} of the validation images, where chance is {chance:.1%}: "
+        "train it for longer (--epochs), on more photos, or from weights, such as "
+        "--student=deit_tiny_distilled_patch16_224 --pretrained=true, which downloads them"
+    )
     return "\n".join(
         [
             f"{'accuracy on the validation images':<38}{'last epoch':>12}",
@@ -59,5 +66,6 @@ def table(teachers: Sequence[Stage], student: Stage, exported: Path, data: Sized
             *(f"{label:<38}{value:>12.2%}" for label, value in rows.items() if value is not None),
             "",
             *(f"{name:<15}{place}" for name, place in places.items()),
+            *[warning] * (accuracy < knows_little_below(chance)),
         ]
     )

@@ -188,13 +188,14 @@ class Stage:
                 )
             self._mark_done(last)
 
-    def try_out(self, title: str, config: Mapping[str, object], steps: int) -> "Estimate":
+    def try_out(self, title: str, config: Mapping[str, object], steps: int, check_teacher: bool = True) -> "Estimate":
         """Take a few steps, and return how many seconds the whole run would take.
 
         Args:
             title: What is printed first.
             config: The configuration, with what earlier stages have made.
             steps: Steps of training.
+            check_teacher: Warn of a weak teacher.
 
         Raises:
             SystemExit: If it fails, or is stopped; it has then said why.
@@ -202,7 +203,8 @@ class Stage:
         print(f"\n{title}: {counted(steps, 'step')} of its {counted(self.epochs, 'epoch')}", flush=True)
         with self.held():
             _write(self.config, self._text(config))
-            flags = [*self.flags, *_A_FEW, f"--trainer.max_steps={steps}"]
+            checks = f"--trainer.callbacks.check_teacher={json.dumps(check_teacher)}"
+            flags = [*self.flags, *_A_FEW, checks, f"--trainer.max_steps={steps}"]
             self._train([*_FIT, "--config", str(self.config), *flags], stdout=subprocess.DEVNULL)
             last = self._last()
             self._mark_done(last)

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 import torch
 from typing_extensions import override
 
-from lit_distill.callbacks import TeacherCaching
+from lit_distill.callbacks import TeacherCaching, TeacherCheck
 from lit_distill.cli.progress import all_callbacks
 from lit_distill.models.teacher_cache import TeacherCache
 
@@ -17,9 +17,13 @@ class StepTimes(Callback):
 
     The first step of each kind is left out: loaders, kernels and memory are made in it. Of a run with a teacher's cache
     the seconds of asking the teacher are kept too.
+
+    Args:
+        check_teacher: Leave the `TeacherCheck` in: a teacher of a few steps is not worth a warning.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, check_teacher: bool = True) -> None:
+        self.check_teacher = check_teacher
         self._began = {"train": 0.0, "val": 0.0}
         self._steps = {"train": 0, "val": 0}
         self._seconds = {"train": 0.0, "val": 0.0}
@@ -29,6 +33,8 @@ class StepTimes(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.check_teacher:  # another list, since Lightning goes through this one now
+            vars(trainer)["callbacks"] = [each for each in all_callbacks(trainer) if not isinstance(each, TeacherCheck)]
         caching = next((each for each in all_callbacks(trainer) if isinstance(each, TeacherCaching)), None)
         teacher = getattr(pl_module, "teacher", None)
         if caching is not None and isinstance(teacher, TeacherCache):

@@ -226,13 +226,14 @@ def _named(rows: object, path: Path) -> dict[str, Description]:
 def _row(
     name: str, chosen: Description, base: Description, common: Sequence[str], epochs: int, teachers: Sequence[str]
 ) -> Run:
-    chosen = dict(chosen)
-    loss, with_lwr = _loss(str(chosen.pop("loss", name)), name)
+    options = {key: value for key, value in chosen.items() if key not in ("loss", "teacher")}
+    flags = _flags(options, f"row {name!r}", _FIXED)
+    loss, with_lwr = _loss(str(chosen.get("loss", name)), name)
     config = copy.deepcopy(base)
     model: Description = config.setdefault("model", {})
     model |= {"criterion": _module("torch.nn.CrossEntropyLoss"), "distillation": None}
     model |= copy.deepcopy(_LOSSES[loss])
-    teacher = chosen.pop("teacher", None)
+    teacher = chosen.get("teacher")
     if model["distillation"] is None:
         model["teacher"] = teacher = None
     elif teachers:
@@ -247,7 +248,7 @@ def _row(
         raise ValueError(f"row {name!r} needs a teacher: name one in teachers, or in the base as model.teacher")
     config["retrospection"] = _module(_LWR, interval=5 if epochs >= 10 else 1) if with_lwr else None
     callbacks = [f"--trainer.callbacks+={json.dumps(_CALLBACKS[loss](epochs))}"] if loss in _CALLBACKS else []
-    return Run(config, [*common, *callbacks, *_flags(chosen, f"row {name!r}", _FIXED)], teacher)
+    return Run(config, [*common, *callbacks, *flags], teacher)
 
 
 def _loss(text: str, row: str) -> tuple[str, bool]:

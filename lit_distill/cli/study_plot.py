@@ -39,7 +39,8 @@ def draw(table: Path, plot: Path) -> list[Path]:
     names = [f"{name} (baseline)" if name == content["baseline"] else name for name in rows]
     left.set_yticks(range(len(rows)), names)
     left.set_ylim(len(rows) - 0.5, -0.5)
-    left.set_xlabel("accuracy on the test images (%), last epoch:\neach seed, and the mean")
+    images = "test" if content["held_out"] else "validation"
+    left.set_xlabel(f"accuracy on the {images} images (%), last epoch:\neach seed, and the mean")
     right.axvline(0, color="tab:gray", linewidth=0.8, linestyle="--")
     right.set_xlabel("points above the baseline, seed by seed:\nmean and its 95 % interval")
     for axes in (left, right):

@@ -174,19 +174,23 @@ def write_table(
 def markdown(content: Figures) -> str:
     """Return the table as text, with what it was measured on."""
     rows, baseline = content["rows"], content["baseline"]
-    images = "which choose nothing" if content["held_out"] else "which validate too: no epoch is the best"
+    images = (
+        "the test images, which choose nothing. The best epoch is the best on the validation images"
+        if content["held_out"]
+        else "the validation images, as there are no test images, so no epoch is called the best"
+    )
+    spread = " Mean ± standard deviation over the seeds." if len(content["seeds"]) > 1 else ""
+    test = " with its interval of 95 % confidence, and p of a paired t test by Holm's correction" if spread else ""
     lines = [
         f"# {content['study']}",
         "",
         f"{counted(content['epochs'], 'epoch')}, seeds {content['seeds']}. {content['hardware']}, "
         f"torch {content['torch']}, {content['date']}.",
         "",
-        f"Accuracy in % on the test images, {images}: mean ± standard deviation over the seeds. The best "
-        "epoch is the best on the validation images. Against the baseline: the difference in points with its interval "
-        "of 95 % confidence, and p of a paired t test by Holm's correction. NLL in nats, ECE and AURC by the last "
-        "epoch. Seconds are those of one run.",
+        f"Accuracy in % on {images}.{spread} Against the baseline: the difference in points{test}. By the last epoch: "
+        "NLL in nats, ECE, and AURC, the area under the curve of risk by coverage. Seconds are those of one run.",
         "",
-        "| loss | last epoch | against the baseline | p | best epoch | p | NLL | ECE | AURC | seconds | runs |",
+        "| row | last epoch | against the baseline | p | best epoch | p of it | NLL | ECE | AURC | seconds | runs |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
@@ -211,7 +215,8 @@ def markdown(content: Figures) -> str:
         names = listed(content["baseline_candidates"])
         lines += [f"The baseline is the best on the validation images of {names}{by}.", ""]
     for name, teacher in content["teachers"].items():
-        accuracy = f"{teacher['accuracy']:.2%} on the test images" if teacher else "not trained yet"
+        kind = "test" if content["held_out"] else "validation"
+        accuracy = f"{teacher['accuracy']:.2%} on the {kind} images" if teacher else "not trained yet"
         lines += [f"Teacher {name}: {accuracy}.", ""]
     return "\n".join(lines)
 

@@ -47,7 +47,9 @@ def load_student(path: str | Path, student: nn.Module | None = None, *, trust: s
         weights, described = path / "student.safetensors", card.get("student")
         state = read_state_dict(weights)
     elif path.is_dir():
-        raise ValueError(f"{path} is a directory without student.json: no export of a student")
+        below = [*path.glob("*/student.json"), *path.glob("*/*/student.json")]
+        mend = f"; there is one in {min(below).parent}" if below else ", and no checkpoint"
+        raise ValueError(f"{path} is a directory without student.json: no export of a student{mend}")
     else:
         checkpoint = load_safely(path, "checkpoint")
         card, state = card_of(checkpoint, path), student_state(checkpoint["state_dict"])

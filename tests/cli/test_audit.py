@@ -98,13 +98,37 @@ def test_writes_a_table_and_a_sheet_and_says_how_many_of_the_planted_it_found(fo
     assert out.count("train/") == 10
     checkpoint = torch.load(next(folder.rglob("last.ckpt")), weights_only=True)
     accuracy = checkpoint["callbacks"]["RunSummary"]["last"][f"val/accuracy_{checkpoint['lit_distill_about']['head']}"]
-    assert re.search(r"\nconfident learning counts \d+ to \d+ of 24 labels as wrong \(", out)
-    assert f"the network is right on {accuracy:.1%} of its validation images; the weaker " in out
+    assert accuracy < 0.5
+    assert f"\nwarning: the network is right on {accuracy:.1%} of its validation images, where chance is 33.3%: " in out
     sheet = Image.open(folder / "lightning_logs" / "version_0" / "audit" / "worst.png")
     assert sheet.size == (8 * 120 + 8, 3 * 148 + 8)
     first = Image.open(folder / "photos" / rows[0]["file"])
     assert sheet.getpixel((12, 12)) == first.convert("RGB").getpixel((0, 0))
     assert not list(folder.rglob("*.part"))
+
+
+def test_a_network_that_knows_something_counts_the_wrong_labels(folder, capsys) -> None:
+    path = next(folder.rglob("last.ckpt"))
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["callbacks"]["RunSummary"]["last"]["val/accuracy_class"] = 0.51
+    checkpoint["lit_distill_about"]["head"] = "class"
+    torch.save(checkpoint, path)
+    audit(folder)
+    out = capsys.readouterr().out
+    assert re.search(r"\nconfident learning counts \d+ to \d+ of 24 labels as wrong \(", out)
+    assert "the network is right on 51.0% of its validation images; the weaker " in out
+
+
+def test_the_planted_labels_of_the_digits_are_counted_too(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    short = ["--trainer.max_epochs=1", "--retrospection.interval=1", "--data.wrong_labels=0.2"]
+    main(["fit", "--config", "digits", *quiet, *short])
+    main(["audit", "logs"])
+    out = capsys.readouterr().out
+    assert re.search(
+        r"--data.wrong_labels=0.2 has planted 287 wrong labels: \d+ of them are among the first 287 \(", out
+    )
 
 
 def test_overwrites_nothing_unless_told_so(folder, capsys) -> None:

@@ -22,6 +22,7 @@ def row(accuracies: list[float], difference: float | None, high: float | None) -
 
 TABLE = {
     "study": "toy",
+    "held_out": True,
     "epochs": 3,
     "seeds": [0, 1],
     "baseline": "plain",

@@ -113,7 +113,12 @@ def test_the_files_say_the_same_and_are_whole(tmp_path) -> None:
     assert "Teacher other: not trained yet." in text
     assert "2026-01-02" in text
     assert {path.name for path in tmp_path.iterdir()} == {"table.json", "table.md"}
-    assert "Accuracy in % on the test images, which choose nothing: mean" in text
+    assert "Accuracy in % on the test images, which choose nothing. The best epoch is the best on the val" in text
+    assert "Mean ± standard deviation over the seeds. Against the baseline: the difference in points with its" in text
     write_table(tmp_path, ABOUT | {"held_out": False}, RESULTS, teachers, ["plain"])
     text = (tmp_path / "table.md").read_text()
-    assert "Accuracy in % on the test images, which validate too: no epoch is the best: mean" in text
+    assert "Accuracy in % on the validation images, as there are no test images, so no epoch is called the b" in text
+    assert "Teacher net: 80.00% on the validation images." in text
+    write_table(tmp_path, ABOUT | {"seeds": [0]}, {"plain": {0: result(0.5)}}, {}, ["plain"])
+    text = (tmp_path / "table.md").read_text()
+    assert "deviation" not in text and "interval" not in text
