@@ -65,6 +65,9 @@ def test_one_command_makes_teacher_student_and_export_and_again_only_what_is_new
     table = out[out.index("accuracy on the validation images") :]
     for row in ("teacher  ", "student  ", "agreement of both", "student, on the test folder"):
         assert f"\n{row}" in table
+    accuracy = re.search(r"\nstudent +([\d.]+)%", table)
+    assert accuracy is not None
+    assert ("\nwarning: the student is right on" in table) == (float(accuracy[1]) < 50)  # of 3 classes
     exported = folders["student"] / "exported"
     assert f"student        {exported}" in table
     student = load_student(exported)

@@ -2,12 +2,13 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from toys import FewDigits, trainer
 
 from lit_distill import DistillableViT, HardDistillation, LitDistiller
-from lit_distill.callbacks import TeacherCaching
+from lit_distill.callbacks import TeacherCaching, TeacherCheck
 from lit_distill.cli import step_times
 from lit_distill.cli.step_times import StepTimes
 
@@ -42,3 +43,14 @@ def test_the_seconds_of_asking_a_teacher_with_a_cache_are_kept_too(tmp_path) -> 
     kept = times.state_dict()
     assert kept["views"] == 7
     assert 12 * 0.02 <= kept["asking"] < kept["seconds"]
+
+
+@pytest.mark.parametrize("check_teacher", [True, False])
+def test_a_teacher_of_a_few_steps_is_not_checked(check_teacher: bool, recwarn: pytest.WarningsRecorder) -> None:
+    torch.manual_seed(0)
+    student = DistillableViT(8, 4, 10, dim=8, depth=1, heads=1, mlp_dim=8, channels=1)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    callbacks = [StepTimes(check_teacher), TeacherCheck()]
+    run = trainer(max_steps=4, num_sanity_val_steps=0, callbacks=callbacks)
+    run.fit(LitDistiller(student, teacher, distillation=HardDistillation()), datamodule=FewDigits(batch_size=4, seed=3))
+    assert any("the teacher is right on" in str(each.message) for each in recwarn) == check_teacher

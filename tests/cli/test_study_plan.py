@@ -90,6 +90,7 @@ def test_a_teacher_of_the_study_is_the_first_unless_a_row_names_another(tmp_path
         ([], "there are no rows"),
         ({"soft": {"trainer.max_epochs": 3}}, "all rows have the same budget"),
         ({"soft": {"lose": "hard"}}, "unknown key 'lose': did you mean 'loss'"),
+        ({"mine": {"lose": "hard"}}, "row 'mine' has an unknown key 'lose': did you mean 'loss'"),
         ({"soft": {"model.alpha=0.5": 1}}, "unknown key"),
     ],
 )

@@ -153,5 +153,8 @@ def test_refuses_to_make_anything_but_a_module(tmp_path) -> None:
     (tmp_path / "out" / "student.json").write_text("{")
     with pytest.raises(ValueError, match=r"cannot read .*student.json"):
         load_student(tmp_path / "out")
-    with pytest.raises(ValueError, match=r"is a directory without student.json"):
+    with pytest.raises(ValueError, match=r"is a directory without student.json: .*; there is one in .*out$"):
         load_student(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"no export of a student, and no checkpoint$"):
+        load_student(tmp_path / "empty")
