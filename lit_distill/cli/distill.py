@@ -93,7 +93,7 @@ def distill(config: Namespace, given: Collection[str], both: Sequence[str], stud
     exported = _export(student, config.onnx)
     accelerators = [flag.partition("=")[2] for flag in both if flag.startswith("--trainer.accelerator=")]
     print("\n" + table(teachers, student, exported, data, [*accelerators, "auto"][0]))
-    print(f"{time.monotonic() - began:.0f} seconds in all; the same command again does only what is new")
+    print(f"{duration(time.monotonic() - began)} in all; the same command again does only what is new")
 
 
 class _Run(NamedTuple):
