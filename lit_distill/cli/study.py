@@ -123,7 +123,7 @@ class Study:
             key: self._task(f"teacher {key}", teacher.seed, teacher.run, teacher.epochs)
             for key, teacher in plan.teachers.items()
         }
-        described = {row: _resolved(with_seed(run, plan.seeds[0]), plan.epochs) for row, run in plan.rows.items()}
+        described = {row: self._described(row) for row in plan.rows}
         check_unequal(described)
         for row, config in described.items():
             _check_cache(row, config)
@@ -141,6 +141,13 @@ class Study:
         # A teacher's students come last of their seed: by then it is trained.
         self.tasks = sorted(tasks, key=lambda task: (plan.seeds.index(task.seed), task.run.teacher is not None))
 
+    def _described(self, row: str) -> Description:
+        """Return the whole configuration of a row's first run."""
+        try:
+            return _resolved(with_seed(self.plan.rows[row], self.plan.seeds[0]), self.plan.epochs)
+        except ValueError as error:
+            raise ValueError(f"row {row!r}: {one_line(error)}") from error
+
     def run(self, jobs: int) -> None:
         """Train what is not done, ``jobs`` runs at a time, and write the table.
 
@@ -150,8 +157,11 @@ class Study:
         """
         rows = f"{counted(len(self.plan.rows), 'row')} of {counted(self.plan.epochs, 'epoch')}"
         seeds, runs = counted(len(self.plan.seeds), "seed"), counted(self._total(), "run")
-        done = sum(task.result() is not None for task in self._due())
-        print(f"{self.name}: {rows}, {seeds}, {runs}, {done} of them done, {jobs} at a time, in {self.output}")
+        results = [(task, task.result()) for task in self._due()]
+        done = sum(result is not None for _, result in results)
+        cut_off = sum(result is None and task.stage.newest() is not None for task, result in results)
+        state = f"{done} of them done" + (f" and {cut_off} cut off" if cut_off else "")
+        print(f"{self.name}: {rows}, {seeds}, {runs}, {state}, {jobs} at a time, in {self.output}")
         self._write()
         # Again where the runs have decided which is the baseline, whose other seeds are then due.
         while waiting := [t for t in self._due() if t.title not in self._failed and t.result() is None]:

@@ -143,7 +143,9 @@ def test_it_prints_progress_and_where_the_table_is(whole: Path) -> None:
         assert by_seed["best"]["accuracy"] > 0.05
 
 
-def test_again_it_trains_nothing_and_a_result_that_was_cut_off_is_measured_anew(whole: Path, monkeypatch) -> None:
+def test_again_it_trains_nothing_and_a_result_that_was_cut_off_is_measured_anew(
+    whole: Path, monkeypatch, capsys
+) -> None:
     monkeypatch.setattr(StudyStage, "_train", lambda *_: pytest.fail("something ran again"))
     before = numbers(whole / "out")
     result = next((whole / "out/runs").glob("*/result.json"))
@@ -151,6 +153,7 @@ def test_again_it_trains_nothing_and_a_result_that_was_cut_off_is_measured_anew(
     for name in ("table.json", "table.md"):
         (whole / "out" / name).write_text("cut o")
     main(["study", str(whole / "tiny.yaml"), "--jobs=2", f"--output={whole / 'out'}", *CPU])
+    assert "2 runs, 1 of them done and 1 cut off, 2 at a time" in capsys.readouterr().out
     assert numbers(whole / "out") == before
 
 
@@ -390,7 +393,10 @@ def test_all_rows_that_cache_their_teacher_share_a_folder_that_is_no_part_of_the
             {"rows": {"soft": {}, "T = 4": {"loss": "soft", "model.distillation.temperature": 4.0}}},
             "rows 'soft' and 'T = 4' are the same run: change or remove one",
         ),
-        ({"rows": {"soft": {"model.distillation.temprature": 2}}}, "temprature"),
+        (
+            {"rows": {"soft": {"model.distillation.temprature": 2}}},
+            "row 'soft': model.distillation: SoftDistillation has no argument 'temprature': did you mean 'temperat",
+        ),
         ({"rows": {"soft": {"teacher_cache.views": 1}}}, "row 'soft': views=1 shows the student every image in"),
     ],
 )
