@@ -9,13 +9,13 @@ from typing import Any, NamedTuple, TypeGuard
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningDataModule
-from timm import is_model
+from timm import is_model, list_models
 from torch import nn
 
 from lit_distill import losses
 from lit_distill.agreement import check_class_counts
 from lit_distill.callbacks import TeacherCaching
-from lit_distill.checks import some_of
+from lit_distill.checks import did_you_mean, some_of
 from lit_distill.cli import sizing
 from lit_distill.cli.from_checkpoint import instantiated
 from lit_distill.cli.sizing import Description
@@ -152,9 +152,9 @@ def digest_of_teacher(path: str) -> str:
     exported = Path(path, "student.safetensors")
     file = exported if exported.is_file() else Path(path)
     if not file.is_file():
-        raise ValueError(
-            f"there is no teacher at {path}: expected a checkpoint or an exported folder, or a network by timm's name"
-        )
+        hint = "" if Path(path).suffix else did_you_mean(path, list_models(), cutoff=0.8)
+        expected = "expected a checkpoint or an exported folder, or a network by timm's name"
+        raise ValueError(f"there is no teacher at {path}: {hint or expected}")
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 

@@ -99,7 +99,8 @@ def find_study(name: str) -> Path:
         return Path(name)
     studies = {path.stem: path for path in Path(str(files("lit_distill.configs"))).glob("studies/*.yaml")}
     if name not in studies:
-        raise ValueError(f"no file {name}, and no study of that name: {did_you_mean(name, studies, 2, cutoff=0.0)}")
+        hint = did_you_mean(name, studies) or f"there are {', '.join(sorted(studies))}"
+        raise ValueError(f"no file {name}, and no study of that name: {hint}")
     return studies[name]
 
 
@@ -277,9 +278,9 @@ def _plain(name: str) -> str:
 
 
 def _flags(chosen: object, place: str, refused: re.Pattern[str] = _BUDGET) -> list[str]:
-    """Return flags of ``fit``, given their names without dashes and their values."""
+    """Return flags of ``fit``, given their names without dashes and their values; their order changes no run."""
     flags = []
-    for key, value in _mapping(chosen, place).items():
+    for key, value in sorted(_mapping(chosen, place).items()):  # a class comes before its arguments
         if refused.match(key):
             raise ValueError(f"{place} sets {key}: all rows have the same budget, which the study sets: use epochs")
         if not _FLAG.fullmatch(key):

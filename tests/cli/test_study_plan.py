@@ -45,6 +45,16 @@ def test_a_row_changes_what_it_names_and_what_all_rows_have_comes_first(tmp_path
     assert run.config["model"]["distillation"]["class_path"].endswith("SoftDistillation")
 
 
+def test_the_order_of_options_changes_no_run(tmp_path) -> None:
+    options = {"model.optimizer.lr": 0.1, "model.optimizer": "torch.optim.SGD", "model.alpha": 0.3}
+    one, other = (
+        plan_of(tmp_path, {"soft": chosen}, set=chosen).rows["soft"]
+        for chosen in (options, dict(reversed(options.items())))
+    )
+    assert one == other
+    assert one.flags[-2:] == ["--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.1"]
+
+
 def test_the_trainer_of_the_base_becomes_flags_without_its_budget_and_logger(tmp_path) -> None:
     trainer = {"max_epochs": 99, "precision": "bf16-mixed", "logger": False}
     base = {"model": {"student": "DigitsCNN"}, "data": "DigitsDataModule", "trainer": trainer}
@@ -222,6 +232,8 @@ def test_the_packages_studies_are_found_by_name_and_can_be_read() -> None:
         assert {"--data.train_per_class=100", "--trainer.check_val_every_n_epoch=4"} <= set(run.flags)
     with pytest.raises(ValueError, match="no study of that name: did you mean 'digits'"):
         find_study("digit")
+    with pytest.raises(ValueError, match=r"no file flowers/it\.yaml, and no study of that name: there are cifar10, "):
+        find_study("flowers/it.yaml")
 
 
 def test_rows_may_be_merged_and_a_runs_own_configuration_is_a_base(tmp_path) -> None:
