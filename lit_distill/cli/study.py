@@ -109,7 +109,7 @@ class Study:
 
     Raises:
         ValueError: If a row's configuration is wrong, two rows are the same, a seed's split lacks a class, or the
-            baseline would be chosen on the test images.
+            baseline would be chosen on the test images or without validation.
     """
 
     def __init__(self, plan: Plan, name: str, output: Path, runs: Path | None = None) -> None:
@@ -127,6 +127,9 @@ class Study:
         check_unequal(described)
         for row, config in described.items():
             _check_cache(row, config)
+        if len(plan.baseline) > 1:
+            for row in plan.baseline:
+                _check_is_validated(row, described[row]["trainer"], plan.epochs)
         tasks = [
             self._task(row, seed, run, plan.epochs, described[row]["data"])
             for seed in plan.seeds
@@ -344,6 +347,18 @@ def _check_cache(row: str, config: Description) -> None:
             TeacherCaching(**config["teacher_cache"]["init_args"])
     except ValueError as error:
         raise ValueError(f"row {row!r}: {error}") from error
+
+
+def _check_is_validated(row: str, trainer: Mapping[str, object], epochs: int) -> None:
+    """Raise ``ValueError`` if a row that may become the baseline would never see the validation images."""
+    every, batches = trainer["check_val_every_n_epoch"], trainer["limit_val_batches"]
+    if isinstance(every, int) and every > epochs:
+        raise ValueError(
+            f"choose needs validation images, which row {row!r} would see every {every} epochs, and it has "
+            f"{counted(epochs, 'epoch')}: give --trainer.check_val_every_n_epoch={epochs} or less, or more --epochs"
+        )
+    if batches == 0:
+        raise ValueError(f"choose needs validation images, and row {row!r} has trainer.limit_val_batches=0: remove it")
 
 
 def _absolute(flag: str) -> str:

@@ -268,6 +268,26 @@ def test_the_test_images_do_not_choose_the_baseline(tmp_path, capsys) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        (
+            "--trainer.check_val_every_n_epoch=3",
+            "every 3 epochs, and it has 2 epochs: give --trainer.check_val_every_n_epoch=2 or less",
+        ),
+        ("--trainer.limit_val_batches=0", "row 'low' has trainer.limit_val_batches=0: remove it"),
+    ],
+)
+def test_a_baseline_is_not_chosen_without_validation(flag, said, tmp_path, capsys) -> None:
+    path = write(STUDY | {"rows": RATES, "choose": [*RATES]}, tmp_path)
+    with pytest.raises(SystemExit):
+        main(["study", str(path), f"--output={tmp_path / 'out'}", *CPU, flag])
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert printed.startswith("error: choose needs validation images, ")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_that_another_study_trains_is_waited_for_and_its_result_is_used(tmp_path, monkeypatch, capsys) -> None:
     study = Study(read_plan(write(STUDY, tmp_path), {}, CPU), "tiny", tmp_path / "out")
     stage = study.tasks[0].stage
