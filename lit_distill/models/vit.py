@@ -14,7 +14,7 @@ from lit_distill.checks import check_at_least, check_choice, check_fraction
 from lit_distill.models.output import StudentOutput
 from lit_distill.models.pixels import PixelInput, as_pair, first_given
 from lit_distill.models.saved import origin_of
-from lit_distill.models.tokenizers import PatchTokenizer
+from lit_distill.models.tokenizers import ConvTokenizer, PatchTokenizer
 from lit_distill.models.transformer import AttentionScale, Transformer
 from lit_distill.models.vit_pytorch import convert_vit_pytorch, is_vit_pytorch, read_arguments
 from lit_distill.models.weights import load_strictly, pick, read_state_dict
@@ -46,8 +46,9 @@ class DistillableViT(nn.Module):
             the unit-variance tokens for a small data set to find out where a patch lies; see ``benchmarks/RESULTS.md``.
         mean: Per-channel mean of the pixels in 0..1 units; None takes the image as it comes.
         std: Per-channel standard deviation, with ``mean``.
-        tokenizer: Replaces the patch embedding, as `ConvTokenizer` does; ``patch_size`` and ``patch_norm`` are then
-            unused.
+        tokenizer: ``"conv"`` makes the patches' tokens by a few convolutions, see `ConvTokenizer`, which gains much
+            where training images are few; see ``benchmarks/RESULTS.md``. A module replaces the patch embedding, and
+            ``patch_size`` is then unused. ``patch_norm`` is unused with either.
         encoder: Replaces the transformer; ``depth``, ``heads``, ``mlp_dim``, ``dim_head``, ``dropout``,
             ``attention_scale``, ``final_norm`` and ``project_single_head`` are then unused.
         weights: Start from a file: a state dict or checkpoint of this network, for images of any size, or of
@@ -98,7 +99,7 @@ class DistillableViT(nn.Module):
         position_std: float = 0.5,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        tokenizer: nn.Module | None = None,
+        tokenizer: nn.Module | Literal["conv"] | None = None,
         encoder: nn.Module | None = None,
         weights: str | Path | None = None,
         new_token: bool = False,
@@ -126,6 +127,9 @@ class DistillableViT(nn.Module):
             check_choice([origin.attention_scale], attention_scale=attention_scale)
             mean, std = first_given((mean, std), (origin.mean, origin.std))
         self.pixels = PixelInput(mean, std)
+        if isinstance(tokenizer, str):
+            check_choice(["conv"], tokenizer=tokenizer)
+            tokenizer = ConvTokenizer(image_size, patch_size, dim, channels)
         self.tokenizer: nn.Module = tokenizer or PatchTokenizer(image_size, patch_size, dim, channels, patch_norm)
         self.encoder: nn.Module = encoder or Transformer(
             dim, depth, heads, dim_head, mlp_dim, dropout, attention_scale, final_norm, project_single_head

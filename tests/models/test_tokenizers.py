@@ -48,6 +48,18 @@ def test_making_a_network_leaves_the_statistics_of_its_tokenizer_alone() -> None
     assert vit.tokenizer.training
 
 
+def test_conv_makes_the_convolutions_that_suit_the_network() -> None:
+    sizes = {"dim": 8, "depth": 1, "heads": 1, "mlp_dim": 8, "channels": 2}
+    torch.manual_seed(0)
+    named = DistillableViT((16, 8), 4, 2, tokenizer="conv", **sizes)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    given = DistillableViT((16, 8), 4, 2, tokenizer=ConvTokenizer((16, 8), 4, dim=8, channels=2), **sizes)  # type: ignore[arg-type]
+    image = torch.rand(2, 2, 16, 8)
+    assert torch.equal(named(image).distill_logits, given(image).distill_logits)
+    with pytest.raises(ValueError, match="tokenizer must be 'conv', got 'convs'"):
+        DistillableViT(16, 4, 2, tokenizer="convs", **sizes)  # type: ignore[arg-type]
+
+
 class LinearAttention(nn.Module):
     """An encoder of cost N: somebody's own, as `DistillableViT` takes any."""
 
