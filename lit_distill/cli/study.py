@@ -351,14 +351,12 @@ def _check_cache(row: str, config: Description) -> None:
 
 def _check_is_validated(row: str, trainer: Mapping[str, object], epochs: int) -> None:
     """Raise ``ValueError`` if a row that may become the baseline would never see the validation images."""
-    every, batches = trainer["check_val_every_n_epoch"], trainer["limit_val_batches"]
+    every = trainer["check_val_every_n_epoch"]
     if isinstance(every, int) and every > epochs:
         raise ValueError(
             f"choose needs validation images, which row {row!r} would see every {every} epochs, and it has "
             f"{counted(epochs, 'epoch')}: give --trainer.check_val_every_n_epoch={epochs} or less, or more --epochs"
         )
-    if batches == 0:
-        raise ValueError(f"choose needs validation images, and row {row!r} has trainer.limit_val_batches=0: remove it")
 
 
 def _absolute(flag: str) -> str:
