@@ -10,7 +10,9 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningDataModule
+from PIL import Image
 
+from lit_distill._lazy import import_all
 from lit_distill.checks import counted, knows_little_below
 from lit_distill.cli.arguments import command_parser, parse, take
 from lit_distill.cli.audit_sheet import picture, write_sheet
@@ -22,6 +24,8 @@ from lit_distill.datamodules.walk import printable
 from lit_distill.models import load_safely
 from lit_distill.models.card import ABOUT
 from lit_distill.models.trust import described_by, trusting
+
+import_all("lit_distill.datamodules")  # so that --data may name them without their module
 
 _ON_SHEET, _SHOWN = 64, 10
 _WIDTH = 40  # of a file's name in the printed table
@@ -108,16 +112,23 @@ def audit(checkpoint: Path, description: Namespace | None, output: Path | None, 
     names = remembered.class_names or data.class_names or numbers
     write_csv(table, *ranking.table(names, data.files))
     if data_module is not None:
-        worst = ranking.rows[:_ON_SHEET].tolist()
-        titles = zip(ranking.given.tolist(), ranking.suggested.tolist(), strict=True)
-        texts = ((f"{rank}. given {names[given]}", f"rather {names[k]}") for rank, (given, k) in enumerate(titles, 1))
-        write_sheet(sheet, zip((picture(data.dataset, row) for row in worst), texts, strict=False))
+        write_sheet(sheet, _cells(ranking, names, data))
     lines = [*_report(ranking, names, data.files, _accuracy(content)), *_planted(ranking, description, data), ""]
     print("\n".join(lines))
     print(f"{'all labels':<12}{table}")
     if data_module is not None:
-        print(f"{f'worst {len(worst)}':<12}{sheet}")
+        print(f"{f'worst {min(_ON_SHEET, len(ranking.rows))}':<12}{sheet}")
     return ranking
+
+
+def _cells(ranking: Ranking, names: Sequence[str], data: TrainingData) -> Iterable[tuple[Image.Image, Sequence[str]]]:
+    """Yield the image of each of the worst labels, and what to write below it."""
+    labels = zip(ranking.rows.tolist(), ranking.given.tolist(), ranking.suggested.tolist(), strict=True)
+    for rank, (row, given, suggested) in enumerate(islice(labels, _ON_SHEET), 1):
+        lines = [f"{rank}. given {names[given]}", f"rather {names[suggested]}"]
+        if data.files:
+            lines.append(Path(data.files[row]).name)
+        yield picture(data.dataset, row), lines
 
 
 def _data_module(description: Namespace, **changes: object) -> LightningDataModule:

@@ -33,14 +33,15 @@ def picture(dataset: Any, row: int) -> Image.Image:
 
 
 def write_sheet(path: Path, cells: Iterable[tuple[Image.Image, Sequence[str]]]) -> None:
-    """Write a PNG file of images, each with two lines of text below it; a file that is whole or not there.
+    """Write a PNG file of images, each with lines of text below it; a file that is whole or not there.
 
     Args:
         path: The file.
         cells: The images and their lines, from the upper left to the lower right.
     """
     cells = list(cells)
-    width, height = _SIDE + _MARGIN, _SIDE + _MARGIN + 2 * _LINE
+    width = _SIDE + _MARGIN
+    height = width + _LINE * max((len(lines) for _, lines in cells), default=0)
     size = min(_COLUMNS, len(cells)) * width + _MARGIN, math.ceil(len(cells) / _COLUMNS) * height + _MARGIN
     sheet = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)

@@ -146,10 +146,19 @@ def _unknown_option(option: str, options: Iterable[str]) -> str:
 
 def _unknown_class(*names: str) -> str:
     path = ".".join(names)
+    hint = did_you_mean(path.rpartition(".")[2], _classes_beside(path), count=3)
+    return f"there is no class {path!r}: {hint}".rstrip(": ")
+
+
+def _no_word_or_class(path: str, words: str) -> str:
+    known = [*re.findall(r"'(\w+)'", words), *_classes_beside(path)]
+    return f"expected {words} or a class, got {path!r}: {did_you_mean(path, known, count=3)}".rstrip(": ")
+
+
+def _classes_beside(path: str) -> set[str]:
     # Nothing is imported for a message: a file may have named the class.
-    module, _, name = path.rpartition(".")
-    known = set(dir(sys.modules.get(module))).union(*(_subclass_names(resolve_name(base)) for base in _BASES))
-    return f"there is no class {path!r}: {did_you_mean(name, known, count=3)}".rstrip(": ")
+    module = sys.modules.get(path.rpartition(".")[0])
+    return set(dir(module)).union(*(_subclass_names(resolve_name(base)) for base in _BASES))
 
 
 def _subclass_names(cls: type) -> set[str]:
@@ -178,6 +187,7 @@ def _wrong_key(problem: str, key: str) -> str:
 # What jsonargparse says of a class or an argument that does not exist, and who explains it.
 _EXPLANATIONS: dict[str, Callable[..., str]] = {
     r"(Unexpected|Missing required) keys: \{'(\w+)'": _wrong_key,
+    r"Expected a dot import path string: (\S+)\s+- Expected a typing\.Literal\[(.*)\]": _no_word_or_class,
     r"Expected a dot import path string: (\S+)": _unknown_class,
     r"(?s).*class_path '([\w.]+)':\s+(?:Option|Key) ['\"]([^'\"]+)['\"] is not (?:accepted|expected)": (
         _unknown_argument

@@ -242,7 +242,8 @@ class Study:
         result = None if error else task.result()
         outcome = f"failed: {one_line(error)}" if error else ""
         if result is not None:
-            outcome = f"{result['last']['accuracy']:.2%} on the test images, {duration(result['seconds'])}"
+            images = "test" if task.images.is_held_out else "validation"
+            outcome = f"{result['last']['accuracy']:.2%} on the {images} images, {duration(result['seconds'])}"
         left = f"; about {duration(rest)} left" if number < total else ""
         print(f"[{number}/{total}] {task.title}: {outcome}{left}", flush=True)
 

@@ -359,7 +359,8 @@ class _Loader(yaml.SafeLoader):
 
 def _load(path: Path) -> Description:
     try:
-        content: object = yaml.load(path.read_text(), _Loader)  # noqa: S506  # a safe loader
+        with path.open() as file:  # whose name the errors of YAML say
+            content: object = yaml.load(file, _Loader)  # noqa: S506  # a safe loader
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):

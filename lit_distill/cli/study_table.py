@@ -17,6 +17,10 @@ Figures = dict[str, Any]  # as JSON has them
 Results = Mapping[str, Mapping[int, Figures | None]]  # by row and seed
 _METRICS = ("accuracy", "nll", "ece", "aurc")
 _CONFIDENCE = 0.95
+_COLUMNS = (
+    *("row", "last epoch", "against the baseline", "p", "best epoch", "p of the best epoch"),
+    *("NLL", "ECE", "AURC", "seconds", "runs"),
+)
 
 
 def are_finite(scores: Figures) -> bool:
@@ -180,18 +184,24 @@ def markdown(content: Figures) -> str:
         else "the validation images, as there are no test images, so no epoch is called the best"
     )
     spread = " Mean ± standard deviation over the seeds." if len(content["seeds"]) > 1 else ""
-    test = " with its interval of 95 % confidence, and p of a paired t test by Holm's correction" if spread else ""
+    test = (
+        " with its interval of 95 % confidence, which is for that row alone, and p of a paired t test, which Holm's "
+        "method has corrected for the number of rows (a dash where the seeds do not differ)"
+        if spread
+        else ""
+    )
+    date = f", {content['date']}" if content["date"] else ""
     lines = [
         f"# {content['study']}",
         "",
         f"{counted(content['epochs'], 'epoch')}, seeds {content['seeds']}. {content['hardware']}, "
-        f"torch {content['torch']}, {content['date']}.",
+        f"torch {content['torch']}{date}.",
         "",
         f"Accuracy in % on {images}.{spread} Against the baseline: the difference in points{test}. By the last epoch: "
         "NLL in nats, ECE, and AURC, the area under the curve of risk by coverage. Seconds are those of one run.",
         "",
-        "| row | last epoch | against the baseline | p | best epoch | p of it | NLL | ECE | AURC | seconds | runs |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        f"| {' | '.join(_COLUMNS)} |",
+        "|---" * len(_COLUMNS) + "|",
     ]
     for name, row in rows.items():
         last, best = row["last"], row["best"]

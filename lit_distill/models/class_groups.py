@@ -204,7 +204,9 @@ class ClassGroups(nn.Module):
             return
         by_value = {_as_yaml(name): name for name in names}
         own_names = [name if name in names else by_value.get(_as_yaml(name), name) for name in self.names]
-        advice = "give it classes= (--teacher_classes) with the numbers of its classes for each of the data's"
+        advice = (
+            "classes= (--teacher_classes) must name the data's classes and no others, with the numbers of the teacher's"
+        )
         places = match_names(own_names, names, "teacher", advice)
         self.names, self.members = list(names), [self.members[place] for place in places]
         self.places, self.index = [self.places[place] for place in places], self.index[places]

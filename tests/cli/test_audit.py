@@ -4,6 +4,8 @@ import csv
 from pathlib import Path
 import re
 import shutil
+import subprocess
+import sys
 from typing import Any
 
 from PIL import Image
@@ -101,10 +103,19 @@ def test_writes_a_table_and_a_sheet_and_says_how_many_of_the_planted_it_found(fo
     assert accuracy < 0.5
     assert f"\nwarning: the network is right on {accuracy:.1%} of its validation images, where chance is 33.3%: " in out
     sheet = Image.open(folder / "lightning_logs" / "version_0" / "audit" / "worst.png")
-    assert sheet.size == (8 * 120 + 8, 3 * 148 + 8)
+    assert sheet.size == (8 * 120 + 8, 3 * 162 + 8)  # three lines: rank and label, the other label, the file
     first = Image.open(folder / "photos" / rows[0]["file"])
     assert sheet.getpixel((12, 12)) == first.convert("RGB").getpixel((0, 0))
     assert not list(folder.rglob("*.part"))
+
+
+def test_the_class_of_the_data_may_be_named_without_its_module(folder, tmp_path) -> None:
+    data = ["--data=ImageFolderDataModule", f"--data.root={folder / 'photos'}", "--data.image_size=16"]
+    command = [sys.executable, "-m", "lit_distill.cli", "audit", str(folder / "lightning_logs"), *data]
+    # A process of its own: here the class has long been imported.
+    done = subprocess.run([*command, f"--output={tmp_path / 'out'}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "labels.csv").is_file()
 
 
 def test_a_network_that_knows_something_counts_the_wrong_labels(folder, capsys) -> None:

@@ -52,6 +52,10 @@ class Stream(Unindexed):
 
 # fmt: off
 CASES = {
+    "--model.student.tokenizer=convs": "tokenizer: expected 'conv' or a class, got 'convs': did you mean 'conv'",
+    "--model.student.tokenizer=ConvTokenizr": (
+        "tokenizer: expected 'conv' or a class, got 'ConvTokenizr': did you mean 'ConvTokenizer'"
+    ),
     "--model.student.patch_size=3": "patch_size must divide image_size, got patch_size 3x3 and image_size 8x8",
     "--model.distillation=SoftDistillation --model.distillation.temperature=-1": "temperature must be > 0, got -1.0",
     "--model.alpha=1.5": "alpha must be in [0, 1], got 1.5",

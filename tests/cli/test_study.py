@@ -256,6 +256,15 @@ def test_a_teacher_that_has_diverged_teaches_nobody(tmp_path, monkeypatch, capsy
     assert "cross-entropy, seed 0: 50.00% on the test images" in printed
 
 
+def test_without_test_images_progress_says_that_the_validation_images_measure(tmp_path, monkeypatch, capsys) -> None:
+    pretend_to_measure(monkeypatch, {})
+    base: Any = {**STUDY["base"], "data": {"class_path": "lit_distill.datamodules.DigitsDataModule"}}  # type: ignore[dict-item]
+    main(["study", str(write(STUDY | {"base": base}, tmp_path)), "--jobs=2", f"--output={tmp_path / 'out'}", *CPU])
+    printed = capsys.readouterr().out
+    assert "cross-entropy, seed 0: 50.00% on the validation images" in printed
+    assert "on the test images" not in printed
+
+
 def test_the_test_images_do_not_choose_the_baseline(tmp_path, capsys) -> None:
     base: Any = {**STUDY["base"], "data": {"class_path": "lit_distill.datamodules.DigitsDataModule"}}  # type: ignore[dict-item]
     path = write(STUDY | {"base": base, "rows": RATES, "choose": [*RATES]}, tmp_path)

@@ -111,7 +111,7 @@ def test_the_files_say_the_same_and_are_whole(tmp_path) -> None:
     assert "| running | 70.00 | +20.00 | - | - |" in text
     assert "Teacher net: 80.00% on the test images." in text
     assert "Teacher other: not trained yet." in text
-    assert "2026-01-02" in text
+    assert ", 2026-01-02.\n" in text
     assert {path.name for path in tmp_path.iterdir()} == {"table.json", "table.md"}
     assert "Accuracy in % on the test images, which choose nothing. The best epoch is the best on the val" in text
     assert "Mean ± standard deviation over the seeds. Against the baseline: the difference in points with its" in text
@@ -121,5 +121,8 @@ def test_the_files_say_the_same_and_are_whole(tmp_path) -> None:
     assert "Teacher net: 80.00% on the validation images." in text
     write_table(tmp_path, ABOUT | {"seeds": [0]}, {"plain": {0: result(0.5)}}, {}, ["plain"])
     text = (tmp_path / "table.md").read_text()
+    assert "None" not in text
     assert "deviation" not in text
     assert "interval" not in text
+    write_table(tmp_path, ABOUT, {"plain": {0: None}}, {}, ["plain"])
+    assert f"torch {ABOUT['torch']}.\n" in (tmp_path / "table.md").read_text()

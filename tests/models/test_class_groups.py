@@ -150,7 +150,7 @@ def test_follows_the_datas_order_of_names() -> None:
     groups.order(["cat", "dog"])
     assert groups.names == ["cat", "dog"]
     assert torch.equal(groups(logits), before[:, [1, 0]])
-    with pytest.raises(ValueError, match="only the teacher has dog, only the data has fox; give it classes="):
+    with pytest.raises(ValueError, match="only the teacher has dog, only the data has fox; classes= "):
         groups.order(["cat", "fox"])
 
 
@@ -245,5 +245,5 @@ def test_refuses_a_prior_that_is_zero_or_not_of_these_classes(priors: Any, messa
 
 def test_a_name_that_is_nearly_one_of_the_data_is_pointed_out() -> None:
     groups = ClassGroups({"cats": [0], "dog": [1]}, 2)
-    with pytest.raises(ValueError, match=r"only the data has cat \(did you mean 'cat'\?\); give it classes="):
+    with pytest.raises(ValueError, match=r"only the data has cat \(did you mean 'cat'\?\); classes= "):
         groups.order(["cat", "dog"])

@@ -142,7 +142,7 @@ def test_a_teacher_of_the_same_classes_in_another_order_is_matched_by_name(vit: 
     assert torch.equal(teacher(image), before)
     with pytest.raises(
         ValueError,
-        match="other classes than the data has: only the teacher has cow, only the data has dog; give it classes=",
+        match="other classes than the data has: only the teacher has cow, only the data has dog; classes= ",
     ):
         teacher.set_class_names(["ant", "bee", "dog"])
     with pytest.raises(ValueError, match="only the teacher has cow; give it"):
