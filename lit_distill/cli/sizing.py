@@ -75,7 +75,10 @@ def batch_size_for(images: int) -> int:
 
 
 def student_for(size: int, channels: int) -> Description:
-    """Return a ViT of DeiT-Ti's width for images of that many pixels: 49 to 256 patches, if there are the pixels."""
+    """Return a ViT of DeiT-Ti's width for images of that many pixels: 49 to 256 tokens, if there are the pixels.
+
+    Convolutions make the tokens; the study ``distill_tokenizer`` says what they gain over patches.
+    """
     patch = next((patch for least, patch in ((129, 16), (41, 8), (17, 4)) if size >= least), 2)
     depth, mlp_dim = (12, 768) if size > 128 else (9, 384)
     return {
@@ -87,7 +90,8 @@ def student_for(size: int, channels: int) -> Description:
             "heads": 3,
             "mlp_dim": mlp_dim,
             "channels": channels,
-            # A patch of few pixels has little but its mean and contrast, which the norm would remove.
+            "tokenizer": "conv",
+            # For ``tokenizer=null``. A patch of few pixels has little but its mean and contrast, which norm removes.
             "patch_norm": patch > 8,
         },
     }

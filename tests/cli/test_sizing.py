@@ -5,6 +5,7 @@ from toys import make_photos
 from lit_distill import StudentOutput
 from lit_distill.cli import sizing
 from lit_distill.datamodules import Augmentation, ImageFolderDataModule
+from lit_distill.models import ConvTokenizer
 from lit_distill.models.saved import build
 
 
@@ -30,6 +31,10 @@ def test_images_are_seen_at_about_their_size(tmp_path, size: tuple[int, int], ex
 def test_the_networks_take_these_images(size: int) -> None:
     student = sizing.student_for(size, 3)
     student["init_args"] |= {"image_size": size, "num_classes": 3, "depth": 1}
+    made = build(student, "here")
+    assert isinstance(made.tokenizer, ConvTokenizer)
+    assert StudentOutput.of(made(torch.rand(2, 3, size, size))).logits.shape == (2, 3)
+    student["init_args"]["tokenizer"] = None  # as --model.student.tokenizer=null
     assert StudentOutput.of(build(student, "here")(torch.rand(2, 3, size, size))).logits.shape == (2, 3)
     teacher = sizing.teacher_for("resnet10t", size, 1, pretrained=False)
     teacher["init_args"] |= {"num_classes": 3, "mean": [0.5], "std": [0.2]}
