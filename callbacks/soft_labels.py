@@ -20,7 +20,7 @@ from lit_distill.callbacks.training_rows import TrainingRows, index_of
 from lit_distill.checkpoint import AtomicCheckpointIO
 from lit_distill.checks import check_at_least, check_choice
 from lit_distill.processes import leave_at_exit
-from lit_distill.sums import EpochSums
+from lit_distill.sums import EpochSums, log_gathered
 
 DType = Literal["float16", "float32"]
 
@@ -229,7 +229,7 @@ class SoftLabelCallback(Callback, ABC):
             means["unrecorded"] = 1 - recorded / rows
         prefix = self.log_name if self.criterion == "criterion" else f"{self.log_name}/{self.criterion}"
         for name, value in means.items():
-            pl_module.log(f"{prefix}/{name}", value.float(), on_step=False, on_epoch=True, sync_dist=True)
+            log_gathered(pl_module, f"{prefix}/{name}", value.float())
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

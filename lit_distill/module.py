@@ -47,7 +47,7 @@ from lit_distill.schedule import (
     scheduler_config,
     set_peak_rate,
 )
-from lit_distill.sums import EpochSums
+from lit_distill.sums import EpochSums, log_gathered
 from lit_distill.tuning import choices_of, restore_choices, tune
 
 
@@ -189,7 +189,7 @@ class LitDistiller(LightningModule):
         sums, self._sums = self._sums.gather(self.trainer), EpochSums()
         rows = sums.pop("rows", torch.tensor(1))
         for name, value in sums.items():
-            self.log(f"train/{name}", (value / rows).float(), prog_bar=name == "loss", sync_dist=True)
+            log_gathered(self, f"train/{name}", (value / rows).float(), prog_bar=name == "loss")
 
     @override
     def validation_step(self, batch: object, batch_idx: int, dataloader_idx: int = 0) -> None:

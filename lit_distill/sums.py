@@ -2,9 +2,18 @@
 
 from collections.abc import Mapping
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 import torch
 from torch import Tensor
+
+
+def log_gathered(module: LightningModule, name: str, value: Tensor, prog_bar: bool = False) -> None:
+    """Log an epoch's value that all processes have already, such as one of `EpochSums.gather`.
+
+    Lightning would reduce it once more, when its progress bar asks for it: on rank 0 alone, which no other rank joins.
+    With ``rank_zero_only`` it does not. All ranks keep the value, so it may be monitored.
+    """
+    module.log(name, value, prog_bar, on_step=False, on_epoch=True, sync_dist=True, rank_zero_only=True)
 
 
 class EpochSums:
