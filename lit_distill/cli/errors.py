@@ -152,7 +152,8 @@ def _unknown_class(*names: str) -> str:
 
 def _no_word_or_class(path: str, words: str) -> str:
     known = [*re.findall(r"'(\w+)'", words), *_classes_beside(path)]
-    return f"expected {words} or a class, got {path!r}: {did_you_mean(path, known, count=3)}".rstrip(": ")
+    hint = did_you_mean(path.rpartition(".")[2], known, count=3)
+    return f"expected {words} or a class, got {path!r}: {hint}".rstrip(": ")
 
 
 def _classes_beside(path: str) -> set[str]:

@@ -186,7 +186,7 @@ def markdown(content: Figures) -> str:
     spread = " Mean ± standard deviation over the seeds." if len(content["seeds"]) > 1 else ""
     test = (
         " with its interval of 95 % confidence, which is for that row alone, and p of a paired t test, which Holm's "
-        "method has corrected for the number of rows (a dash where the seeds do not differ)"
+        "method has corrected for the number of rows (a dash: too few seeds, or all differ by the same amount)"
         if spread
         else ""
     )
